@@ -3,8 +3,8 @@
 ::
 
     HeadraceError                  exit 1   anything below
-    |-- UsageError                 exit 2   a flag, parameter or environment value that cannot be honoured
-    |   |-- BudgetError            exit 2   the memory budget cannot work; carries the smallest that can
+    |-- UsageError                 exit 2   a flag, parameter or setting that cannot be honoured
+    |   |-- BudgetError            exit 2   the memory budget is too small; says which is not
     |   `-- ParameterError         exit 2   a sampling parameter out of range
     |-- ModelError                 exit 2   the model cannot be used
     |   |-- UnsupportedModelError  exit 2   an architecture, feature or format we do not run

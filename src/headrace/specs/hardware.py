@@ -3,6 +3,7 @@ operation gets. Measured by ``calibrate`` or read from the registry."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ class Hardware:
 def _interpolate(curve: Curve, rows: float) -> float:
     if rows <= curve[0][0]:
         return curve[0][1]
-    for (r0, e0), (r1, e1) in zip(curve, curve[1:], strict=False):
+    for (r0, e0), (r1, e1) in itertools.pairwise(curve):
         if rows <= r1:
             share = (math.log(rows) - math.log(r0)) / (math.log(r1) - math.log(r0))
             return e0 * (e1 / e0) ** share

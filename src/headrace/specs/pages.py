@@ -7,6 +7,7 @@ it). The head is row blocks. A layer's small tensors and attention weights are o
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -133,4 +134,4 @@ def _blocks(rows: int, row_bytes: int, cut_bytes: int) -> list[tuple[int, int]]:
     """Nearly equal row blocks of at most ``cut_bytes`` each."""
     count = -(-rows // max(1, cut_bytes // row_bytes))
     edges = [rows * i // count for i in range(count + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))

@@ -1,4 +1,4 @@
-"""A policy: every free choice of a run, as one value. The planner makes it, a generator reads it."""
+"""A policy: every free choice of a run, as one value, made by the planner."""
 
 from __future__ import annotations
 
