@@ -24,7 +24,7 @@ class Footprint:
         self.finished_tokens += len(sequence.generated)
 
     def expected_blocks(self, sequence: Sequence) -> int:
-        """Blocks the sequence is expected to hold at its end (one beyond the mean if it is there)."""
+        """Blocks the sequence is expected to hold at its end (past the mean: one block more)."""
         most = sequence.request.max_tokens
         if self.finished:
             mean = -(-self.finished_tokens // self.finished)
