@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.engine.filters import PROBE, truncate
+from headrace.engine.filters import truncate
 from headrace.engine.sampler import Sampler, SampleRow, check_params, keyed_uniform
 from headrace.errors import HeadraceError, ParameterError
 from headrace.specs.sampling import SamplingParams
@@ -176,11 +176,11 @@ def test_top_k_of_one_is_greedy_even_among_ties() -> None:
     assert set(draw([1.0, 2.0, 2.0, 2.0], *rows)) == {1}
 
 
-def test_top_p_sorts_the_vocabulary_when_the_probe_falls_short() -> None:
-    flat = torch.ones(1, 3 * PROBE)
+def test_top_p_cuts_a_flat_distribution_in_token_id_order() -> None:
+    flat = torch.ones(1, 3000)
     flat[0, 0] = 0.5
     truncate(flat, [SamplingParams(top_p=0.5)])
-    assert int((flat > 0).sum()) == math.ceil(0.5 * (3 * PROBE - 0.5))
+    assert int((flat > 0).sum()) == math.ceil(0.5 * (3000 - 0.5))
     assert bool((flat[0, 1:1000] == 1).all())
     assert flat[0, 0] == 0
 
