@@ -8,18 +8,24 @@ out once, on import, and said once in the log.
 from __future__ import annotations
 
 import logging
+from importlib import import_module
 from typing import Any, Literal
 
 import numpy as np
 
-try:
-    from headrace.kernels.native import _native
-except ImportError:
-    _native = None
-    logging.getLogger(__name__).warning(
-        "headrace was installed without its native kernels (no C++ compiler); "
-        "arithmetic runs on torch, which is slower on the CPU"
-    )
+
+def _load() -> Any:
+    try:
+        return import_module("headrace.kernels.native._native")
+    except ImportError:
+        logging.getLogger(__name__).warning(
+            "headrace was installed without its native kernels (no C++ compiler); "
+            "arithmetic runs on torch, which is slower on the CPU"
+        )
+        return None
+
+
+_native = _load()
 
 HalfFormat = Literal["bf16", "fp16"]
 Path = Literal["auto", "plain", "avx2"]
@@ -64,3 +70,4 @@ def _widen_numpy(source: np.ndarray, out: np.ndarray, form: HalfFormat) -> None:
         np.left_shift(source, 16, out=out.view(np.uint32), dtype=np.uint32)
     else:
         out[:] = source.view(np.float16)
+        out.view(np.uint32)[np.isnan(out)] |= 0x0040_0000  # quiet, as the hardware does
