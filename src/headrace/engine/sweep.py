@@ -12,13 +12,13 @@ from headrace.schedule.binding import Binding, Extent
 @dataclass
 class Sweep:
     """Filled while the sweep runs: BIND sets the batch, ROUTER and READ_PAGE the binding,
-    SAMPLE the drawn tokens. ``cache`` holds what the op bodies compute once per sweep."""
+    SAMPLE the drawn tokens. ``indices`` holds what the op bodies compute once per sweep."""
 
     index: int
     batch: Batch = field(default_factory=Batch)
     binding: Binding = field(default_factory=Binding)
     sampled: list[Any] = field(default_factory=list)
-    cache: dict[str, Any] = field(default_factory=dict)
+    indices: dict[int, Any] = field(default_factory=dict)
 
     def bind(self, batch: Batch) -> None:
         """Take ``batch`` and its known amounts."""
@@ -32,5 +32,5 @@ class Sweep:
 
     def release(self) -> None:
         """Drop what only the bodies needed; amounts and batch stay for the trace."""
-        self.cache.clear()
+        self.indices.clear()
         self.sampled = []
