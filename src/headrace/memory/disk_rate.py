@@ -27,7 +27,7 @@ class Rate:
         return self.bytes / max(self.seconds, 1e-9)
 
 
-def best_rate(
+def rates_by_depth(
     reader: DiskReader,
     nbytes: int,
     clock: Clock,
