@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from headrace import batching
-from headrace.batching.request import Request
-from headrace.engine.outputs import CompletionOutput, RequestOutput
+from headrace.batching import request as batching
+from headrace.engine.outputs import CompletionOutput, RequestOutput, token_logprobs
 from headrace.engine.sampler import SampledToken, SampleRow
+from headrace.errors import LineError
 from headrace.specs.sampling import SamplingParams
 
 
@@ -23,6 +23,13 @@ class Prompt:
     params: SamplingParams
     text: str | None = None
     payload: Any = None
+
+
+class Answered(NamedTuple):
+    """A request whose choices have all ended."""
+
+    prompt: Prompt
+    output: RequestOutput
 
 
 class Delta(NamedTuple):
@@ -43,6 +50,7 @@ class _Answer:
     tokens: list[int] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
     drawn: list[SampledToken] = field(default_factory=list)
+    stop_reason: str | int | None = None
     output: CompletionOutput | None = None
 
 
@@ -53,18 +61,20 @@ class Answers:
         self,
         eos_ids: frozenset[int],
         new_detokenizer: Callable[[Prompt], Any],
+        token_bytes: Callable[[int], bytes],
         context: int,
         keep_deltas: bool = False,
     ) -> None:
         self._eos = eos_ids
+        self._token_bytes = token_bytes
         self._new_detokenizer = new_detokenizer
         self._context = context
         self._keep_deltas = keep_deltas
         self._open: dict[int, _Answer] = {}
         self._whole: dict[str, list[CompletionOutput]] = {}
-        self._ready: deque[Delta | RequestOutput] = deque()
+        self._ready: deque[Delta | Answered] = deque()
 
-    def open(self, sequences: Iterable[batching.request.Sequence], prompt: Prompt) -> None:
+    def open(self, sequences: Iterable[batching.Sequence], prompt: Prompt) -> None:
         """Start an answer for each sequence of ``prompt``."""
         for sequence in sequences:
             self._open[sequence.id] = _Answer(
@@ -87,7 +97,7 @@ class Answers:
                 ended.add(sequence)
         return tokens, ended
 
-    def take(self) -> list[Delta | RequestOutput]:
+    def take(self) -> list[Delta | Answered]:
         """Everything that became ready since the last call, in order."""
         ready = list(self._ready)
         self._ready.clear()
@@ -106,31 +116,41 @@ class Answers:
 
     def _push(self, answer: _Answer, sample: SampledToken) -> bool:
         """Add one token; True when the answer is complete."""
-        params = answer.prompt.params
-        answer.tokens.append(sample.token)
+        params, token = answer.prompt.params, sample.token
+        answer.tokens.append(token)
         if params.logprobs is not None:
             answer.drawn.append(sample)
         count = len(answer.tokens)
-        at_end = sample.token in self._eos and not params.ignore_eos
-        reason: str | None = None
-        if (at_end or sample.token in params.stop_token_ids) and count > params.min_tokens:
-            reason = "stop"
-        else:
-            self._emit(answer, answer.detokenizer.push(sample.token))
-            if answer.detokenizer.stopped:
-                reason = "stop"
-            elif count >= self._most_tokens(answer.prompt):
-                reason = "length"
-        if reason is None:
-            return False
+        at_eos = token in self._eos and not params.ignore_eos
+        if (at_eos or token in params.stop_token_ids) and count > params.min_tokens:
+            answer.stop_reason = None if at_eos else token
+            return self._end(answer, "stop")
+        self._emit(answer, answer.detokenizer.push(token))
+        if answer.detokenizer.stopped:
+            answer.stop_reason = answer.detokenizer.stop_string
+            return self._end(answer, "stop")
+        if count >= most_tokens(answer.prompt, self._context):
+            return self._end(answer, "length")
+        return False
+
+    def _end(self, answer: _Answer, reason: str) -> bool:
         if not answer.detokenizer.stopped:
             self._emit(answer, answer.detokenizer.finish())
+        if answer.detokenizer.stopped and reason == "length":
+            reason, answer.stop_reason = "stop", answer.detokenizer.stop_string
+        asked = answer.prompt.params.logprobs is not None
         answer.output = CompletionOutput(
             index=answer.choice,
             text="".join(answer.text),
             token_ids=tuple(answer.tokens),
             finish_reason=reason,
-            logprobs=tuple(answer.drawn) if params.logprobs is not None else None,
+            stop_reason=answer.stop_reason,
+            cumulative_logprob=sum(d.logprob or 0.0 for d in answer.drawn) if asked else None,
+            logprobs=(
+                tuple(token_logprobs(d, self._token_bytes) for d in answer.drawn)
+                if asked
+                else None
+            ),
         )
         return True
 
@@ -141,9 +161,6 @@ class Answers:
         if self._keep_deltas:
             self._ready.append(Delta(answer.prompt.key, answer.choice, text))
 
-    def _most_tokens(self, prompt: Prompt) -> int:
-        return most_tokens(prompt, self._context)
-
     def _close(self, answer: _Answer) -> None:
         assert answer.output is not None
         prompt = answer.prompt
@@ -152,15 +169,8 @@ class Answers:
         if len(done) == prompt.params.n:
             del self._whole[prompt.key]
             outputs = tuple(sorted(done, key=lambda o: o.index))
-            self._ready.append(
-                RequestOutput(
-                    key=prompt.key,
-                    prompt=prompt.text,
-                    prompt_token_ids=prompt.tokens,
-                    outputs=outputs,
-                    payload=prompt.payload,
-                )
-            )
+            output = RequestOutput(prompt.key, prompt.text, prompt.tokens, outputs)
+            self._ready.append(Answered(prompt, output))
 
 
 def most_tokens(prompt: Prompt, context: int) -> int:
@@ -169,8 +179,15 @@ def most_tokens(prompt: Prompt, context: int) -> int:
     return room if prompt.params.max_tokens is None else min(prompt.params.max_tokens, room)
 
 
-def as_request(prompt: Prompt, context: int) -> Request:
-    """``prompt`` as the batcher sees it."""
-    return Request(
+def as_request(prompt: Prompt, context: int) -> batching.Request:
+    """``prompt`` as the batcher sees it. Raises LineError when the context has no room."""
+    if len(prompt.tokens) >= context:
+        raise LineError(
+            "the prompt fills the context",
+            code="context_length_exceeded",
+            expected=f"at most {context - 1} tokens",
+            got=len(prompt.tokens),
+        )
+    return batching.Request(
         prompt.key, prompt.tokens, most_tokens(prompt, context), prompt.params.n, prompt
     )

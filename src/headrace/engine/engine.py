@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from headrace.batching.batcher import Batcher
-from headrace.engine.answers import Answers, Delta, Prompt, as_request
-from headrace.engine.outputs import RequestOutput
+from headrace.engine.answers import Answered, Answers, Delta, Prompt, as_request
 from headrace.engine.sampler import Sampler
 from headrace.engine.sweep import Sweep
 from headrace.errors import LineError
@@ -33,7 +32,7 @@ class Refused(NamedTuple):
     error: LineError
 
 
-Event = RequestOutput | Delta | Refused
+Event = Answered | Delta | Refused
 ScheduleSource = Callable[[int], Schedule]
 """Gives the list for the next sweep from the number of sequences that may be in it."""
 

@@ -93,6 +93,7 @@ class Session:
         return Answers(
             tokenizer.eos_ids,
             lambda prompt: Detokenizer(tokenizer, prompt.params, prompt.tokens),
+            tokenizer.token_bytes,
             context,
             stream,
         )
