@@ -58,6 +58,11 @@ class Files:
     def results(self) -> list[dict[str, Any]]:
         return [json.loads(x) for x in self.output.read_bytes().splitlines()]
 
+    def answered(self) -> set[str]:
+        """Keys of the complete lines that are no errors."""
+        records = [json.loads(x) for x in self.output.read_bytes().split(b"\n")[:-1]]
+        return {r["key"] for r in records if not r["error"]}
+
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
