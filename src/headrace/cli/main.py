@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.main import get_command
 
+from headrace import __version__
 from headrace.cli import bench, generate, inspect_, run_batch
 from headrace.cli.interrupt import EXIT_CODE, end_on_interrupt
 from headrace.cli.output import show_error, warn
@@ -71,17 +72,6 @@ def make_app() -> typer.Typer:
     return app
 
 
-def version() -> str:
-    """The installed version of the package."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    try:
-        return installed("headrace")
-    except PackageNotFoundError:
-        return "0+source"
-
-
 def _typer(help: str) -> typer.Typer:
     return typer.Typer(
         help=help,
@@ -102,7 +92,7 @@ def _root(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"headrace {version()}")
+        typer.echo(f"headrace {__version__}")
         raise typer.Exit
 
 
