@@ -1,0 +1,13 @@
+"""No overlap: the baseline against which overlap is measured."""
+
+from __future__ import annotations
+
+from headrace.schedule.blocks import in_turn
+from headrace.schedule.placement import Placement
+from headrace.schedule.stream import stream
+from headrace.schedule.task import Task
+
+
+def one_by_one(at: Placement) -> list[Task]:
+    """Exactly the tasks of ``stream``, in its order, one at a time."""
+    return in_turn(stream(at))

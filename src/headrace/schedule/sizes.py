@@ -1,0 +1,83 @@
+"""How many bytes each buffer takes at the policy's maxima.
+
+D hidden, H heads, KV kv_heads, d head_dim, W ffn_width, V vocab, k top_k; N rows and S sequences
+of a sweep, mu rows of a micro-batch. Activations are f32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from headrace.schedule.placement import Placement
+from headrace.schedule.task import Buffer, Size
+from headrace.specs.model import ITEM_BYTES, ModelSpec
+from headrace.specs.pages import Page, Role
+from headrace.specs.policy import Policy
+from headrace.specs.scratch import scratch_bytes
+
+ALIGNMENT = 64
+"""Every size is a multiple of a cache line."""
+
+READ_SLACK = 8192
+"""What an aligned direct read may bring along: up to a block in front and one behind."""
+
+_F32 = 4
+_I32 = 4
+_STATE = ("requests", "batch", "sampled", "baton")
+
+
+def buffer_sizes(
+    model: ModelSpec,
+    pages: tuple[Page, ...],
+    policy: Policy,
+    page_bytes: Mapping[int, int] | None = None,
+) -> dict[Buffer, Size]:
+    """Every buffer that a schedule under ``policy`` may touch, with its tier and bytes.
+
+    ``page_bytes`` is the memory each page takes as it is read (page id -> bytes); without it,
+    a page's own bytes and READ_SLACK. A ring slot takes ``policy.slot_bytes``.
+    """
+    at = Placement(model, pages, policy)
+    bytes_of: dict[Buffer, int] = {}
+    for page in pages:
+        home = at.home[page.id]
+        stays = home.name == "page" and (page not in at.embed or not at.rows_from_disk)
+        if stays or page.id in policy.resident:
+            bytes_of[home] = (page_bytes or {}).get(page.id, page.bytes + READ_SLACK)
+    for slot in range(policy.ring_slots if at.streamed else 0):
+        bytes_of[Buffer("slot", slot)] = policy.slot_bytes
+    bytes_of |= _activations(model, pages, policy)
+    if at.rows_from_disk:
+        item = ITEM_BYTES[model.weight_dtype]
+        bytes_of[Buffer("rows")] = policy.max_rows * model.hidden * item  # [N, D]
+    sizes = {buffer: Size("host", _aligned(count)) for buffer, count in bytes_of.items()}
+    return sizes | {Buffer(name): Size("state", 0) for name in _STATE}
+
+
+def _activations(
+    model: ModelSpec, pages: tuple[Page, ...], policy: Policy
+) -> dict[Buffer, int]:
+    N, S, mu = policy.max_rows, policy.max_seqs, policy.mu
+    bytes_of = {
+        Buffer("q"): mu * model.q_size * _F32,  # [mu, H d]
+        Buffer("attended"): mu * model.q_size * _F32,  # [mu, H d]
+        Buffer("final"): S * model.hidden * _F32,  # [S, D]
+        Buffer("logits"): S * model.vocab * _F32,  # [S, V]
+        Buffer("scratch"): scratch_bytes(model, policy),
+    }
+    for mb in range(policy.micro_batches):
+        bytes_of[Buffer("hidden", mb)] = mu * model.hidden * _F32  # [mu, D]
+        bytes_of[Buffer("normed", mb)] = mu * model.hidden * _F32  # [mu, D]
+        if model.is_moe:
+            bytes_of[Buffer("routing", mb)] = mu * model.top_k * (_I32 + _F32)  # ids, gates [mu, k]
+    tokens = policy.kv_blocks * policy.kv_block
+    for layer in range(model.layers):  # [2, blocks, block, KV, d]
+        kv_bytes = 2 * tokens * model.kv_size * ITEM_BYTES[policy.kv_dtype]
+        bytes_of[Buffer("kv", layer)] = kv_bytes
+    if any(page.role is Role.EXPERT_UP for page in pages):
+        bytes_of[Buffer("inter")] = N * model.ffn_width * _F32  # [N, W]
+    return bytes_of
+
+
+def _aligned(count: int) -> int:
+    return -(-count // ALIGNMENT) * ALIGNMENT
