@@ -9,12 +9,16 @@ from pathlib import Path
 
 
 @contextmanager
-def log_beside(output: Path) -> Iterator[Path]:
+def log_beside(output: Path, keep: bool = True) -> Iterator[Path]:
     """While open, everything logged under ``headrace`` is appended to ``<output>.log``.
 
     Lines start with local time; several runs on one output follow each other in one file.
+    With ``keep`` off there is no log: a dry run leaves nothing behind.
     """
     path = output.with_name(output.name + ".log")
+    if not keep:
+        yield path
+        return
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("headrace")

@@ -96,3 +96,14 @@ MaxNumBatchedTokens = Annotated[
         "--max-num-batched-tokens", min=1, help="Most tokens in a sweep.", rich_help_panel=LIMITS
     ),
 ]
+
+# -- files ------------------------------------------------------------------------------------
+Trace = Annotated[
+    Path | None,
+    typer.Option(
+        "--trace",
+        metavar="FILE",
+        help="Chrome trace (opens in Perfetto), and FILE.svg: planned lanes beside measured.",
+        rich_help_panel=OUTPUT,
+    ),
+]

@@ -65,6 +65,15 @@ def prediction_lines(prediction: Any, bound_by: str) -> list[str]:
     ]
 
 
+def plan_text(plan: Any) -> str:
+    """The same as plain text, for the log."""
+    from io import StringIO
+
+    page = StringIO()
+    print_plan(plan, Console(file=page, width=100, no_color=True))
+    return page.getvalue()
+
+
 def plan_dict(plan: Any) -> dict[str, Any]:
     """The same for ``--json``; page ids are counted, not listed."""
     policy = {k: v for k, v in vars(plan.policy).items() if k != "resident"}

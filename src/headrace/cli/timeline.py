@@ -8,7 +8,7 @@ reader's light or dark setting and names each bar on hover.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
 from headrace.machines.trace import SweepTrace
@@ -67,6 +67,22 @@ def lanes_of(traces: Iterable[SweepTrace]) -> dict[str, list[Bar]]:
             bar = Bar(span.start - origin, span.end - origin, kind_of(task.op), task.label)
             lanes[task.lane].append(bar)
     return lanes
+
+
+def lanes_of_chrome(trace: Mapping[str, Any]) -> tuple[dict[str, list[Bar]], ...]:
+    """(planned, measured) lanes of a Chrome trace as ``machines.trace.chrome_trace`` makes it."""
+    events = trace["traceEvents"]
+    names = {
+        (e["name"], e["pid"], e["tid"]): e["args"]["name"] for e in events if e["ph"] == "M"
+    }
+    halves: dict[str, dict[str, list[Bar]]] = {"planned": {}, "measured": {}}
+    for e in sorted((e for e in events if e["ph"] == "X"), key=lambda e: float(e["ts"])):
+        half = halves[names["process_name", e["pid"], 0]]
+        lane = half.setdefault(names["thread_name", e["pid"], e["tid"]], [])
+        if e["dur"] > 0:
+            end = (e["ts"] + e["dur"]) / 1e6
+            lane.append(Bar(e["ts"] / 1e6, end, kind_of(e["cat"]), e["name"]))
+    return tuple(halves.values())
 
 
 def kind_of(op: str) -> str:
