@@ -18,6 +18,12 @@ from headrace.cli.settings import bind_environment, unknown_variables
 from headrace.errors import HeadraceError
 
 
+HELP = """Run Mixture-of-Experts models larger than memory, and say beforehand how fast.
+
+Any option may also come from the environment (--max-tokens as HEADRACE_MAX_TOKENS) or from a
+YAML file (--config). Command line > environment > file > default."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0, the error's own code, 2 for usage, 130 for Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -59,7 +65,7 @@ def make_command() -> Any:
 
 def make_app() -> typer.Typer:
     """The Typer application with all commands."""
-    app = _typer(help="Run Mixture-of-Experts models larger than memory, and say beforehand how.")
+    app = _typer(help=HELP)
     app.callback()(_root)
     app.command("inspect")(inspect_.inspect)
     app.command("generate")(generate.generate)

@@ -82,6 +82,7 @@ def bind_environment(root: Any) -> None:
         for parameter in command.params:
             if key_of(parameter) != "help":
                 parameter.envvar = environment_name(parameter)
+                parameter.show_envvar = False  # the app's own help tells the rule
 
 
 def unknown_variables(root: Any, environment: Mapping[str, str]) -> list[str]:
