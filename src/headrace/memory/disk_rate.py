@@ -1,0 +1,111 @@
+"""How fast a set of files can be read: sequential requests, several in flight."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from headrace.errors import StorageError
+from headrace.memory.disk import ALIGN, DiskReader, FileRange
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """``bytes`` read in ``seconds`` with ``depth`` requests in flight."""
+
+    bytes: int
+    seconds: float
+    depth: int
+
+    @property
+    def bytes_per_second(self) -> float:
+        """The rate."""
+        return self.bytes / max(self.seconds, 1e-9)
+
+
+def best_rate(
+    reader: DiskReader,
+    nbytes: int,
+    clock: Clock,
+    depths: Sequence[int] = (1, 2, 4),
+    request_bytes: int = 4 << 20,
+) -> tuple[Rate, ...]:
+    """One Rate per depth, each over ``nbytes`` that the ones before did not read (as long as
+    the files last): a cache below the file system must not flatter the later ones."""
+    return tuple(
+        measure_rate(reader, nbytes, depth, clock, request_bytes, start=i * nbytes)
+        for i, depth in enumerate(depths)
+    )
+
+
+def measure_rate(
+    reader: DiskReader,
+    nbytes: int,
+    depth: int,
+    clock: Clock,
+    request_bytes: int = 4 << 20,
+    start: int = 0,
+) -> Rate:
+    """Read about ``nbytes`` in file order, ``depth`` requests in flight, from byte ``start`` of
+    the files laid end to end; wraps round at the end. Takes ``depth * request_bytes`` memory.
+
+    Raises StorageError as ``DiskReader.read``, or when there is nothing to read.
+    """
+    requests = _requests(reader, nbytes, request_bytes, start)
+    turn = iter(requests)
+    lock = threading.Lock()
+    totals: list[int] = []
+    faults: list[BaseException] = []
+
+    def worker(memory: memoryview) -> None:
+        total = 0
+        try:
+            while not faults:
+                with lock:
+                    request = next(turn, None)
+                if request is None:
+                    break
+                total += reader.read((request,), memory)
+        except BaseException as fault:
+            faults.append(fault)
+        totals.append(total)
+
+    size = request_bytes // ALIGN * ALIGN
+    with mmap.mmap(-1, depth * size) as area, memoryview(area) as whole:
+        whole[::ALIGN] = bytes(len(whole[::ALIGN]))  # page faults are not the disk's time
+        parts = [whole[i * size : (i + 1) * size] for i in range(depth)]
+        threads = [threading.Thread(target=worker, args=(part,), daemon=True) for part in parts]
+        began = clock()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        ended = clock()
+        for part in parts:
+            part.release()
+    if faults:
+        raise faults[0]
+    return Rate(sum(totals), ended - began, depth)
+
+
+def _requests(reader: DiskReader, nbytes: int, request_bytes: int, start: int) -> list[FileRange]:
+    request_bytes = request_bytes // ALIGN * ALIGN
+    sizes = [path.stat().st_size for path in reader.files]
+    ring = [
+        FileRange(file, offset, min(request_bytes, size - offset))
+        for file, size in enumerate(sizes)
+        for offset in range(0, size, request_bytes)
+    ]
+    if not ring or request_bytes < ALIGN:
+        raise StorageError("nothing to measure a disk with", expected="files with bytes in them")
+    first = start // request_bytes
+    requests: list[FileRange] = []
+    total = 0
+    while total < nbytes:
+        requests.append(ring[(first + len(requests)) % len(ring)])
+        total += requests[-1].nbytes
+    return requests

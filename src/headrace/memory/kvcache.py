@@ -1,0 +1,51 @@
+"""Storage of the paged KV cache: its shape, its bytes, and tensors over arena memory.
+
+One tensor per layer, ``[2, blocks, block, KV, d]``: keys then values, in blocks of ``block``
+tokens that the batcher hands out. Writing and gathering live in kernels. The only module of
+``memory`` that imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from headrace.specs.model import ITEM_BYTES, ModelSpec
+from headrace.specs.policy import Policy
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "f32": torch.float32,
+    "bf16": torch.bfloat16,
+    "f16": torch.float16,
+    "i32": torch.int32,
+    "u8": torch.uint8,
+}
+"""Our format names in torch's words."""
+
+
+def kv_shape(model: ModelSpec, policy: Policy) -> tuple[int, int, int, int, int]:
+    """``[2, blocks, block, KV, d]`` of one layer."""
+    return (2, policy.kv_blocks, policy.kv_block, model.kv_heads, model.head_dim)
+
+
+def kv_layer_bytes(model: ModelSpec, policy: Policy) -> int:
+    """Bytes of one layer's KV."""
+    return math.prod(kv_shape(model, policy)) * ITEM_BYTES[policy.kv_dtype]
+
+
+def kv_tensor(view: memoryview, model: ModelSpec, policy: Policy) -> torch.Tensor:
+    """One layer's KV over arena memory."""
+    return tensor(view, policy.kv_dtype, kv_shape(model, policy))
+
+
+def tensor(view: memoryview, dtype: str, shape: tuple[int, ...], offset: int = 0) -> torch.Tensor:
+    """A tensor over ``view`` from byte ``offset``, without a copy; it keeps the memory alive.
+
+    ``view`` must be writable and long enough.
+    """
+    count = math.prod(shape)
+    if count == 0:
+        return torch.empty(shape, dtype=DTYPES[dtype])
+    return torch.frombuffer(view, dtype=DTYPES[dtype], count=count, offset=offset).view(shape)
