@@ -1,12 +1,142 @@
-"""How many bytes the compute lane's scratch takes: the declared formula of law 4."""
+"""What op bodies need beside their declared operands: the size of the ``scratch`` buffer, of the
+``routing`` buffer, and of what torch allocates beyond both.
+
+The tile sizes below are chosen so that upcast weights and gathered K and V stay in a CPU's
+cache; they bound scratch for any model. Tests compare each formula with what the bodies take.
+"""
 
 from __future__ import annotations
 
-from headrace.specs.model import ModelSpec
+from typing import NamedTuple
+
+from headrace.specs.model import ITEM_BYTES, ModelSpec
 from headrace.specs.policy import Policy
+
+ALIGN = 64
+TILE_ELEMENTS = 1 << 20  # fp32 weights upcast at a time: 4 MB
+ROW_BLOCK = 512  # rows of one expert multiplied at a time
+KV_TILE_BYTES = 4 << 20  # fp32 K (then V) of one attention group
+SCORE_ELEMENTS = 1 << 20  # fp32 scores of one attention group
+GROUP_ROWS = 256  # query rows of one attention group
+QUERY_ROWS = 128  # query rows of one member
+
+
+class AttentionTile(NamedTuple):
+    """Bounds of one attention group: tokens of KV, query rows, pairs of both, rows a member."""
+
+    kv_tokens: int
+    rows: int
+    pairs: int
+    query_rows: int
+
+
+def attention_tile(model: ModelSpec, policy: Policy) -> AttentionTile:
+    """Bounds for this model's heads and this policy's blocks and rows. At least one block."""
+    block = policy.kv_block
+    blocks = min(policy.kv_blocks, KV_TILE_BYTES // (4 * model.kv_size * block))
+    kv_tokens = max(1, blocks) * block
+    rows = min(policy.mu, GROUP_ROWS)
+    query_rows = min(rows, QUERY_ROWS)
+    pairs = min(SCORE_ELEMENTS // model.heads, rows * kv_tokens)
+    return AttentionTile(kv_tokens, rows, max(pairs, query_rows * block), query_rows)
+
+
+def tile_rows(columns: int) -> int:
+    """Weight rows of ``columns`` that are upcast at a time."""
+    return max(1, TILE_ELEMENTS // columns)
+
+
+def tile_elements(rows: int, columns: int) -> int:
+    """fp32 elements of the tile for a [rows, columns] weight."""
+    return min(rows, tile_rows(columns)) * columns
 
 
 def scratch_bytes(model: ModelSpec, policy: Policy) -> int:
-    """Bytes of the ``scratch`` buffer under ``policy``. Placeholder until the bodies stand."""
-    widest = max(model.q_size, model.ffn_width, model.hidden)
-    return 4 * widest * (policy.max_rows + model.hidden)
+    """Bytes of the ``scratch`` buffer: the hungriest op at the policy's maxima."""
+    ops = (_embed, _pre_attention, _attention, _post_attention, _router, _ffn, _head)
+    return max(op(model, policy) for op in ops)
+
+
+def routing_bytes(model: ModelSpec, policy: Policy) -> int:
+    """Bytes of one ``routing`` buffer: ids, gates, rows and weights [mu k], starts [E + 1]."""
+    entries = policy.mu * model.top_k
+    return 4 * aligned(4 * entries) + aligned(8 * (model.experts + 1))
+
+
+def torch_bytes(model: ModelSpec, policy: Policy) -> int:
+    """Most bytes that torch allocates beyond arenas while one sweep runs.
+
+    Index tensors of the sweep's batch (positions, KV slots, block tables, cos and sin) plus
+    the small temporaries of one op. Blocks of one sequence are counted once per query block.
+    """
+    return _index_bytes(model, policy) + _temporary_bytes(model, policy)
+
+
+def aligned(size: int) -> int:
+    """``size`` rounded up to the alignment of buffers and scratch pieces."""
+    return -(-size // ALIGN) * ALIGN
+
+
+def _index_bytes(model: ModelSpec, policy: Policy) -> int:
+    rows, tile = policy.max_rows, attention_tile(model, policy)
+    per_row = 8 * 8 + 4 * model.head_dim  # tokens, positions, slots, rows, limits; cos, sin
+    tables = policy.kv_blocks + rows // tile.query_rows * (policy.kv_blocks // 2)
+    return rows * per_row + 2 * 8 * (tables + rows * policy.kv_block)
+
+
+def _temporary_bytes(model: ModelSpec, policy: Policy) -> int:
+    mu, tile = policy.mu, attention_tile(model, policy)
+    vectors = 4 * (4 * mu + 2 * max(model.hidden, model.q_size, model.ffn_width))
+    merge = 4 * tile.rows * model.heads + 4 * tile.rows + 16 * tile.kv_tokens
+    routing = mu * model.top_k * (4 + 4 + 8) + 16 * (model.experts + 1)
+    return 4096 + vectors + merge + routing + 8 * policy.max_rows
+
+
+def _embed(model: ModelSpec, policy: Policy) -> int:
+    return _pieces(policy.mu * model.hidden)
+
+
+def _pre_attention(model: ModelSpec, policy: Policy) -> int:
+    mu, kv = policy.mu, policy.mu * model.kv_size
+    tile = max(tile_elements(n, model.hidden) for n in (model.q_size, model.kv_size))
+    temp = max(mu * model.q_size, kv)
+    return _pieces(mu * model.hidden, kv, kv, tile, temp) + _pieces(kv)
+
+
+def _attention(model: ModelSpec, policy: Policy) -> int:
+    tile = attention_tile(model, policy)
+    queries, heads = tile.rows * model.q_size, tile.rows * model.heads
+    partial = (heads, heads, queries)
+    keys = tile.kv_tokens * model.kv_size
+    stored = aligned(keys * ITEM_BYTES[policy.kv_dtype])
+    masks = 2 * aligned(tile.pairs)
+    floats = _pieces(queries, queries, *partial, *partial, keys, tile.pairs * model.heads)
+    return floats + stored + masks
+
+
+def _post_attention(model: ModelSpec, policy: Policy) -> int:
+    return _pieces(tile_elements(model.hidden, model.q_size))
+
+
+def _router(model: ModelSpec, policy: Policy) -> int:
+    entries = 2 * policy.mu * model.top_k  # int64
+    scores = policy.mu * model.experts
+    return _pieces(scores, model.experts * model.hidden, entries, entries, entries)
+
+
+def _ffn(model: ModelSpec, policy: Policy) -> int:
+    rows = min(ROW_BLOCK, policy.max_rows)
+    wide, narrow = rows * model.ffn_width, rows * model.hidden
+    up = tile_elements(model.ffn_width, model.hidden)
+    down = tile_elements(model.hidden, model.ffn_width)
+    return _pieces(narrow, narrow, wide, wide, max(up, down))
+
+
+def _head(model: ModelSpec, policy: Policy) -> int:
+    rows = policy.max_seqs * model.hidden
+    return _pieces(max(rows, tile_elements(model.vocab, model.hidden)))
+
+
+def _pieces(*elements: int) -> int:
+    """Bytes of fp32 pieces, each aligned."""
+    return sum(aligned(4 * count) for count in elements)

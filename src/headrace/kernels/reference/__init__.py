@@ -1,0 +1,29 @@
+"""The arithmetic, in plain torch: the definition that faster kernels are tested against.
+
+Activations and accumulators are fp32; weights keep their stored type and are upcast tile by
+tile into scratch; K and V are rounded to the cache's type before any use. Results go to
+``out``; temporaries come from ``Scratch``.
+"""
+
+from headrace.kernels.reference.attention import AttentionGroup, Piece, attend, plan_attention
+from headrace.kernels.reference.linear import linear, upcast
+from headrace.kernels.reference.moe import Routing, expert, gated, route
+from headrace.kernels.reference.norm import rms_norm
+from headrace.kernels.reference.rope import apply_rope, inverse_frequencies, rope_tables
+
+__all__ = [
+    "AttentionGroup",
+    "Piece",
+    "Routing",
+    "apply_rope",
+    "attend",
+    "expert",
+    "gated",
+    "inverse_frequencies",
+    "linear",
+    "plan_attention",
+    "rms_norm",
+    "rope_tables",
+    "route",
+    "upcast",
+]

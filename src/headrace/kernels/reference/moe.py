@@ -1,0 +1,96 @@
+"""Routing of rows to experts, and one expert (or dense FFN) on the rows routed to it.
+
+Shapes: rows of one micro-batch r, hidden D, width W, experts E, top_k k, expert rows m.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from headrace.kernels.reference.linear import linear
+from headrace.kernels.scratch import Scratch
+
+
+class Routing(NamedTuple):
+    """Who goes where, for one micro-batch, as tensors over one buffer.
+
+    ``ids`` int32 and ``gates`` fp32 are [mu, k] in row order. ``rows`` int32 and ``weights``
+    fp32, [mu k], hold the same sorted by expert: those of expert e are at
+    ``starts[e]:starts[e + 1]`` (int64 [E + 1]), rows ascending.
+    """
+
+    ids: Tensor
+    gates: Tensor
+    rows: Tensor
+    weights: Tensor
+    starts: Tensor
+
+    def of(self, expert: int) -> tuple[Tensor, Tensor]:
+        """Rows [m] and gate weights [m] of one expert."""
+        start, stop = self.starts[expert : expert + 2].tolist()
+        return self.rows[start:stop], self.weights[start:stop]
+
+    def counts(self) -> list[int]:
+        """Rows per expert."""
+        return self.starts.diff().tolist()  # type: ignore[no-any-return]
+
+
+def route(
+    normed: Tensor, router: Tensor, renormalise: bool, routing: Routing, scratch: Scratch
+) -> None:
+    """Softmax over all experts, the best k of them, their probabilities as gates.
+
+    ``normed`` [r, D], ``router`` [E, D] in its stored type; fills ``routing``. The gates are
+    divided by their sum when ``renormalise``.
+    """
+    count, (experts, hidden) = normed.shape[0], router.shape
+    k = routing.ids.shape[1]
+    scores = scratch.take(count, experts)
+    linear(normed, router, scores, scratch.take(experts * hidden))
+    torch.softmax(scores, -1, out=scores)
+    gates, ids = routing.gates[:count], scratch.take(count, k, dtype=torch.int64)
+    torch.topk(scores, k, -1, out=(gates, ids))
+    if renormalise:
+        gates.div_(gates.sum(-1, keepdim=True))
+    routing.ids[:count].copy_(ids)
+    _sort(ids.view(-1), gates.reshape(-1), k, routing, scratch)
+
+
+def _sort(ids: Tensor, gates: Tensor, k: int, routing: Routing, scratch: Scratch) -> None:
+    """Row numbers and gates by ascending expert, then ascending row."""
+    entries = ids.numel()
+    order = scratch.take(entries, dtype=torch.int64)
+    torch.sort(ids, stable=True, out=(scratch.take(entries, dtype=torch.int64), order))
+    torch.index_select(gates, 0, order, out=routing.weights[:entries])
+    routing.rows[:entries].copy_(order.floor_divide_(k))
+    routing.starts.zero_()
+    routing.starts[1:].index_add_(0, ids, torch.ones_like(ids)).cumsum_(0)
+
+
+def expert(
+    x: Tensor,
+    weights: dict[str, Tensor],
+    out: Tensor,
+    inter: Tensor,
+    up: Tensor,
+    tile: Tensor,
+    accumulate: bool = False,
+) -> Tensor:
+    """``out = down(silu(gate x) * up x)``: x [m, D], inter and up [m, W], out [m, D].
+
+    ``weights`` holds gate, up [W, D], down [D, W] and their ``_bias`` if there are any.
+    6 m D W FLOPs, one pass over the weights.
+    """
+    gated(x, weights, inter, up, tile)
+    return linear(inter, weights["down"], out, tile, weights.get("down_bias"), accumulate)
+
+
+def gated(x: Tensor, weights: dict[str, Tensor], out: Tensor, up: Tensor, tile: Tensor) -> Tensor:
+    """``out = silu(gate x) * up x``; gate and up may be row blocks of the whole ones."""
+    linear(x, weights["gate"], out, tile, weights.get("gate_bias"))
+    linear(x, weights["up"], up, tile, weights.get("up_bias"))
+    return functional.silu(out, inplace=True).mul_(up)
