@@ -1,0 +1,54 @@
+"""What is asked (Request) and how far one answer to it has come (Sequence)."""
+
+from __future__ import annotations
+
+import collections.abc
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Request:
+    """A tokenised prompt and its limits.
+
+    ``choices`` answers of at most ``max_tokens`` tokens each are generated. ``tokens`` may be
+    any sequence of ints (the simulator passes a ``range``). ``payload`` travels along, unread.
+    """
+
+    key: str
+    tokens: collections.abc.Sequence[int]
+    max_tokens: int
+    choices: int = 1
+    payload: Any = None
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One answer in the making; only the batcher changes it.
+
+    ``computed`` tokens are in the KV cache, in the blocks of the table ``blocks`` (in order).
+    ``generated`` survives preemption: what is lost is recomputed from it.
+    """
+
+    id: int
+    request: Request
+    choice: int
+    generated: list[int] = field(default_factory=list)
+    computed: int = 0
+    blocks: tuple[int, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens known: the prompt and what was generated."""
+        return len(self.request.tokens) + len(self.generated)
+
+    def tokens_between(self, start: int, stop: int) -> tuple[int, ...]:
+        """Tokens at positions ``start .. stop - 1``."""
+        prompt = self.request.tokens
+        count = len(prompt)
+        head = tuple(prompt[start : min(stop, count)]) if start < count else ()
+        return head + tuple(self.generated[max(start - count, 0) : max(stop - count, 0)])
+
+    def most_tokens(self) -> int:
+        """Tokens in the KV cache at the end, at most; the last token drawn never gets there."""
+        return len(self.request.tokens) + self.request.max_tokens - 1
