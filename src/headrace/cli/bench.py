@@ -1,7 +1,5 @@
 """``headrace bench``: throughput of a checkpoint, overhead of schedules, checkpoints to bench."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """``headrace generate MODEL PROMPT``: one answer, printed as it is drawn."""
 
-from __future__ import annotations
-
 import sys
 from typing import Annotated
 

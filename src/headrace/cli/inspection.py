@@ -1,4 +1,4 @@
-"""What ``inspect`` says of a model, as data, and as tables."""
+"""What ``inspect`` says of a model, as data."""
 
 from __future__ import annotations
 
@@ -6,25 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, Group
-from rich.table import Table
-
+from headrace.cli.budgets import Budgets, budgets_of
+from headrace.cli.model_source import find_model
 from headrace.specs.model import ITEM_BYTES, ModelSpec
-from headrace.specs.pages import page_layout
-from headrace.specs.units import format_bytes
-
-
-@dataclass(frozen=True)
-class Budgets:
-    """Memory budgets in bytes: ``resident`` keeps everything, ``smallest`` just works.
-
-    ``sequences`` and ``tokens`` are the batch that both were computed for.
-    """
-
-    resident: int
-    smallest: int
-    sequences: int
-    tokens: int
+from headrace.specs.pages import Page, page_layout
 
 
 @dataclass(frozen=True)
@@ -34,13 +19,15 @@ class Inspection:
     name: str
     source: str
     model: ModelSpec
+    pages: tuple[Page, ...]
     stored_bytes: int
     files: int | None = None
+    runs: bool = True
     budgets: Budgets | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``; bytes and counts as integers."""
-        model, pages = self.model, page_layout(self.model)
+        model, pages = self.model, self.pages
         return {
             "name": self.name,
             "source": self.source,
@@ -50,6 +37,7 @@ class Inspection:
             "active_parameters": model.active_parameters(),
             "stored_bytes": self.stored_bytes,
             "files": self.files,
+            "runs": self.runs,
             "bytes_by_role": role_bytes(model),
             "shape": shape_of(model),
             "max_positions": model.max_positions,
@@ -58,6 +46,23 @@ class Inspection:
             "kv_bytes_per_token": {d: model.kv_bytes_per_token(d) for d in ITEM_BYTES},
             "budgets": None if self.budgets is None else vars(self.budgets),
         }
+
+
+def inspect_model(name: str) -> Inspection:
+    """Gather what is said of a model. Reads headers only; raises ModelError, UsageError."""
+    source = find_model(name)
+    pages = page_layout(source.model)
+    checkpoint = source.checkpoint
+    return Inspection(
+        source.name,
+        "registry" if checkpoint is None else "local folder",
+        source.model,
+        pages,
+        sum(role_bytes(source.model).values()) if checkpoint is None else checkpoint.total_bytes,
+        None if checkpoint is None else len(checkpoint.files),
+        source.runs,
+        budgets_of(source.model, pages),
+    )
 
 
 def role_bytes(model: ModelSpec) -> dict[str, int]:
@@ -94,56 +99,3 @@ def shape_of(model: ModelSpec) -> dict[str, int]:
         "width": model.ffn_width,
         "vocab": model.vocab,
     }
-
-
-def print_inspection(found: Inspection, console: Console) -> None:
-    """The same as tables."""
-    console.print(Group(_facts(found), _roles(found)))
-
-
-def _facts(found: Inspection) -> Table:
-    model, pages = found.model, page_layout(found.model)
-    table = Table(title=found.name, title_justify="left", show_header=False, box=None)
-    table.add_column(style="bold")
-    table.add_column()
-    table.add_row("architecture", f"{model.architecture}, {model.weight_dtype}, {found.source}")
-    count = f"{_billions(model.parameters())}, {_billions(model.active_parameters())} active"
-    table.add_row("parameters", f"{count} per token")
-    table.add_row("shape", _shape_line(model))
-    files = "" if found.files is None else f" in {found.files} file{'s' * (found.files != 1)}"
-    table.add_row("weights", f"{format_bytes(found.stored_bytes)}{files}")
-    largest = format_bytes(max(p.bytes for p in pages))
-    table.add_row("pages", f"{len(pages)}, at most {largest} each")
-    kv = ", ".join(f"{format_bytes(model.kv_bytes_per_token(d))} {d}" for d in ("f16", "f32"))
-    table.add_row("KV per token", kv)
-    table.add_row("context", f"{model.max_positions} tokens")
-    if found.budgets is not None:
-        b = found.budgets
-        batch = f"{b.sequences} sequences of {b.tokens} tokens"
-        table.add_row("all resident", f"--memory {format_bytes(b.resident)} and up ({batch})")
-        table.add_row("smallest", f"--memory {format_bytes(b.smallest)}")
-    return table
-
-
-def _roles(found: Inspection) -> Table:
-    sizes = role_bytes(found.model)
-    total = sum(sizes.values())
-    table = Table("role", "bytes", "share", box=None, padding=(0, 2, 0, 0))
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for role, size in sizes.items():
-        table.add_row(role, format_bytes(size), f"{size / total:.1%}")
-    if found.model.tied_embeddings:
-        table.caption, table.caption_justify = "the head is the embedding table", "left"
-    return table
-
-
-def _shape_line(model: ModelSpec) -> str:
-    heads = f"{model.heads}/{model.kv_heads} heads of {model.head_dim}"
-    experts = f"{model.experts} experts of {model.ffn_width}, top {model.top_k}"
-    ffn = experts if model.is_moe else f"width {model.ffn_width}"
-    return f"{model.layers} layers of {model.hidden}, {heads}, {ffn}, vocabulary {model.vocab}"
-
-
-def _billions(count: int) -> str:
-    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"

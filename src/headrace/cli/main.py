@@ -1,7 +1,5 @@
 """``headrace``: the commands, and the habits that all of them share."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence

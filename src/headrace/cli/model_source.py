@@ -46,7 +46,8 @@ def local_model(folder: Path) -> Source:
     from headrace.models.load import model_spec
 
     checkpoint = Checkpoint.open(folder)
-    return Source(str(folder), model_spec(checkpoint.config), checkpoint)
+    spec = model_spec(checkpoint.config, {n: t.dtype for n, t in checkpoint.tensors.items()})
+    return Source(str(folder), spec, checkpoint)
 
 
 def registry_model(name: str) -> Source:

@@ -1,7 +1,5 @@
 """``headrace run-batch MODEL -i IN -o OUT``: answer a file of prompts, durably."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from pathlib import Path
