@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from headrace.schedule.task import Schedule
 
@@ -34,3 +35,129 @@ class SweepTrace:
     def end(self) -> float:
         """End of the last span."""
         return max((s.end for s in self.spans), default=0.0)
+
+
+class Busy(NamedTuple):
+    """Seconds and number of tasks of one lane or op."""
+
+    seconds: float = 0.0
+    count: int = 0
+
+
+@dataclass
+class RunTotals:
+    """Aggregates of a run, a sweep at a time; ``add`` is a Sink. Holds no spans."""
+
+    sweeps: int = 0
+    start: float | None = None
+    end: float = 0.0
+    lanes: dict[str, Busy] = field(default_factory=dict)
+    ops: dict[str, Busy] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, traces: Iterable[SweepTrace]) -> RunTotals:
+        """The totals of ``traces``."""
+        totals = cls()
+        for trace in traces:
+            totals.add(trace)
+        return totals
+
+    def add(self, trace: SweepTrace) -> None:
+        """Count ``trace`` in."""
+        self.sweeps += 1
+        self.start = trace.start if self.start is None else min(self.start, trace.start)
+        self.end = max(self.end, trace.end)
+        for span in trace.spans:
+            task = trace.schedule.tasks[span.task]
+            _count(self.lanes, task.lane, span.end - span.start)
+            _count(self.ops, task.op.value, span.end - span.start)
+
+    @property
+    def tasks(self) -> int:
+        """Number of tasks run."""
+        return sum(busy.count for busy in self.lanes.values())
+
+    @property
+    def wall_seconds(self) -> float:
+        """From the first start to the last end."""
+        return self.end - (self.start or 0.0)
+
+    @property
+    def utilisation(self) -> dict[str, float]:
+        """Lane -> share of the wall time in which it was busy."""
+        wall = self.wall_seconds
+        return {lane: busy.seconds / wall if wall else 0.0 for lane, busy in self.lanes.items()}
+
+
+def utilisation(traces: Iterable[SweepTrace]) -> dict[str, float]:
+    """Lane -> share of the time from the first start to the last end in which it was busy."""
+    return RunTotals.of(traces).utilisation
+
+
+class DiffRow(NamedTuple):
+    """Seconds predicted and measured of one thing: ``kind`` is run, lane or op."""
+
+    kind: str
+    name: str
+    predicted: float
+    measured: float
+
+    @property
+    def ratio(self) -> float | None:
+        """Measured over predicted; None when nothing was predicted."""
+        return self.measured / self.predicted if self.predicted else None
+
+
+def diff(predicted: RunTotals, measured: RunTotals) -> list[DiffRow]:
+    """The wall time of the whole run, then busy seconds per lane, then per op."""
+    rows = [DiffRow("run", "wall", predicted.wall_seconds, measured.wall_seconds)]
+    for kind, ours, theirs in (
+        ("lane", predicted.lanes, measured.lanes),
+        ("op", predicted.ops, measured.ops),
+    ):
+        for name in dict.fromkeys((*ours, *theirs)):
+            pair = ours.get(name, Busy()).seconds, theirs.get(name, Busy()).seconds
+            rows.append(DiffRow(kind, name, *pair))
+    return rows
+
+
+def chrome_trace(
+    measured: Iterable[SweepTrace], predicted: Iterable[SweepTrace] = ()
+) -> dict[str, Any]:
+    """Chrome-trace JSON (opens in Perfetto): planned lanes beside measured ones, each from 0."""
+    events: list[dict[str, Any]] = []
+    for process, (name, traces) in enumerate((("planned", predicted), ("measured", measured)), 1):
+        found = list(traces)
+        if found:
+            events.append(_named("process_name", name, process))
+            events += _process(process, found)
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def _process(process: int, traces: list[SweepTrace]) -> Iterable[dict[str, Any]]:
+    origin = min(trace.start for trace in traces)
+    lanes = list(dict.fromkeys(lane for trace in traces for lane in trace.schedule.lanes))
+    for thread, lane in enumerate(lanes, 1):
+        yield _named("thread_name", lane, process, thread)
+    for trace in traces:
+        for span in trace.spans:
+            task = trace.schedule.tasks[span.task]
+            yield {
+                "ph": "X",
+                "name": task.label,
+                "cat": task.op.value,
+                "pid": process,
+                "tid": lanes.index(task.lane) + 1,
+                "ts": (span.start - origin) * 1e6,
+                "dur": (span.end - span.start) * 1e6,
+                "args": {"sweep": trace.index, "task": span.task},
+            }
+
+
+def _named(what: str, name: str, process: int, thread: int = 0) -> dict[str, Any]:
+    return {"ph": "M", "name": what, "pid": process, "tid": thread, "args": {"name": name}}
+
+
+def _count(table: dict[str, Busy], name: str, seconds: float) -> None:
+    busy = table.get(name, Busy())
+    table[name] = Busy(busy.seconds + seconds, busy.count + 1)

@@ -98,9 +98,7 @@ def finish(at: Placement) -> Iterator[Task]:
     yield _compute(Op.FINAL, final, (_FINAL,), page=at.final.id)
     for page in at.head:
         earlier = (_LOGITS,) if page.part else ()
-        yield _compute(
-            Op.LOGITS, (_FINAL, at.home[page.id], *earlier), (_LOGITS,), page=page.id
-        )
+        yield _compute(Op.LOGITS, (_FINAL, at.home[page.id], *earlier), (_LOGITS,), page=page.id)
     yield _compute(Op.SAMPLE, (_LOGITS, _REQUESTS), (_SAMPLED,))
     yield Task(Op.COMMIT, HOST, (_SAMPLED, _BATCH, _REQUESTS), (_REQUESTS,))
 

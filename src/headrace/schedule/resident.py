@@ -23,4 +23,4 @@ def resident(at: Placement) -> list[Task]:
     tasks = [*begin(at)]
     for layer in range(at.model.layers):
         tasks += [*attention(at, layer), *moe(at, layer)]
-    return tasks + [*finish(at)]
+    return [*tasks, *finish(at)]

@@ -54,9 +54,7 @@ def buffer_sizes(
     return sizes | {Buffer(name): Size("state", 0) for name in _STATE}
 
 
-def _activations(
-    model: ModelSpec, pages: tuple[Page, ...], policy: Policy
-) -> dict[Buffer, int]:
+def _activations(model: ModelSpec, pages: tuple[Page, ...], policy: Policy) -> dict[Buffer, int]:
     N, S, mu = policy.max_rows, policy.max_seqs, policy.mu
     bytes_of = {
         Buffer("q"): mu * model.q_size * _F32,  # [mu, H d]

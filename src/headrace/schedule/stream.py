@@ -17,4 +17,4 @@ def page_by_page(at: Placement) -> list[Task]:
     tasks = [*begin(at)]
     for layer in range(at.model.layers):
         tasks += [*attention(at, layer), *experts(at, layer)]
-    return tasks + [*finish(at)]
+    return [*tasks, *finish(at)]
