@@ -112,7 +112,7 @@ def test_flags_and_lists_and_nulls(command, config):
         ("measure: {batch: 1}", "is not a command"),
         ("- seed", "a mapping"),
         ("seed: [", "is not YAML"),
-        ("seed: soon", "seed"),
+        ("seed: soon", "integer"),
     ],
 )
 def test_bad_file_is_refused_naming_the_key(command, config, text, message):

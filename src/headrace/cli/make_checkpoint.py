@@ -22,13 +22,13 @@ ARCHITECTURES = ("mixtral", "olmoe", "llama", "mistral")
 
 SMALL: dict[str, dict[str, int]] = {
     "mixtral": {"experts": 8, "top_k": 2},
-    "olmoe": {"experts": 16, "top_k": 4, "kv_heads": 8},
+    "olmoe": {"experts": 16, "top_k": 4},
     "llama": {"experts": 1, "top_k": 1},
     "mistral": {"experts": 1, "top_k": 1},
 }
 """What differs between the default shapes, beside SHAPE."""
 
-SHAPE = {"layers": 4, "hidden": 256, "heads": 8, "kv_heads": 2, "ffn_width": 512, "vocab": 512}
+SHAPE = {"layers": 4, "hidden": 256, "heads": 8, "ffn_width": 512, "vocab": 512}
 
 
 def shape_spec(
@@ -55,8 +55,9 @@ def small_spec(architecture: str, dtype: str, given: Mapping[str, int]) -> Model
     if architecture not in ARCHITECTURES:
         raise UsageError("--arch", expected=" | ".join(ARCHITECTURES), got=architecture)
     values: dict[str, Any] = {**SHAPE, **SMALL[architecture], **given}
-    values.setdefault("head_dim", values["hidden"] // values["heads"])
-    olmoe = architecture == "olmoe"
+    olmoe, heads = architecture == "olmoe", values["heads"]
+    values.setdefault("head_dim", values["hidden"] // heads)
+    values.setdefault("kv_heads", heads if olmoe or heads % 4 else heads // 4)
     return ModelSpec(
         architecture=architecture,
         weight_dtype=dtype,
