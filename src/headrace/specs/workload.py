@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from headrace.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -10,12 +12,20 @@ class Workload:
     """Prompt and generation lengths in tokens, one entry per sequence, in order of arrival.
 
     ``assumed`` is True when the generation lengths are a guess (a prediction from it has a
-    wide interval) and False when they are known or realised.
+    wide interval) and False when they are known or realised. ``max_lens`` are the limits that
+    requests set on their generation; where not given, the lengths themselves.
     """
 
     prompt_lens: tuple[int, ...]
     gen_lens: tuple[int, ...]
     assumed: bool = True
+    max_lens: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("gen_lens", "max_lens"):
+            count = len(getattr(self, name))
+            if count != len(self.prompt_lens) and not (name == "max_lens" and not count):
+                raise UsageError(f"workload {name}", expected=len(self.prompt_lens), got=count)
 
     @property
     def requests(self) -> int:
@@ -32,7 +42,30 @@ class Workload:
         """Tokens to generate."""
         return sum(self.gen_lens)
 
+    @property
+    def limits(self) -> tuple[int, ...]:
+        """Most tokens each sequence may generate."""
+        return self.max_lens or self.gen_lens
+
+    @property
+    def longest(self) -> int:
+        """Most tokens that one sequence can have in the KV cache (its last draw never is)."""
+        pairs = zip(self.prompt_lens, self.limits, strict=True)
+        return max((prompt + most - 1 for prompt, most in pairs), default=1)
+
+    def realised(self, gen_lens: tuple[int, ...]) -> Workload:
+        """The same job once its generation lengths are known."""
+        return replace(self, gen_lens=gen_lens, assumed=False, max_lens=self.limits)
+
     @classmethod
     def uniform(cls, requests: int, prompt_len: int, gen_len: int) -> Workload:
         """``requests`` sequences of equal, known lengths."""
         return cls((prompt_len,) * requests, (gen_len,) * requests, assumed=False)
+
+    @classmethod
+    def guessed(
+        cls, prompt_lens: tuple[int, ...], max_lens: tuple[int, ...], share: float = 0.6
+    ) -> Workload:
+        """A job before it ran: each sequence is taken to use ``share`` of its limit."""
+        guess = tuple(max(1, round(most * share)) for most in max_lens)
+        return cls(prompt_lens, guess, assumed=True, max_lens=max_lens)

@@ -1,0 +1,231 @@
+"""Policies worth comparing, each made to fit the budget exactly as the memory map counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from headrace.batching.blocks import blocks_for
+from headrace.planner.memory_map import MemoryMap, memory_map
+from headrace.planner.plan import Overrides
+from headrace.planner.residency import Residency
+from headrace.planner.sweeps import Load, SweepTimes
+from headrace.specs.hardware import DISK, Hardware
+from headrace.specs.model import ModelSpec
+from headrace.specs.pages import Page
+from headrace.specs.policy import Policy
+from headrace.specs.workload import Workload
+
+LEAST_SLOTS = 3
+"""One slot in use, one being filled, one ready."""
+
+MOST_ROWS = 4096
+MOST_SEQS = 2048
+ROWS_PER_MICRO_BATCH = 512
+RESIDENT_ROWS = 512  # prompt rows beside decodes when nothing is read: enough for full speed
+_RING_SHARE = 0.25  # of what is left for weights, at most
+
+
+@dataclass(frozen=True)
+class Situation:
+    """All that a plan depends on."""
+
+    model: ModelSpec
+    pages: tuple[Page, ...]
+    page_bytes: Mapping[int, int] | None
+    hardware: Hardware
+    workload: Workload
+    budget_bytes: int
+    overrides: Overrides
+
+    @cached_property
+    def residency(self) -> Residency:
+        """Residency choices of this model."""
+        return Residency(self.model, self.pages, self.page_bytes)
+
+    @property
+    def longest_blocks(self) -> int:
+        """Blocks of the longest request: fewer could never finish it."""
+        return blocks_for(max(1, self.workload.longest), self.overrides.kv_block)
+
+    def map_of(self, policy: Policy) -> MemoryMap:
+        """What ``policy`` takes of the budget."""
+        return memory_map(self.model, self.pages, policy, self.page_bytes, self.budget_bytes)
+
+    def times_of(self, policy: Policy) -> SweepTimes:
+        """Sweep times of ``policy``, overlap taken as perfect."""
+        return SweepTimes(self.model, self.pages, policy, self.hardware)
+
+
+def smallest(at: Situation) -> Policy:
+    """The policy that takes the fewest bytes: one sequence, as few resident pages as pay."""
+    fixed = at.overrides
+    rows = fixed.max_rows or fixed.chunk
+    seqs = min(fixed.max_seqs or 1, rows)
+    kv_blocks = max(fixed.kv_blocks or 0, at.longest_blocks)
+    base = _policy(at, seqs, rows, kv_blocks)
+    options = [with_residency(at, base, at.residency.everything(), 0)]
+    if fixed.schedule != "resident":
+        slots = max(fixed.ring_slots or LEAST_SLOTS, 1)
+        options.append(with_residency(at, base, at.residency.smallest(slots), slots))
+    return min(options, key=lambda policy: at.map_of(policy).total_bytes)
+
+
+def candidates(at: Situation) -> Iterator[Policy]:
+    """Policies that fit, over numbers of sequences; ``smallest`` last, if it fits."""
+    for seqs in _sequence_counts(at):
+        policy = fitted(at, seqs)
+        if policy is not None:
+            yield policy
+    least = smallest(at)
+    if at.map_of(least).total_bytes <= at.budget_bytes:
+        yield least
+
+
+def fitted(at: Situation, seqs: int) -> Policy | None:
+    """The best use of the budget for ``seqs`` sequences at once; None if they do not fit.
+
+    Residency, ring and rows depend on each other, so they are refined twice.
+    """
+    rows = at.overrides.max_rows or seqs + at.overrides.chunk
+    if rows < seqs:
+        return None
+    policy = _fill(at, _policy(at, seqs, rows, _kv_blocks(at, seqs)), LEAST_SLOTS)
+    for _ in range(2):
+        if policy is None:
+            return None
+        wanted = _wanted_rows(at, policy)
+        larger = replace(policy, max_rows=wanted, micro_batches=_micro_batches(at, wanted))
+        policy = _fill(at, larger, _wanted_slots(at, larger)) or policy
+    if policy is None:
+        return None
+    return replace(policy, compute_rows=_compute_rows(at, policy))
+
+
+def with_residency(
+    at: Situation, policy: Policy, resident: frozenset[int], ring_slots: int
+) -> Policy:
+    """``policy`` with these pages resident, its schedule and ring to match."""
+    slot = at.residency.slot_bytes(resident)
+    wanted = at.overrides.schedule
+    schedule = (wanted if wanted != "resident" else None) or "stream"
+    if not slot and wanted in (None, "resident"):
+        schedule = "resident"
+    return replace(
+        policy,
+        schedule=schedule,
+        resident=resident,
+        ring_slots=ring_slots if slot else 0,
+        slot_bytes=slot,
+    )
+
+
+def _sequence_counts(at: Situation) -> list[int]:
+    """1, 2, 3, 4, 6, 8, 12 ... up to all requests of the job at once."""
+    if at.overrides.max_seqs:
+        return [at.overrides.max_seqs]
+    most = max(1, min(at.workload.requests, at.overrides.max_rows or MOST_SEQS, MOST_SEQS))
+    counts = {most} | {n for p in range(12) for n in (2**p, 3 * 2**p) if n <= most}
+    return sorted(counts)
+
+
+def _policy(at: Situation, seqs: int, rows: int, kv_blocks: int) -> Policy:
+    fixed = at.overrides
+    return Policy(
+        schedule="stream",
+        max_rows=rows,
+        max_seqs=seqs,
+        micro_batches=_micro_batches(at, rows),
+        chunk=fixed.chunk,
+        disk_lanes=fixed.disk_lanes or _disk_lanes(at.hardware),
+        kv_blocks=kv_blocks,
+        kv_block=fixed.kv_block,
+        kv_dtype=fixed.kv_dtype,
+        threads=fixed.threads,
+    )
+
+
+def _micro_batches(at: Situation, rows: int) -> int:
+    return at.overrides.micro_batches or -(-rows // ROWS_PER_MICRO_BATCH)
+
+
+def _disk_lanes(hardware: Hardware) -> int:
+    """Enough requests in flight to reach the disk's rate; two also hide the gaps between."""
+    if not math.isfinite(hardware.lane_rate):
+        return 2
+    return max(2, min(4, math.ceil(hardware.roofs[DISK] / hardware.lane_rate - 0.1)))
+
+
+def _kv_blocks(at: Situation, seqs: int) -> int:
+    """Blocks for ``seqs`` sequences at their expected end; never too few for the longest."""
+    if at.overrides.kv_blocks:
+        return max(at.overrides.kv_blocks, at.longest_blocks)
+    job = at.workload
+    ends = zip(job.prompt_lens, job.gen_lens, strict=True)
+    blocks = [blocks_for(prompt + gen - 1, at.overrides.kv_block) for prompt, gen in ends] or [1]
+    mean = sum(blocks) / len(blocks)
+    return max(math.ceil(mean * seqs), at.longest_blocks)
+
+
+def _fill(at: Situation, policy: Policy, slots: int) -> Policy | None:
+    """``policy`` with as many pages resident as fit; a ring of ``slots``, or fewer if they
+    would take too much of the room."""
+    bare = replace(policy, resident=frozenset(), ring_slots=0, slot_bytes=0)
+    whole = with_residency(at, policy, at.residency.everything(), 0)
+    if at.map_of(whole).total_bytes <= at.budget_bytes:
+        return whole
+    if at.overrides.schedule == "resident":
+        return None
+    fixed_map = at.map_of(bare)
+    held = fixed_map.total_bytes - fixed_map.parts["ring"] - fixed_map.parts["resident weights"]
+    room = at.budget_bytes - held
+    chosen = at.overrides.ring_slots
+    counts = [chosen] if chosen else [*range(max(slots, LEAST_SLOTS), LEAST_SLOTS - 1, -1)]
+    for count in counts:
+        resident = at.residency.fill(room, count)
+        if resident is None:
+            continue
+        ring = count * at.residency.slot_bytes(resident)
+        if ring <= _RING_SHARE * room or count == counts[-1]:
+            return with_residency(at, policy, resident, count)
+    return None
+
+
+def _wanted_rows(at: Situation, policy: Policy) -> int:
+    if at.overrides.max_rows:
+        return at.overrides.max_rows
+    least = policy.max_seqs + policy.chunk
+    if not policy.slot_bytes:
+        return min(max(least, policy.max_seqs + RESIDENT_ROWS), max(MOST_ROWS, least))
+    return max(least, min(at.times_of(policy).balanced_rows(MOST_ROWS), MOST_ROWS))
+
+
+def _compute_rows(at: Situation, policy: Policy) -> int:
+    """n_real, or no limit below the rows of a sweep when nothing streams."""
+    if not policy.slot_bytes:
+        return policy.max_rows
+    return min(at.times_of(policy).balanced_rows(MOST_ROWS), policy.max_rows)
+
+
+def _wanted_slots(at: Situation, policy: Policy) -> int:
+    """Slots for reads to go on while nothing is multiplied with streamed pages: head, sampling
+    and the first layer's attention (the tail of a sweep), at the disk's rate."""
+    if not policy.slot_bytes:
+        return 0
+    times = at.times_of(policy)
+    load = Load(policy.max_seqs, policy.max_seqs * _mean_kv(at), samples=policy.max_seqs)
+    cpu, disk = times.lanes(load)
+    if cpu > 2 * disk:
+        return LEAST_SLOTS
+    tail = times.tail_seconds(load)
+    streamed = [p for p in at.residency.streamable if p.id not in policy.resident]
+    mean = sum(at.residency.bytes_of[p.id] for p in streamed) / len(streamed)
+    slots = math.ceil(tail * times.disk_rate / mean) + policy.disk_lanes + 1
+    return max(LEAST_SLOTS, min(slots, len(streamed)))
+
+
+def _mean_kv(at: Situation) -> int:
+    job = at.workload
+    return (job.prompt_tokens + job.gen_tokens // 2) // max(1, job.requests)

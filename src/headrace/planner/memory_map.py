@@ -1,0 +1,79 @@
+"""What a run takes of the budget, buffer by buffer, exactly as its arena hands it out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from headrace.schedule.sizes import buffer_sizes
+from headrace.specs.model import ModelSpec
+from headrace.specs.pages import Page
+from headrace.specs.policy import Policy
+from headrace.specs.scratch import torch_bytes
+from headrace.specs.units import format_bytes
+
+ARENA_ALIGN = 4096
+"""Every buffer of an arena starts at a multiple of this many bytes."""
+
+BOUNCE_BYTES = 1 << 20
+"""Where blocks of embedding rows land on their way (memory.rows), outside the arena."""
+
+_KINDS = {
+    "page": "resident weights",
+    "slot": "ring",
+    "kv": "kv cache",
+    "scratch": "scratch",
+}
+
+
+@dataclass(frozen=True)
+class MemoryMap:
+    """Bytes of the host tier. ``parts`` names what the arena holds (alignment included);
+    ``margin_bytes`` is kept free for what the arithmetic library allocates beside it."""
+
+    parts: Mapping[str, int]
+    margin_bytes: int
+    budget_bytes: int
+
+    @property
+    def arena_bytes(self) -> int:
+        """Capacity of the arena that holds every buffer."""
+        return sum(self.parts.values())
+
+    @property
+    def total_bytes(self) -> int:
+        """What the run takes at most."""
+        return self.arena_bytes + self.margin_bytes
+
+    @property
+    def spare_bytes(self) -> int:
+        """Budget that nothing uses."""
+        return self.budget_bytes - self.total_bytes
+
+    def lines(self) -> list[tuple[str, str]]:
+        """(name, size) rows to print, the budget last."""
+        rows = [*self.parts.items(), ("margin", self.margin_bytes)]
+        rows += [("unused", self.spare_bytes), ("budget", self.budget_bytes)]
+        return [(name, format_bytes(count)) for name, count in rows]
+
+
+def memory_map(
+    model: ModelSpec,
+    pages: tuple[Page, ...],
+    policy: Policy,
+    page_bytes: Mapping[int, int] | None = None,
+    budget_bytes: int = 0,
+) -> MemoryMap:
+    """The map of a run under ``policy``; ``page_bytes`` as in ``schedule.sizes``."""
+    parts = dict.fromkeys([*_KINDS.values(), "activations"], 0)
+    rows_from_disk = False
+    for buffer, size in buffer_sizes(model, pages, policy, page_bytes).items():
+        parts[_KINDS.get(buffer.name, "activations")] += arena_bytes(size.bytes)
+        rows_from_disk |= buffer.name == "rows"
+    margin = torch_bytes(model, policy) + (BOUNCE_BYTES if rows_from_disk else 0)
+    return MemoryMap(parts, margin, budget_bytes)
+
+
+def arena_bytes(count: int) -> int:
+    """Bytes an arena spends on a buffer of ``count`` bytes."""
+    return -(-count // ARENA_ALIGN) * ARENA_ALIGN

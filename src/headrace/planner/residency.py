@@ -1,0 +1,102 @@
+"""Which pages stay in memory, given how much there is for weights.
+
+The final norm always stays. Pages that every row needs (attention, head) go first, then
+experts, spread evenly over the sweep so that reads and arithmetic alternate; the embedding
+table last, since rows of it are read by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
+
+from headrace.planner.memory_map import arena_bytes
+from headrace.schedule.sizes import READ_SLACK
+from headrace.specs.model import ModelSpec
+from headrace.specs.pages import Page, Role
+
+
+class Residency:
+    """Choices of resident pages for one model. ``page_bytes`` as in ``schedule.sizes``."""
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        pages: tuple[Page, ...],
+        page_bytes: Mapping[int, int] | None = None,
+    ) -> None:
+        self.pages = pages
+        self.bytes_of = {
+            p.id: arena_bytes((page_bytes or {}).get(p.id, p.bytes + READ_SLACK)) for p in pages
+        }
+        self.final = tuple(p for p in pages if p.role is Role.FINAL)
+        self.rows = tuple(p for p in pages if p.role is Role.EMBED)
+        self.shared = tuple(p for p in pages if p.role in (Role.LAYER, Role.HEAD))
+        self.experts = tuple(p for p in pages if p.expert is not None)
+        self.streamable = self.shared + self.experts
+
+    def everything(self) -> frozenset[int]:
+        """All pages."""
+        return frozenset(p.id for p in self.pages)
+
+    def slot_bytes(self, resident: frozenset[int]) -> int:
+        """Bytes of a ring slot: the largest page that streams; 0 when none does."""
+        return max((self.bytes_of[p.id] for p in self.streamable if p.id not in resident), default=0)
+
+    def weight_bytes(self, resident: frozenset[int], ring_slots: int) -> int:
+        """Bytes of resident pages and ring."""
+        held = sum(self.bytes_of[i] for i in resident)
+        return held + ring_slots * self.slot_bytes(resident)
+
+    def smallest(self, ring_slots: int) -> frozenset[int]:
+        """The residency that takes the fewest bytes: as pages above some size stay, slots of
+        the ring shrink, which may save more than it costs."""
+        final = frozenset(p.id for p in self.final)
+        sizes = sorted({self.bytes_of[p.id] for p in self.streamable})
+        options = [
+            final | {p.id for p in self.streamable if self.bytes_of[p.id] > size}
+            for size in [0, *sizes]
+        ]
+        return min(options, key=lambda r: (self.weight_bytes(r, ring_slots), len(r)))
+
+    def fill(self, room: int, ring_slots: int) -> frozenset[int] | None:
+        """As much as fits ``room`` bytes beside a ring of ``ring_slots``; None if nothing does."""
+        base = self.smallest(ring_slots)
+        if self.weight_bytes(base, ring_slots) > room:
+            return None
+        shared = self._most(base, [p.id for p in self.shared], room, ring_slots)
+        if not shared.issuperset(p.id for p in self.shared):
+            return shared
+        spread = self._spread_experts(shared, room, ring_slots)
+        rows = spread | {p.id for p in self.rows}
+        whole = spread.issuperset(p.id for p in self.experts)
+        return rows if whole and self.weight_bytes(rows, ring_slots) <= room else spread
+
+    def _most(
+        self, base: frozenset[int], order: list[int], room: int, ring_slots: int
+    ) -> frozenset[int]:
+        """``base`` and the longest beginning of ``order`` that fits (bytes need not grow)."""
+        prefixes = accumulate(order, lambda held, page: held | {page}, initial=base)
+        fitting = [r for r in prefixes if self.weight_bytes(r, ring_slots) <= room]
+        return fitting[-1] if fitting else base
+
+    def _spread_experts(
+        self, base: frozenset[int], room: int, ring_slots: int
+    ) -> frozenset[int]:
+        others = [p for p in self.experts if p.id not in base]
+        if not others:
+            return base
+        mean = sum(self.bytes_of[p.id] for p in others) / len(others)
+        count = min(len(others), int((room - self.weight_bytes(base, 0)) / mean))
+        while count > 0:
+            chosen = base | set(_evenly([p.id for p in others], count))
+            if self.weight_bytes(chosen, ring_slots) <= room:
+                return chosen
+            count -= 1
+        return base
+
+
+def _evenly(items: list[int], count: int) -> Iterable[int]:
+    """``count`` of ``items``, spread evenly over the list."""
+    total = len(items)
+    return (x for i, x in enumerate(items) if (i + 1) * count // total > i * count // total)

@@ -1,0 +1,127 @@
+"""Choose a policy for a CPU and its disk by fixed rules and a play of the whole job.
+
+All resident if everything fits; else stream through a ring, what fits staying resident. The
+number of sequences at once decides how memory divides between KV cache and weights, so several
+are tried and the one with the shortest predicted job wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from headrace.errors import BudgetError, UsageError
+from headrace.planner.candidates import Situation, candidates, smallest
+from headrace.planner.plan import Overrides, Plan
+from headrace.planner.simulate import predict, simulate
+from headrace.planner.tail import on_demand_rows
+from headrace.specs.hardware import Hardware
+from headrace.specs.model import ModelSpec
+from headrace.specs.pages import Page, page_layout
+from headrace.specs.policy import Policy
+from headrace.specs.units import format_bytes
+from headrace.specs.workload import Workload
+
+_RANKING_STEPS = 20_000
+_FREE = Overrides()
+
+
+def make_plan(
+    model: ModelSpec,
+    pages: tuple[Page, ...],
+    page_bytes: Mapping[int, int] | None,
+    hardware: Hardware,
+    workload: Workload,
+    budget_bytes: int,
+    overrides: Overrides = _FREE,
+) -> Plan:
+    """The plan for ``workload`` within ``budget_bytes``.
+
+    ``page_bytes`` is the memory each page takes (id -> bytes, from the page table); without it
+    estimates. Raises BudgetError with the smallest budget that works (which then does), and
+    UsageError for an override that cannot be honoured.
+    """
+    at = Situation(model, pages, page_bytes, hardware, workload, budget_bytes, overrides)
+    _check(overrides, at)
+    least = at.map_of(smallest(at)).total_bytes
+    if budget_bytes < least:
+        raise BudgetError(
+            "the memory budget is too small for this model and job",
+            smallest_bytes=least,
+            expected=f"at least {least} bytes ({format_bytes(least)})",
+            got=f"{budget_bytes} bytes ({format_bytes(budget_bytes)})",
+            hint=f"--memory {least}",
+        )
+    policy = min(candidates(at), key=lambda p: _job_seconds(at, p))
+    threshold = on_demand_rows(model, pages, policy, hardware)
+    policy, prediction = _with_best_schedule(at, policy, threshold)
+    return Plan(
+        policy=policy,
+        memory=at.map_of(policy),
+        prediction=prediction,
+        on_demand_rows=threshold,
+        smallest_bytes=least,
+        notes=_notes(at, policy, threshold),
+    )
+
+
+def plan_pages(model: ModelSpec) -> tuple[Page, ...]:
+    """A page layout whose largest page is no larger than it needs to be: what cannot be cut
+    (a layer's attention) or need not (an expert up to 64 MB) sets the size of a ring slot."""
+    pages = page_layout(model)
+    whole = [p.bytes for p in pages if p.layer is not None]
+    return page_layout(model, min(64_000_000, max(*whole, 8_000_000)))
+
+
+def _job_seconds(at: Situation, policy: Policy) -> float:
+    """Fast rank: overlap taken as perfect, a slice of the job."""
+    return simulate(at.times_of(policy), at.workload, _RANKING_STEPS).seconds
+
+
+def _with_best_schedule(at: Situation, policy: Policy, threshold: int):
+    """Stream, or on_demand when most sweeps have few rows: whichever job is shorter."""
+    prediction = predict(at.model, at.pages, policy, at.hardware, at.workload)
+    if at.overrides.schedule or policy.schedule != "stream" or not threshold:
+        return policy, prediction
+    if prediction.rows_per_sweep > threshold:
+        return policy, prediction
+    other = replace(policy, schedule="on_demand")
+    demand = predict(at.model, at.pages, other, at.hardware, at.workload)
+    return (other, demand) if demand.seconds < prediction.seconds else (policy, prediction)
+
+
+def _check(overrides: Overrides, at: Situation) -> None:
+    most = overrides.max_rows
+    if most is not None and (overrides.max_seqs or 1) > most:
+        raise UsageError(
+            "more sequences than rows in a sweep",
+            expected=f"at most {most} sequences",
+            got=overrides.max_seqs,
+        )
+    if overrides.ring_slots is not None and overrides.ring_slots < 2:
+        raise UsageError("ring slots", expected="at least 2", got=overrides.ring_slots)
+    if overrides.kv_blocks is not None and overrides.kv_blocks < at.longest_blocks:
+        raise UsageError(
+            "KV blocks for the longest request",
+            expected=f"at least {at.longest_blocks}",
+            got=overrides.kv_blocks,
+        )
+
+
+def _notes(at: Situation, policy: Policy, threshold: int) -> tuple[str, ...]:
+    experts = at.residency.experts
+    held = sum(1 for p in experts if p.id in policy.resident)
+    notes = [f"{held} of {len(experts)} expert pages resident"]
+    if policy.schedule == "resident":
+        return ("everything fits: nothing is read during the run",)
+    streamed = [p for p in at.residency.streamable if p.id not in policy.resident]
+    notes.append(
+        f"{format_bytes(sum(p.bytes for p in streamed))} read per sweep through "
+        f"{policy.ring_slots} slots of {format_bytes(policy.slot_bytes)}"
+    )
+    notes.append(f"arithmetic hides behind reads up to {policy.compute_rows} rows in a sweep")
+    if threshold:
+        notes.append(f"sweeps of at most {threshold} rows read routed experts only")
+    if not at.hardware.measured:
+        notes.append("the machine's rates are stock figures, not measured here")
+    return tuple(notes)

@@ -1,0 +1,211 @@
+"""How long one steady sweep takes, as a function of its load.
+
+The amounts come from ``schedule.work`` and the rates from ``hardware``, with the efficiency
+of each operation. Lanes add up their tasks; how well they overlap is played once per few row
+counts on the virtual machine and kept as a ratio to the busiest lane.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from headrace.schedule.binding import Binding, Extent
+from headrace.schedule.generate import generate
+from headrace.schedule.task import Op, Task
+from headrace.schedule.work import WorkModel
+from headrace.specs.hardware import DISK, DRAM, HOST, Hardware
+from headrace.specs.model import ModelSpec
+from headrace.specs.pages import Page
+from headrace.specs.policy import Policy
+
+_PER_SAMPLE = (Op.FINAL, Op.LOGITS, Op.SAMPLE)
+_STEP = 2**0.25
+
+
+class Load(NamedTuple):
+    """What one sweep carries: ``decodes`` rows over ``decode_kv`` tokens in all, ``chunk_rows``
+    of prompts that attend to ``chunk_kv`` tokens on average, ``samples`` tokens to draw."""
+
+    decodes: int
+    decode_kv: int = 0
+    chunk_rows: int = 0
+    chunk_kv: int = 0
+    samples: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of the sweep."""
+        return self.decodes + self.chunk_rows
+
+
+class LaneSeconds(NamedTuple):
+    """Busy seconds of one sweep: arithmetic, and the disk."""
+
+    cpu: float
+    disk: float
+
+    @property
+    def busiest(self) -> float:
+        """No sweep takes less."""
+        return max(self.cpu, self.disk)
+
+
+Overlap = Callable[[int], float]
+"""Rows -> seconds of a steady sweep over those of its busiest lane, at least 1."""
+
+
+def perfect_overlap(rows: int) -> float:
+    """What a ring deep enough comes close to."""
+    return 1.0
+
+
+@dataclass
+class SweepTimes:
+    """Sweep times under one policy. Results are kept per row count (steps of 19 %) and
+    interpolated, so that a job of thousands of sweeps costs a few dozen evaluations."""
+
+    model: ModelSpec
+    pages: tuple[Page, ...]
+    policy: Policy
+    hardware: Hardware
+    overlap: Overlap = perfect_overlap
+    _rows: dict[int, LaneSeconds] = field(default_factory=dict, repr=False)
+    _samples: dict[int, float] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self._work = WorkModel(self.model, self.pages, self.policy)
+        tasks = generate(self.model, self.pages, self.policy).tasks
+        self._head = _alike([t for t in tasks if t.op in _PER_SAMPLE], self.pages)
+        self._attn = next(t for t in tasks if t.op is Op.ATTN)
+        body = [t for t in tasks if t.op not in _PER_SAMPLE and t.op is not Op.ATTN]
+        self._body = _alike(body, self.pages)
+        self._overhead = len(tasks) * self.hardware.task_seconds
+
+    @property
+    def disk_rate(self) -> float:
+        """Bytes/s that the policy's disk lanes reach together."""
+        share = self.hardware.efficiency_of(Op.READ_PAGE.value, 1)
+        lanes = self.policy.disk_lanes * self.hardware.lane_rate
+        return min(self.hardware.roofs[DISK], lanes, self.hardware.roofs[DRAM]) * share
+
+    def seconds(self, load: Load) -> float:
+        """Seconds of a steady sweep."""
+        lanes = self.lanes(load)
+        return lanes.busiest * self.overlap(load.rows)
+
+    def lanes(self, load: Load) -> LaneSeconds:
+        """Busy seconds of each lane."""
+        cpu = _between(lambda rows: self._rows_at(rows).cpu, load.rows)
+        disk = _between(lambda rows: self._rows_at(rows).disk, load.rows)
+        head = _between(self._samples_at, load.samples)
+        return LaneSeconds(cpu + head + self._attention(load), disk)
+
+    def tail_seconds(self, load: Load) -> float:
+        """Arithmetic between the last expert of a sweep and the first of the next: head,
+        sampling, embedding and the first layer's attention."""
+        head = _between(self._samples_at, load.samples)
+        start = sum(
+            self._cpu_seconds(task.op, *self._work.work(task, self._binding(load.rows, 0)))
+            for task, _ in self._body
+            if task.op in (Op.EMBED, Op.PRE_ATTN, Op.POST_ATTN, Op.ROUTER)
+        )
+        return head + start + self._attention(load) / self.model.layers
+
+    def balanced_rows(self, most: int = 8192) -> int:
+        """n_real: the most rows whose arithmetic hides behind the disk's work; ``most`` if
+        nothing is read at all or the disk is slower still."""
+        if not self.lanes(Load(1)).disk:
+            return most
+        return bisect.bisect_left(range(1, most), True, key=self._computes) + 1
+
+    def _computes(self, rows: int) -> bool:
+        lanes = self.lanes(Load(rows, samples=rows // 2))
+        return lanes.cpu > lanes.disk
+
+    def _rows_at(self, rows: int) -> LaneSeconds:
+        if rows not in self._rows:
+            binding = self._binding(rows, 0)
+            cpu = disk = 0.0
+            for task, count in self._body:
+                amounts, width = self._work.work(task, binding)
+                if DISK in amounts:
+                    disk += count * amounts[DISK] / self.disk_rate
+                else:
+                    cpu += count * self._cpu_seconds(task.op, amounts, width)
+            self._rows[rows] = LaneSeconds(cpu + self._overhead, disk)
+        return self._rows[rows]
+
+    def _samples_at(self, samples: int) -> float:
+        if samples not in self._samples:
+            binding = self._binding(samples, samples)
+            self._samples[samples] = sum(
+                count * self._cpu_seconds(task.op, *self._work.work(task, binding))
+                for task, count in self._head
+            )
+        return self._samples[samples]
+
+    def _attention(self, load: Load) -> float:
+        """All layers' attention: decodes over their mean length, one chunk over its own."""
+        total = 0.0
+        if load.decodes:
+            one = self._attn_amounts(Extent(1, max(1, load.decode_kv // load.decodes)))
+            many = {roof: amount * load.decodes for roof, amount in one.items()}
+            total += self._cpu_seconds(Op.ATTN, many, load.decodes)
+        if load.chunk_rows:
+            kv = max(load.chunk_rows, load.chunk_kv)
+            # several prompts share a chunk: each attends to its own tokens only
+            rows = min(load.chunk_rows, max(1, load.chunk_kv))
+            parts = load.chunk_rows / rows
+            amounts = self._attn_amounts(Extent(rows, kv if parts == 1 else load.chunk_kv))
+            scaled = {roof: amount * parts for roof, amount in amounts.items()}
+            total += self._cpu_seconds(Op.ATTN, scaled, load.chunk_rows)
+        return total * self.model.layers
+
+    def _attn_amounts(self, extent: Extent) -> Mapping[str, float]:
+        others = ((),) * (self.policy.micro_batches - 1)
+        return self._work.work(self._attn, Binding(((extent,), *others))).amounts
+
+    def _binding(self, rows: int, samples: int) -> Binding:
+        """Rows spread over the micro-batches as evenly as the batcher does."""
+        count = self.policy.micro_batches
+        shares = [rows * (i + 1) // count - rows * i // count for i in range(count)]
+        extents = tuple((Extent(n, n),) if n else () for n in shares)
+        drawn = tuple(samples * (i + 1) // count - samples * i // count for i in range(count))
+        return Binding(extents, drawn)
+
+    def _cpu_seconds(self, op: Op, amounts: Mapping[str, float], rows: float) -> float:
+        share = self.hardware.efficiency_of(op.value, rows)
+        times = [self._seconds_on(roof, amount) for roof, amount in amounts.items()]
+        return max(times, default=0.0) / share
+
+    def _seconds_on(self, roof: str, amount: float) -> float:
+        if roof == HOST:
+            return amount * self.hardware.row_seconds
+        return amount / self.hardware.roofs[roof]
+
+
+
+def _alike(tasks: list[Task], pages: tuple[Page, ...]) -> list[tuple[Task, int]]:
+    """Tasks that cost the same whatever the load, counted once: (one of them, how many)."""
+    bytes_of = {page.id: page.bytes for page in pages}
+    groups: dict[tuple[object, ...], tuple[Task, int]] = {}
+    for task in tasks:
+        size = None if task.page is None else bytes_of[task.page]
+        key = (task.op, task.mb, size, task.expert is None)
+        first, count = groups.get(key, (task, 0))
+        groups[key] = (first, count + 1)
+    return list(groups.values())
+
+
+def _between(at: Callable[[int], float], value: int) -> float:
+    """Linear between the two nearest points of a geometric grid."""
+    if value <= 8:
+        return at(value) if value else 0.0
+    step = math.floor(math.log(value, _STEP) + 1e-9)
+    low, high = round(_STEP**step), round(_STEP ** (step + 1))
+    a, b = at(low), at(high)
+    return a + (b - a) * (value - low) / (high - low)

@@ -1,0 +1,65 @@
+"""Where reading only the routed experts beats streaming all of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from headrace.planner.played import steady_seconds
+from headrace.planner.sweeps import Load
+from headrace.specs.hardware import Hardware
+from headrace.specs.model import ModelSpec
+from headrace.specs.pages import Page
+from headrace.specs.policy import Policy
+
+
+def on_demand_rows(
+    model: ModelSpec,
+    pages: tuple[Page, ...],
+    policy: Policy,
+    hardware: Hardware,
+    kv: int = 256,
+) -> int:
+    """The most rows of a sweep for which ``on_demand`` is faster than ``stream``; 0 if it never
+    is. Both are played on the virtual machine with decodes over ``kv`` tokens each, at doubling
+    row counts, then bisected: a few plays, done once per run.
+    """
+    streamed = [p for p in pages if p.expert is not None and p.id not in policy.resident]
+    if not streamed or not model.is_moe or model.top_k == model.experts:
+        return 0
+
+    def faster(rows: int) -> bool:
+        demand, stream = (
+            _seconds(model, pages, replace(policy, schedule=name), hardware, rows, kv)
+            for name in ("on_demand", "stream")
+        )
+        return demand < 0.98 * stream  # a tie goes to the one that does not guess
+
+    low, high = 0, 1
+    while high <= policy.max_rows and faster(high):
+        low, high = high, high * 2
+    high = min(high, policy.max_rows + 1)
+    while high - low > max(1, low // 8):
+        middle = (low + high) // 2
+        low, high = (middle, high) if faster(middle) else (low, middle)
+    return low
+
+
+def _seconds(
+    model: ModelSpec,
+    pages: tuple[Page, ...],
+    policy: Policy,
+    hardware: Hardware,
+    rows: int,
+    kv: int,
+) -> float:
+    """Layers are alike: a few of them tell."""
+    layers = min(model.layers, 4)
+    kept = tuple(p for p in pages if p.layer is None or p.layer < layers)
+    resident = policy.resident & {p.id for p in kept}
+    return steady_seconds(
+        replace(model, layers=layers),
+        kept,
+        replace(policy, resident=resident),
+        hardware,
+        Load(rows, rows * kv, samples=rows),
+    )
