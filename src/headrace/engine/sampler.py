@@ -1,0 +1,246 @@
+"""From logits to tokens. Shapes: S rows that sample, V vocabulary, B rows of one block.
+
+A token is drawn by inverting the cumulative distribution in token-id order at one uniform
+number, and that number is a hash of (seed, request seed, request key, choice, position): what
+a request draws depends neither on its neighbours nor on when it runs. Greedy rows without
+adjustments share one argmax; a tie goes to the lowest id.
+
+The steps and their order are vLLM's: allowed ids, minimum length, bias, penalties, temperature,
+min-p, top-k, top-p. Log-probabilities are those of the raw logits, before all of these.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headrace.engine.filters import penalise, restrict, truncate
+from headrace.errors import HeadraceError, ParameterError
+from headrace.specs.sampling import SamplingParams
+
+BLOCK_BYTES = 32 << 20
+"""Bound of what one block of adjusted or random rows may allocate, unless one row needs more."""
+
+ROW_BYTES = 24
+"""Bytes allocated per vocabulary entry of a block: fp32 copy, fp64 cumulative sum, masks, sort."""
+
+GREEDY_BELOW = 1e-5
+"""Temperatures under this one draw the most likely token (as vLLM)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRow:
+    """Who a row of logits belongs to. ``position`` counts the tokens generated so far.
+
+    ``prompt`` and ``generated`` are read only by penalties, ``eos_ids`` only before
+    ``min_tokens`` tokens were generated.
+    """
+
+    params: SamplingParams
+    key: str
+    choice: int = 0
+    position: int = 0
+    prompt: Sequence[int] = ()
+    generated: Sequence[int] = ()
+    eos_ids: frozenset[int] = frozenset()
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is taken."""
+        return self.params.temperature < GREEDY_BELOW
+
+    @property
+    def adjusted(self) -> bool:
+        """Whether logits change before the draw (temperature and truncation apart)."""
+        p = self.params
+        return (
+            self.position < p.min_tokens
+            or p.repetition_penalty != 1.0
+            or p.frequency_penalty != 0.0
+            or p.presence_penalty != 0.0
+            or bool(p.logit_bias)
+            or p.allowed_token_ids is not None
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """A drawn token; ``top`` lists the likeliest (token, logprob) pairs, the best one first.
+
+    Log-probabilities are rounded to 1e-6. Both are None unless the request asked for them.
+    """
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] | None = None
+
+
+class Sampler:
+    """Draws one token per row of logits. Holds no state but the seed."""
+
+    def __init__(self, seed: int, vocab: int) -> None:
+        self.seed = seed
+        self.vocab = vocab
+
+    @property
+    def scratch_bytes(self) -> int:
+        """The most that :meth:`sample` allocates at a time, results apart."""
+        return max(BLOCK_BYTES, ROW_BYTES * self.vocab)
+
+    def sample(self, logits: Tensor, rows: Sequence[SampleRow]) -> list[SampledToken]:
+        """Draw a token per row of ``logits`` [S, V] fp32, which is left as it is.
+
+        Raises HeadraceError, naming the request, when a row holds NaN or nothing finite.
+        """
+        if logits.shape != (len(rows), self.vocab):
+            raise HeadraceError(
+                "shape of the logits",
+                expected=(len(rows), self.vocab),
+                got=tuple(logits.shape),
+            )
+        if not rows:
+            return []
+        tokens = self._likeliest(logits, rows)
+        drawn = [i for i, row in enumerate(rows) if not row.greedy or row.adjusted]
+        for block in self._blocks(drawn):
+            for i, token in zip(block, self._draw(logits, rows, block), strict=True):
+                tokens[i] = token
+        results = [SampledToken(token) for token in tokens]
+        asked = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
+        for block in self._blocks(asked):
+            self._fill_logprobs(logits, rows, block, results)
+        return results
+
+    def _likeliest(self, logits: Tensor, rows: Sequence[SampleRow]) -> list[int]:
+        best = logits.max(dim=-1)  # values [S] (NaN if any is), indices [S] of the first maximum
+        _check_finite(best.values, rows)
+        tokens: list[int] = best.indices.tolist()
+        return tokens
+
+    def _blocks(self, indices: list[int]) -> Iterator[list[int]]:
+        size = max(1, BLOCK_BYTES // (ROW_BYTES * self.vocab))
+        for start in range(0, len(indices), size):
+            yield indices[start : start + size]
+
+    def _draw(self, logits: Tensor, rows: Sequence[SampleRow], block: list[int]) -> list[int]:
+        """Tokens of the rows in ``block``, adjusted, truncated and drawn."""
+        x = logits[torch.tensor(block)]  # [B, V], a copy
+        members = [rows[i] for i in block]
+        for line, row in zip(x, members, strict=True):
+            if row.adjusted:
+                _adjust(line, row)
+        best = x.max(dim=-1, keepdim=True)  # [B, 1]
+        _check_finite(best.values[:, 0], members)
+        tokens: list[int] = best.indices[:, 0].tolist()
+        random = [b for b, row in enumerate(members) if not row.greedy]
+        if not random:
+            return tokens
+        temperature = torch.tensor([max(row.params.temperature, GREEDY_BELOW) for row in members])
+        x.sub_(best.values).div_(temperature[:, None]).exp_()  # weights, the largest is 1
+        truncate(x, [None if row.greedy else row.params for row in members])
+        sums = x.cumsum(dim=-1, dtype=torch.float64)  # serial along V: no row sees another
+        targets = sums[:, -1:] * torch.tensor(
+            [[self._uniform(row)] for row in members], dtype=torch.float64
+        )
+        found: list[int] = torch.searchsorted(sums, targets, right=True)[:, 0].tolist()
+        for b in random:
+            tokens[b] = found[b]
+        return tokens
+
+    def _uniform(self, row: SampleRow) -> float:
+        return keyed_uniform(self.seed, row.params.seed, row.key, row.choice, row.position)
+
+    def _fill_logprobs(
+        self,
+        logits: Tensor,
+        rows: Sequence[SampleRow],
+        block: list[int],
+        results: list[SampledToken],
+    ) -> None:
+        x = logits[torch.tensor(block)]  # [B, V]
+        most = min(self.vocab, max(rows[i].params.logprobs or 0 for i in block))
+        values, ids = x.topk(most, dim=-1)  # [B, most]
+        drawn = x.gather(1, torch.tensor([[results[i].token] for i in block]))[:, 0].tolist()
+        largest = x.amax(dim=-1, keepdim=True)
+        sums = x.sub_(largest).exp_().sum(dim=-1, dtype=torch.float64)
+        total = (largest[:, 0].double() + sums.log()).tolist()
+        for b, i in enumerate(block):
+            pairs = zip(ids[b].tolist(), values[b].tolist(), strict=True)
+            ordered = sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
+            results[i] = SampledToken(
+                results[i].token,
+                round(drawn[b] - total[b], 6),
+                tuple((t, round(v - total[b], 6)) for t, v in ordered[: rows[i].params.logprobs]),
+            )
+
+
+def keyed_uniform(
+    seed: int, request_seed: int | None, key: str, choice: int, position: int
+) -> float:
+    """A uniform number in [0, 1) that is a pure function of its arguments."""
+    text = f"{seed}|{request_seed}|{choice}|{position}|{key}"
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) * 2.0**-53
+
+
+def check_params(params: SamplingParams, vocab: int, eos_ids: frozenset[int]) -> None:
+    """Refuse, before any work, what only the vocabulary shows to be impossible.
+
+    Raises ParameterError for token ids outside the vocabulary, and for allowed ids of which
+    every one is forbidden until ``min_tokens``.
+    """
+    groups = {
+        "logit_bias": tuple(params.logit_bias),
+        "allowed_token_ids": params.allowed_token_ids or (),
+        "stop_token_ids": params.stop_token_ids,
+    }
+    for name, ids in groups.items():
+        for token in ids:
+            if not 0 <= token < vocab:
+                raise ParameterError(f"{name}: token id", expected=f"0 to {vocab - 1}", got=token)
+    if any(not math.isfinite(bias) for bias in params.logit_bias.values()):
+        raise ParameterError("logit_bias", expected="finite numbers", got=params.logit_bias)
+    allowed = params.allowed_token_ids
+    if allowed is not None and params.min_tokens and not set(allowed) - _enders(params, eos_ids):
+        raise ParameterError(
+            "min_tokens with allowed_token_ids",
+            expected="an allowed id that does not end the text",
+            got=allowed,
+        )
+
+
+def _check_finite(largest: Tensor, rows: Sequence[SampleRow]) -> None:
+    """Raise for the first row whose largest logit is not a finite number."""
+    fine = largest.isfinite()
+    if bool(fine.all()):
+        return
+    bad = int((~fine).nonzero()[0])
+    raise HeadraceError(
+        f"logits of request {rows[bad].key!r} at generated token {rows[bad].position}",
+        expected="finite numbers",
+        got=f"a maximum of {largest[bad].item()}",
+        hint="check the checkpoint's files; the model computed an invalid number",
+    )
+
+
+def _adjust(line: Tensor, row: SampleRow) -> None:
+    """Apply bias, bans and penalties to the logits [V] of one row, in place."""
+    params = row.params
+    blocked: frozenset[int] = frozenset()
+    if row.position < params.min_tokens:
+        blocked = _enders(params, row.eos_ids)
+    restrict(line, params.allowed_token_ids, blocked)
+    if params.logit_bias:
+        ids = torch.tensor(list(params.logit_bias))
+        line[ids] += torch.tensor([float(b) for b in params.logit_bias.values()])
+    penalise(line, params, row.prompt, row.generated)
+
+
+def _enders(params: SamplingParams, eos_ids: frozenset[int]) -> frozenset[int]:
+    ends = frozenset(params.stop_token_ids)
+    return ends if params.ignore_eos else ends | eos_ids
