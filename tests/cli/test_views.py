@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -15,6 +14,9 @@ from headrace.cli.output import emit_json, error_dict
 from headrace.cli.plan_view import plan_dict, plan_text
 from headrace.cli.summary_view import error_text, print_summary
 from headrace.errors import BudgetError
+from headrace.planner.memory_map import MemoryMap
+from headrace.planner.plan import Plan
+from headrace.planner.simulate import Prediction
 from headrace.specs.policy import Policy
 
 POLICY = Policy(
@@ -29,20 +31,22 @@ POLICY = Policy(
 )
 
 
-def plan(prediction: bool = True) -> SimpleNamespace:
-    return SimpleNamespace(
+def plan() -> Plan:
+    parts = {"resident weights": 300_000_000, "ring": 48_000_000, "kv cache": 100_000_000}
+    return Plan(
         policy=POLICY,
-        memory_map={"resident weights": 300_000_000, "ring": 48_000_000, "KV": 100_000_000},
-        prediction=SimpleNamespace(
-            job_seconds=90.0,
+        memory=MemoryMap(parts, margin_bytes=2_000_000, budget_bytes=600_000_000),
+        prediction=Prediction(
+            seconds=90.0,
             low=70.0,
             high=140.0,
-            prefill_tokens_per_second=400.0,
-            decode_tokens_per_second=40.0,
-        )
-        if prediction
-        else None,
-        bound_by="disk",
+            sweeps=30,
+            prompt_tokens=9000,
+            gen_tokens=1800,
+            lanes={"cpu": 60.0, "disk": 85.0},
+        ),
+        on_demand_rows=3,
+        smallest_bytes=100_000_000,
         notes=("12 prefix tokens are shared",),
     )
 
@@ -55,20 +59,18 @@ def page(summary: dict) -> str:
 
 def test_plan_shows_memory_time_interval_and_bound():
     text = plan_text(plan())
-    for part in ("448 MB", "6 slots of 8 MB", "1 min 30 s (1 min 10 s to 2 min 20 s)"):
+    for part in ("300 MB", "600 MB", "6 slots of 8 MB", "1 min 30 s (1 min 10 s to 2 min 20 s"):
         assert part in text
-    assert "bound by: disk" in text
+    for part in ("output lengths guessed", "decode 20.0 tok/s", "bound by: disk"):
+        assert part in text
     assert "note: 12 prefix tokens" in text
-
-
-def test_plan_without_prediction_still_shows_memory():
-    assert "448 MB" in plan_text(plan(prediction=False))
 
 
 def test_plan_is_json():
     data = json.loads(json.dumps(plan_dict(plan())))
     assert data["policy"]["resident_pages"] == 2
-    assert data["prediction"]["low"] == 70.0
+    assert data["memory"] | {"ring": 48_000_000, "total": 450_000_000} == data["memory"]
+    assert (data["prediction"]["low"], data["prediction"]["bound_by"]) == (70.0, "disk")
 
 
 def test_summary_sets_predicted_beside_measured():

@@ -46,7 +46,7 @@ class BatchRun:
         print_plan(plan, self.console)
         log.info("plan\n%s", plan_text(plan))
         tokens = workload.prompt_tokens + workload.gen_tokens
-        predicted = None if plan.prediction is None else plan.prediction.job_seconds
+        predicted = plan.prediction.seconds
         with show_progress(self.console, predicted, tokens) as progress:
             summary = self.llm.run(job, progress=progress, trace_path=trace).to_dict()
         log.info("summary %s", summary)

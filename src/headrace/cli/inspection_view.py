@@ -48,9 +48,10 @@ def _roles(found: Inspection) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     for role, size in sizes.items():
-        table.add_row(role, format_bytes(size), f"{size / total:.1%}")
-    if found.model.tied_embeddings:
-        table.caption, table.caption_justify = "the head is the embedding table", "left"
+        if role == "head" and found.model.tied_embeddings:
+            table.add_row("head", "", "is the embedding table")
+        elif size:
+            table.add_row(role, format_bytes(size), f"{size / total:.1%}")
     return table
 
 

@@ -12,7 +12,8 @@ from headrace import __version__
 from headrace.cli import bench, generate, inspect_, run_batch
 from headrace.cli.interrupt import EXIT_CODE, end_on_interrupt
 from headrace.cli.output import show_error, warn
-from headrace.cli.settings import bind_environment, unknown_variables
+from headrace.cli.settings import bind_environment, leaves, unknown_variables
+from headrace.cli.startup import skip_needless_coercion
 from headrace.errors import HeadraceError
 
 
@@ -58,6 +59,8 @@ def make_command() -> Any:
     """The click command tree, every option bound to its HEADRACE_* variable."""
     command = get_command(make_app())
     bind_environment(command)
+    for parameter in (*command.params, *(p for leaf in leaves(command) for p in leaf.params)):
+        skip_needless_coercion(parameter)
     return command
 
 

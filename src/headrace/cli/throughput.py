@@ -130,6 +130,6 @@ class _Runner:
         self.load.write(folder / "in.jsonl", llm.spec.vocab)
         tokens = self.load.batch * (self.load.prompt_len + self.load.gen_len)
         job = Job(folder / "in.jsonl", folder / "out.jsonl")
-        predicted = None if plan.prediction is None else plan.prediction.job_seconds
+        predicted = plan.prediction.seconds
         with show_progress(self.console, predicted, tokens) as progress:
             return llm.run(job, progress=progress, trace_path=trace).to_dict()
