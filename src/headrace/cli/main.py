@@ -12,8 +12,8 @@ from headrace import __version__
 from headrace.cli import bench, generate, inspect_, run_batch
 from headrace.cli.interrupt import EXIT_CODE, end_on_interrupt
 from headrace.cli.output import show_error, warn
-from headrace.cli.settings import bind_environment, leaves, unknown_variables
-from headrace.cli.startup import skip_needless_coercion
+from headrace.cli.settings import bind_environment, unknown_variables
+from headrace.cli.startup import Command, Group
 from headrace.errors import HeadraceError
 
 
@@ -59,8 +59,6 @@ def make_command() -> Any:
     """The click command tree, every option bound to its HEADRACE_* variable."""
     command = get_command(make_app())
     bind_environment(command)
-    for parameter in (*command.params, *(p for leaf in leaves(command) for p in leaf.params)):
-        skip_needless_coercion(parameter)
     return command
 
 
@@ -68,13 +66,13 @@ def make_app() -> typer.Typer:
     """The Typer application with all commands."""
     app = _typer(help=HELP)
     app.callback()(_root)
-    app.command("inspect")(inspect_.inspect)
-    app.command("generate")(generate.generate)
-    app.command("run-batch")(run_batch.run_batch)
+    app.command("inspect", cls=Command)(inspect_.inspect)
+    app.command("generate", cls=Command)(generate.generate)
+    app.command("run-batch", cls=Command)(run_batch.run_batch)
     benches = _typer(help="Measure throughput and overhead; make checkpoints to measure with.")
-    benches.command("throughput")(bench.throughput)
-    benches.command("make-checkpoint")(bench.make_checkpoint)
-    benches.command("schedules")(bench.schedules)
+    benches.command("throughput", cls=Command)(bench.throughput)
+    benches.command("make-checkpoint", cls=Command)(bench.make_checkpoint)
+    benches.command("schedules", cls=Command)(bench.schedules)
     app.add_typer(benches, name="bench")
     return app
 
@@ -82,6 +80,7 @@ def make_app() -> typer.Typer:
 def _typer(help: str) -> typer.Typer:
     return typer.Typer(
         help=help,
+        cls=Group,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
