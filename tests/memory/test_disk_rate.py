@@ -7,7 +7,7 @@ import pytest
 
 from headrace.errors import StorageError
 from headrace.memory.disk import DiskReader
-from headrace.memory.disk_rate import best_rate, measure_rate
+from headrace.memory.disk_rate import measure_rate, rates_by_depth
 
 
 def ticking() -> object:
@@ -31,7 +31,7 @@ def test_the_rate_is_bytes_over_seconds(tmp_path: Path, depth: int) -> None:
 def test_depths_read_one_after_the_other_and_wrap(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(bytes(50_000))
     with DiskReader([tmp_path / "a"]) as reader:
-        rates = best_rate(reader, 60_000, ticking(), depths=(1, 2), request_bytes=8192)  # type: ignore[arg-type]
+        rates = rates_by_depth(reader, 60_000, ticking(), depths=(1, 2), request_bytes=8192)  # type: ignore[arg-type]
     assert [r.depth for r in rates] == [1, 2]
     assert all(r.bytes >= 60_000 for r in rates)
 

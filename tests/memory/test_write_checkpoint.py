@@ -70,22 +70,26 @@ def test_many_names_open_new_shards_when_a_header_is_full(tmp_path: Path) -> Non
     assert len(contents(tmp_path)) == 600
 
 
+def write_pairs(folder: Path, *pairs: tuple[str, object]) -> None:
+    with CheckpointWriter(folder) as writer:
+        for name, data in pairs:
+            writer.add(name, "f16", (2,), data)
+
+
 @pytest.mark.parametrize("data", [b"", b"123", b"12345", [b"12", b"345"], [b"1"]])
 def test_data_of_another_length_is_refused_and_nothing_remains(
     tmp_path: Path, data: object
 ) -> None:
-    with pytest.raises(CheckpointError, match="data of tensor x"), CheckpointWriter(tmp_path) as w:
-        w.add("ok", "f16", (1,), b"ab")
-        w.add("x", "f16", (2,), data)
+    with pytest.raises(CheckpointError, match="data of tensor x"):
+        write_pairs(tmp_path, ("ok", b"abcd"), ("x", data))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_name_twice_or_too_long_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot be added"), CheckpointWriter(tmp_path) as w:
-        w.add("x", "f16", (1,), b"ab")
-        w.add("x", "f16", (1,), b"ab")
-    with pytest.raises(CheckpointError, match="too long"), CheckpointWriter(tmp_path) as w:
-        w.add("x" * HEADER_ROOM, "f16", (1,), b"ab")
+    with pytest.raises(CheckpointError, match="cannot be added"):
+        write_pairs(tmp_path, ("x", b"abcd"), ("x", b"abcd"))
+    with pytest.raises(CheckpointError, match="too long"):
+        write_pairs(tmp_path, ("x" * HEADER_ROOM, b"abcd"))
 
 
 def test_existing_weights_are_never_overwritten(tmp_path: Path) -> None:
@@ -94,25 +98,17 @@ def test_existing_weights_are_never_overwritten(tmp_path: Path) -> None:
         CheckpointWriter(tmp_path)
 
 
-def test_a_full_disk_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("call", ["pwrite", "fsync", "open"])
+def test_a_failing_disk_is_a_storage_error_and_nothing_remains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(StorageError, match="No space left"), CheckpointWriter(tmp_path) as writer:
-        monkeypatch.setattr(os, "pwrite", full)
-        writer.add("x", "f16", (1,), b"ab")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failure_at_the_end_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def failing(_: int) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    with pytest.raises(StorageError, match="Input/output"), CheckpointWriter(tmp_path) as writer:
-        writer.add("x", "f16", (1,), b"ab")
-        monkeypatch.setattr(os, "fsync", failing)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, full)
+        with pytest.raises(StorageError, match="No space left"):
+            write_pairs(tmp_path, ("x", b"abcd"))
     assert list(tmp_path.iterdir()) == []
 
 

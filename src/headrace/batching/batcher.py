@@ -99,6 +99,22 @@ class Batcher:
         self.counters.aborted += 1
         return True
 
+    def clear(self) -> None:
+        """Forget every sequence and give all blocks back; counters stay."""
+        for sequence in list(self._active.values()):
+            self._release(sequence)
+        self._waiting.clear()
+
+    def most_sweeps_left(self) -> int:
+        """Sweeps until everything now known has ended, if nobody ends early; a large number
+        while prompts are not read in full."""
+        if not self._active and not self._waiting:
+            return 0
+        active = self._active.values()
+        if self._waiting or any(s.computed + 1 < s.length or not s.generated for s in active):
+            return 1 << 30
+        return max(s.request.max_tokens - len(s.generated) for s in active)
+
     @property
     def has_work(self) -> bool:
         """Whether any sequence is active or waiting."""

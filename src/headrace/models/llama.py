@@ -1,4 +1,4 @@
-"""Llama (Touvron et al. 2023, arXiv 2302.13971) and Mistral: dense, one FFN that every row visits."""
+"""Llama (Touvron et al. 2023, arXiv 2302.13971) and Mistral: one FFN that every row visits."""
 
 from __future__ import annotations
 

@@ -1,0 +1,239 @@
+"""What ``calibrate`` times: the engine's own bodies, reads and buffers, on one layer.
+
+Shapes are those of the model at hand; rows and KV are kept small, so that probing fits beside
+any budget and takes a few seconds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from headrace.batching.batch import Batch, MicroBatch, Segment
+from headrace.engine.loaded import Loaded
+from headrace.engine.sampler import Sampler, SampleRow
+from headrace.engine.sweep import Sweep
+from headrace.kernels.reference import Routing
+from headrace.memory.arena import Arena
+from headrace.memory.disk_rate import measure_rate
+from headrace.models.bodies import make_bodies
+from headrace.models.workspace import Workspace
+from headrace.planner.calibrate import OpProbe, Probes, measure
+from headrace.schedule.generate import generate
+from headrace.schedule.sizes import buffer_sizes
+from headrace.schedule.task import Buffer, Op, Task
+from headrace.schedule.work import WorkModel
+from headrace.specs.hardware import Hardware
+from headrace.specs.policy import Policy
+from headrace.specs.sampling import SamplingParams
+
+MAX_ROWS = 256
+CONTEXT = 128
+"""Rows at most, and KV tokens of each, in a probe."""
+
+READ_BYTES = 192_000_000
+"""What one measurement of the disk reads."""
+
+Clock = Callable[[], float]
+
+
+def measure_machine(
+    loaded: Loaded, clock: Clock, *, threads: int, kv_dtype: str, capacity_bytes: int
+) -> Hardware:
+    """This machine's roofs, and how close this model's operations come to them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    bench = _Bench(loaded, threads, kv_dtype)
+    try:
+        with torch.inference_mode():
+            return measure(
+                Probes(
+                    read_rate=_ReadRate(loaded, clock),
+                    sgemm=_Sgemm(),
+                    sweep_memory=_sweep_memory,
+                    ops=bench.ops(),
+                    sample=bench.sample,
+                ),
+                clock,
+                name="this machine",
+                capacity={"host": capacity_bytes},
+            )
+    finally:
+        bench.close()
+        torch.set_num_threads(before)
+
+
+class _ReadRate:
+    """Sequential direct reads of the checkpoint itself, never the same bytes twice."""
+
+    def __init__(self, loaded: Loaded, clock: Clock) -> None:
+        self._loaded = loaded
+        self._clock = clock
+        self._start = 0
+
+    def __call__(self, depth: int) -> float:
+        start, self._start = self._start, self._start + READ_BYTES
+        size = self._loaded.page_bytes[self._largest()]
+        request = max(1 << 20, min(size, 16 << 20))
+        rate = measure_rate(
+            self._loaded.reader, READ_BYTES, depth, self._clock, request, start
+        )
+        return rate.bytes_per_second
+
+    def _largest(self) -> int:
+        return max(self._loaded.page_bytes, key=lambda page: self._loaded.page_bytes[page])
+
+
+class _Sgemm:
+    """One product at M = 512, large and square otherwise."""
+
+    def __init__(self, rows: int = 512, size: int = 2048) -> None:
+        self._a, self._b = torch.randn(rows, size), torch.randn(size, size)
+        self._out = torch.empty(rows, size)
+
+    def __call__(self) -> float:
+        torch.mm(self._a, self._b, out=self._out)
+        return 2.0 * self._a.shape[0] * self._b.numel()
+
+
+def _sweep_memory(size: int = 64 << 20) -> float:
+    block = torch.empty(size // 4)
+    block.fill_(1.0)
+    block.sum()
+    return 2.0 * size
+
+
+class _Bench:
+    """One layer's buffers and bodies, run task by task outside any machine."""
+
+    def __init__(self, loaded: Loaded, threads: int, kv_dtype: str) -> None:
+        self.model, self.table = loaded.one_layer()
+        pages = self.table.pages
+        rows = min(MAX_ROWS, max(16, (64 << 20) // (self.model.vocab * 4)))
+        streamed = [p.id for p in pages if p.expert is not None]
+        resident = frozenset(p.id for p in pages) - set(streamed)
+        self.policy = Policy(
+            schedule="stream",
+            max_rows=MAX_ROWS,
+            max_seqs=rows,
+            resident=self._small(resident),
+            ring_slots=1,
+            slot_bytes=self.table.max_slot_bytes(p.id for p in pages),
+            kv_blocks=MAX_ROWS // 4 * CONTEXT // 16,
+            kv_dtype=kv_dtype,
+            threads=threads,
+        )
+        page_bytes = {page.id: self.table.slot_bytes(page.id) for page in pages}
+        sizes = buffer_sizes(self.model, pages, self.policy, page_bytes)
+        total = sum(-(-size.bytes // 4096) * 4096 for size in sizes.values())
+        self.arena = Arena("host", total + (1 << 20))
+        self.workspace = Workspace(self.model, self.table, self.policy, sizes, self.arena)
+        self.workspace.load_resident()
+        self.bodies = make_bodies(self.model, self.table, self.policy)
+        self.work = WorkModel(self.model, pages, self.policy)
+        tasks = generate(self.model, pages, self.policy).tasks
+        self.tasks = {task.op: task for task in reversed(tasks)}  # the first of each op
+        self.sampler = Sampler(0, self.model.vocab)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.bodies = {}
+        del self.workspace
+        self.table.close()
+        self.arena.close()
+
+    def ops(self) -> dict[str, OpProbe]:
+        """A probe for every op whose time depends on rows."""
+        timed = (
+            Op.PRE_ATTN,
+            Op.ATTN,
+            Op.POST_ATTN,
+            Op.ROUTER,
+            Op.EXPERT,
+            Op.EXPERT_UP,
+            Op.EXPERT_DOWN,
+            Op.LOGITS,
+        )
+        probes = {op.value: self._probe(self.tasks[op]) for op in timed if op in self.tasks}
+        if Op.EXPERT.value in probes:
+            probes[Op.MOE.value] = probes[Op.EXPERT.value]
+        return probes
+
+    def sample(self) -> int:
+        """Draw greedily for as many rows as there are logits."""
+        logits = self.workspace.view(Buffer("logits"))
+        logits.zero_()
+        row = SampleRow(SamplingParams(temperature=0.0), "probe")
+        self.sampler.sample(logits, [row] * len(logits))
+        return len(logits)
+
+    def _small(self, resident: frozenset[int]) -> frozenset[int]:
+        """All but the pages of large tables: those pass through the slot."""
+        tables = {p.id for p in self.table.pages if p.role in ("embed", "head")}
+        return resident - tables
+
+    def _probe(self, task: Task) -> OpProbe:
+        most = self.policy.max_seqs if task.op is Op.LOGITS else MAX_ROWS
+        rows = tuple(r for r in (1, 4, 16, 64, 256) if r <= most)
+        self._fill(task)
+        sweeps = {r: self._sweep(r, task) for r in rows}
+        views = {b: self.workspace.view(b) for b in (*task.reads, *task.writes)}
+        body = self.bodies[task.op]
+
+        def run(r: int) -> None:
+            self._route(task, r, views)
+            body(task, views, sweeps[r])
+
+        def amounts(r: int) -> Mapping[str, float]:
+            return self.work.work(task, sweeps[r].binding).amounts
+
+        return OpProbe(run, amounts, rows)
+
+    def _fill(self, task: Task) -> None:
+        """Put the task's own page into the slot it reads."""
+        for buffer in task.reads:
+            if buffer.name == "slot" and task.page is not None:
+                slot = self.workspace.view(buffer)
+                self.table.read(task.page, memoryview(slot.numpy()))
+
+    def _sweep(self, rows: int, task: Task) -> Sweep:
+        """``rows`` decodes of CONTEXT tokens; sequences beyond the KV share blocks."""
+        per_sequence = CONTEXT // self.policy.kv_block
+        count = self.policy.kv_blocks // per_sequence
+        segments = tuple(
+            Segment(
+                sequence=i,
+                tokens=(i % self.model.vocab,),
+                start=CONTEXT - 1,
+                blocks=tuple(
+                    range(i % count * per_sequence, (i % count + 1) * per_sequence)
+                ),
+                sample=i < self.policy.max_seqs,
+            )
+            for i in range(rows)
+        )
+        sweep = Sweep(0)
+        sweep.bind(Batch((MicroBatch(segments),)))
+        if task.expert is not None:
+            counts = [0.0] * self.model.experts
+            counts[task.expert] = float(rows)
+            sweep.binding.routed[0] = tuple(counts)
+        return sweep
+
+    def _route(self, task: Task, rows: int, views: Mapping[Buffer, Any]) -> None:
+        """Send every row to the task's expert."""
+        routing = views.get(Buffer("routing"))
+        if isinstance(routing, Routing) and task.expert is not None:
+            routing.starts[: task.expert + 1] = 0
+            routing.starts[task.expert + 1 :] = rows
+            routing.rows[:rows] = torch.arange(rows, dtype=routing.rows.dtype)
+            routing.weights[:rows] = 1.0
+
+
+def usable_threads() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))
+

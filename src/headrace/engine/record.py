@@ -1,0 +1,107 @@
+"""What a run did, a sweep at a time: bytes, FLOPs, rows, seconds. Spans only on request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from headrace.engine.sweep import Sweep
+from headrace.machines.trace import RunTotals, SweepTrace
+from headrace.memory.pages import PageTable
+from headrace.schedule.task import Op, Task
+from headrace.schedule.work import WorkModel
+from headrace.specs.hardware import CPU_FLOPS, DISK, Hardware
+
+
+class SweepAmounts(NamedTuple):
+    """One sweep: bytes it needed from disk, its FLOPs, its rows, and the seconds it added."""
+
+    needed_bytes: int
+    flops: float
+    prefill_rows: int
+    decode_rows: int
+    seconds: float
+
+
+@dataclass
+class Record:
+    """Totals of one run. ``keep_traces`` keeps every span, for a timeline."""
+
+    table: PageTable
+    work: WorkModel
+    keep_traces: bool = False
+    totals: RunTotals = field(default_factory=RunTotals)
+    sweeps: list[SweepAmounts] = field(default_factory=list)
+    bytes_read: int = 0
+    traces: list[SweepTrace] = field(default_factory=list)
+    _last_end: float | None = None
+
+    def add(self, trace: SweepTrace) -> None:
+        """Count a sweep that has ended. Sweeps arrive in order."""
+        sweep = trace.sweep
+        assert isinstance(sweep, Sweep)
+        self.totals.add(trace)
+        began = trace.start if self._last_end is None else self._last_end
+        self._last_end = trace.end
+        row_bytes = self._row_bytes(trace, sweep)
+        self.bytes_read += sum(sweep.binding.page_bytes.values()) + row_bytes
+        decodes = sweep.batch.decode_rows
+        self.sweeps.append(
+            SweepAmounts(
+                needed_bytes=self._needed(trace, sweep) + row_bytes,
+                flops=self.work.sweep_work(trace.schedule, sweep.binding).get(CPU_FLOPS, 0.0),
+                prefill_rows=sweep.batch.rows - decodes,
+                decode_rows=decodes,
+                seconds=trace.end - began,
+            )
+        )
+        if self.keep_traces:
+            self.traces.append(trace)
+
+    @property
+    def needed_bytes(self) -> int:
+        """Bytes of the pages that some row used and that were not resident."""
+        return sum(s.needed_bytes for s in self.sweeps)
+
+    def bound_seconds(self, hardware: Hardware) -> float:
+        """Sum over sweeps of the longer of reading what is needed and multiplying it."""
+        disk, flops = hardware.roofs[DISK], hardware.roofs[CPU_FLOPS]
+        return sum(max(s.needed_bytes / disk, s.flops / flops) for s in self.sweeps)
+
+    def rates(self) -> tuple[float, float]:
+        """(prefill, decode) tokens per second. A sweep's seconds are shared by rows."""
+        prefill = decode = prefill_seconds = decode_seconds = 0.0
+        for s in self.sweeps:
+            rows = s.prefill_rows + s.decode_rows
+            if rows:
+                prefill += s.prefill_rows
+                decode += s.decode_rows
+                prefill_seconds += s.seconds * s.prefill_rows / rows
+                decode_seconds += s.seconds * s.decode_rows / rows
+        return _rate(prefill, prefill_seconds), _rate(decode, decode_seconds)
+
+    def _needed(self, trace: SweepTrace, sweep: Sweep) -> int:
+        if not sweep.batch.rows:
+            return 0
+        reads = (t for t in trace.schedule.tasks if t.op is Op.READ_PAGE)
+        return sum(self.table.needed_bytes(_page(t)) for t in reads if _used(t, sweep))
+
+    def _row_bytes(self, trace: SweepTrace, sweep: Sweep) -> int:
+        if all(t.op is not Op.READ_ROWS for t in trace.schedule.tasks):
+            return 0
+        return sweep.batch.rows * self.table.row_bytes()
+
+
+def _used(task: Task, sweep: Sweep) -> bool:
+    if task.expert is None or task.layer not in sweep.binding.routed:
+        return True
+    return sweep.binding.routed[task.layer][task.expert] > 0
+
+
+def _page(task: Task) -> int:
+    assert task.page is not None
+    return task.page
+
+
+def _rate(amount: float, seconds: float) -> float:
+    return amount / seconds if seconds > 0 else 0.0
