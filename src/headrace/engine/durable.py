@@ -1,0 +1,153 @@
+"""An append-only file that one process holds, whose lines count only once they are durable."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from headrace.engine.faultpoints import Faults, no_faults
+from headrace.errors import JobError, LockedError, StorageError
+
+CHUNK = 1 << 16
+"""Bytes per write call."""
+
+
+class DurableLog:
+    """A file of lines, locked with flock until :meth:`close`.
+
+    ``size`` is the length that is known to be durable; a torn end beyond it is cut before the
+    next append, so a failed append leaves no trace.
+    """
+
+    def __init__(self, path: Path, faults: Faults = no_faults) -> None:
+        """Open (or create) and lock. Raises LockedError when another process holds it, JobError
+        when it cannot be opened."""
+        self.path = path
+        self._faults = faults
+        self.created = not path.exists()
+        self._fd = _open_locked(path)
+        self.size = os.fstat(self._fd).st_size
+        if self.created:
+            sync_folder(path.parent)
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """(offset, line) of every line as found, a torn last one without its newline."""
+        offset = 0
+        with open(self._fd, "rb", closefd=False) as file:
+            file.seek(0)
+            for line in file:
+                yield offset, line
+                offset += len(line)
+
+    def append(self, data: bytes) -> None:
+        """Write ``data`` at the end and make it durable. Raises StorageError, nothing added."""
+        try:
+            self._faults("output.write")
+            if os.fstat(self._fd).st_size != self.size:
+                os.ftruncate(self._fd, self.size)
+            self._write(data)
+            self._faults("output.fsync")
+            os.fsync(self._fd)
+        except OSError as error:
+            raise StorageError(
+                f"writing {self.path}: {error.strerror or error}",
+                hint="free some space and start again: finished lines are kept",
+            ) from error
+        self._faults("output.durable")
+        self.size += len(data)
+
+    def truncate(self, size: int) -> None:
+        """Cut the file to ``size`` bytes, durably."""
+        os.ftruncate(self._fd, size)
+        os.fsync(self._fd)
+        self.size = size
+
+    def rewrite(self, lines: Iterable[bytes]) -> None:
+        """Replace the content by ``lines``, all or nothing; the lock moves to the new file."""
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)  # before the rename: nobody finds it unlocked
+            with open(fd, "wb", closefd=False) as file:
+                file.writelines(lines)
+            replace_durably(fd, temporary, self.path, self._faults)
+        except BaseException as error:
+            os.close(fd)
+            if isinstance(error, OSError):
+                raise StorageError(f"rewriting {self.path}: {error.strerror}") from error
+            raise
+        os.close(self._fd)
+        self._fd = fd
+        self.size = os.fstat(fd).st_size
+
+    def close(self, remove_empty: bool = False) -> None:
+        """Release the lock; on request remove a file that this object created and left empty."""
+        if remove_empty and self.created and not os.fstat(self._fd).st_size:
+            self.path.unlink(missing_ok=True)
+        os.close(self._fd)
+
+    def _write(self, data: bytes) -> None:
+        view, at = memoryview(data), self.size
+        while view:
+            written = os.pwrite(self._fd, view[:CHUNK], at)
+            view, at = view[written:], at + written
+            self._faults("output.chunk")
+
+
+def write_durably(path: Path, data: bytes, faults: Faults = no_faults) -> None:
+    """Write a small file, all or nothing."""
+    temporary = path.with_name(path.name + ".tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(data)
+        replace_durably(fd, temporary, path, faults)
+    finally:
+        os.close(fd)
+
+
+def replace_durably(fd: int, temporary: Path, path: Path, faults: Faults) -> None:
+    """Make ``temporary``, open as ``fd``, durable and rename it to ``path``."""
+    faults("replace.fsync")
+    os.fsync(fd)
+    faults("replace.rename")
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _open_locked(path: Path) -> int:
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise JobError(
+                f"output {path}: {error.strerror}", hint="name a file in a folder you may write to"
+            ) from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(fd)
+            raise LockedError(
+                f"another run holds {path}", hint="wait for it, or name another output"
+            ) from error
+        if _is_same_file(fd, path):
+            return fd
+        os.close(fd)  # it was replaced between opening and locking
+
+
+def _is_same_file(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
