@@ -147,9 +147,7 @@ class Answers:
             stop_reason=answer.stop_reason,
             cumulative_logprob=sum(d.logprob or 0.0 for d in answer.drawn) if asked else None,
             logprobs=(
-                tuple(token_logprobs(d, self._token_bytes) for d in answer.drawn)
-                if asked
-                else None
+                tuple(token_logprobs(d, self._token_bytes) for d in answer.drawn) if asked else None
             ),
         )
         return True

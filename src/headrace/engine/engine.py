@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from headrace.batching.batcher import Batcher
 from headrace.engine.answers import Answered, Answers, Delta, Prompt, as_request
@@ -32,7 +32,13 @@ class Refused(NamedTuple):
     error: LineError
 
 
-Event = Answered | Delta | Refused
+class SweepEnd(NamedTuple):
+    """A sweep has ended and all its answers were told: a good moment to write and report."""
+
+    sweep: int
+
+
+Event = Answered | Delta | Refused | SweepEnd
 ScheduleSource = Callable[[int], Schedule]
 """Gives the list for the next sweep from the number of sequences that may be in it."""
 
@@ -58,6 +64,7 @@ class Engine:
         self._answers = new_answers(False)
         self._lock = threading.Lock()
         self._sweeps = 0
+        self._landed = 0
 
     @property
     def bodies(self) -> dict[Op, Body]:
@@ -83,6 +90,7 @@ class Engine:
                     return
                 self._land(flights.popleft())
                 yield from self._take()
+                yield SweepEnd(self._landed)
                 yield from self._feed(prompts)
         finally:
             machine.cancel()
@@ -96,6 +104,7 @@ class Engine:
 
     def _land(self, ticket: Ticket) -> None:
         trace = ticket.wait()
+        self._landed += 1
         self._on_sweep(trace)
         trace.sweep.release()  # type: ignore[attr-defined]
 
@@ -112,7 +121,7 @@ class Engine:
             except LineError as error:
                 yield Refused(prompt, error)
 
-    def _take(self) -> list[Any]:
+    def _take(self) -> list[Answered | Delta]:
         with self._lock:
             return self._answers.take()
 

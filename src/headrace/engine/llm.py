@@ -13,9 +13,9 @@ from headrace.engine.loaded import Loaded
 from headrace.engine.outputs import RequestOutput
 from headrace.engine.probe import measure_machine, usable_threads
 from headrace.engine.record import Record
-from headrace.engine.sampler import BLOCK_BYTES as SAMPLER_BYTES
 from headrace.engine.sampler import check_params
 from headrace.engine.session import Session
+from headrace.engine.summary import numerics_version
 from headrace.errors import UsageError
 from headrace.memory.tiers import default_budget
 from headrace.planner.plan import Overrides, Plan
@@ -96,6 +96,27 @@ class LLM:
             self._memory = default_budget().budget_bytes
         return self._memory
 
+    @property
+    def numerics(self) -> str:
+        """What of this run, beside weights and seed, decides a result's bits."""
+        return numerics_version(self.kv_dtype, self.threads)
+
+    def signature(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """What results depend on; an output of another signature is not resumed.
+
+        ``defaults`` are the sampling parameters where a line is silent.
+        """
+        own = {"seed": self.seed, "numerics": self.numerics, "context": self.context}
+        return {**self.loaded.identity(), **own, "sampling_defaults": dict(defaults)}
+
+    def sampling_defaults(self, max_tokens: int) -> dict[str, Any]:
+        """Sampling parameters where a line is silent: the checkpoint's generation_config, as
+        vLLM reads it, and at most ``max_tokens`` tokens."""
+        known = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        config = self.loaded.checkpoint.generation_config
+        given = {k: config[k] for k in known if isinstance(config.get(k), int | float)}
+        return {**given, "max_tokens": max_tokens}
+
     def plan(self, workload: Workload) -> Plan:
         """Choose the policy for ``workload``; later calls of this object run under it.
 
@@ -108,7 +129,7 @@ class LLM:
             self.loaded.page_bytes,
             self.hardware,
             workload,
-            self.budget - SAMPLER_BYTES,
+            self.budget,
             self._overrides,
         )
         return self._plan
@@ -159,9 +180,7 @@ class LLM:
             return tuple(self.tokenizer.encode_chat(prompt))
         return tuple(self.tokenizer.encode(prompt))
 
-    def events(
-        self, prompts: Iterable[Prompt], record: Record | None = None
-    ) -> Iterator[Event]:
+    def events(self, prompts: Iterable[Prompt], record: Record | None = None) -> Iterator[Event]:
         """Run tokenised prompts under the plan made before; for batch jobs and benchmarks."""
         return self._open_session().run(iter(prompts), record)
 

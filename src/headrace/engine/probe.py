@@ -78,9 +78,7 @@ class _ReadRate:
         start, self._start = self._start, self._start + READ_BYTES
         size = self._loaded.page_bytes[self._largest()]
         request = max(1 << 20, min(size, 16 << 20))
-        rate = measure_rate(
-            self._loaded.reader, READ_BYTES, depth, self._clock, request, start
-        )
+        rate = measure_rate(self._loaded.reader, READ_BYTES, depth, self._clock, request, start)
         return rate.bytes_per_second
 
     def _largest(self) -> int:
@@ -208,9 +206,7 @@ class _Bench:
                 sequence=i,
                 tokens=(i % self.model.vocab,),
                 start=CONTEXT - 1,
-                blocks=tuple(
-                    range(i % count * per_sequence, (i % count + 1) * per_sequence)
-                ),
+                blocks=tuple(range(i % count * per_sequence, (i % count + 1) * per_sequence)),
                 sample=i < self.policy.max_seqs,
             )
             for i in range(rows)
@@ -236,4 +232,3 @@ class _Bench:
 def usable_threads() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0))
-

@@ -25,7 +25,11 @@ class SweepAmounts(NamedTuple):
 
 @dataclass
 class Record:
-    """Totals of one run. ``keep_traces`` keeps every span, for a timeline."""
+    """Totals of one run. ``keep_traces`` keeps every span, for a timeline.
+
+    ``disk_seconds`` is the time in which at least one page was being read: lanes of the same
+    disk are busy together.
+    """
 
     table: PageTable
     work: WorkModel
@@ -33,7 +37,9 @@ class Record:
     totals: RunTotals = field(default_factory=RunTotals)
     sweeps: list[SweepAmounts] = field(default_factory=list)
     bytes_read: int = 0
+    disk_seconds: float = 0.0
     traces: list[SweepTrace] = field(default_factory=list)
+    _disk_until: float = 0.0
     _last_end: float | None = None
 
     def add(self, trace: SweepTrace) -> None:
@@ -43,6 +49,7 @@ class Record:
         self.totals.add(trace)
         began = trace.start if self._last_end is None else self._last_end
         self._last_end = trace.end
+        self._add_disk(trace)
         row_bytes = self._row_bytes(trace, sweep)
         self.bytes_read += sum(sweep.binding.page_bytes.values()) + row_bytes
         decodes = sweep.batch.decode_rows
@@ -79,6 +86,13 @@ class Record:
                 prefill_seconds += s.seconds * s.prefill_rows / rows
                 decode_seconds += s.seconds * s.decode_rows / rows
         return _rate(prefill, prefill_seconds), _rate(decode, decode_seconds)
+
+    def _add_disk(self, trace: SweepTrace) -> None:
+        tasks = trace.schedule.tasks
+        for span in sorted(trace.spans, key=lambda s: s.start):
+            if tasks[span.task].op is Op.READ_PAGE:
+                self.disk_seconds += max(0.0, span.end - max(span.start, self._disk_until))
+                self._disk_until = max(self._disk_until, span.end)
 
     def _needed(self, trace: SweepTrace, sweep: Sweep) -> int:
         if not sweep.batch.rows:

@@ -22,12 +22,8 @@ from torch import Tensor
 from headrace.engine.filters import penalise, restrict, truncate
 from headrace.errors import HeadraceError, ParameterError
 from headrace.specs.sampling import SamplingParams
-
-BLOCK_BYTES = 32 << 20
-"""Bound of what one block of adjusted or random rows may allocate, unless one row needs more."""
-
-ROW_BYTES = 24
-"""Bytes allocated per vocabulary entry of a block: fp32 copy, fp64 cumulative sum, masks, sort."""
+from headrace.specs.scratch import SAMPLE_BLOCK_BYTES as BLOCK_BYTES
+from headrace.specs.scratch import SAMPLE_ROW_BYTES as ROW_BYTES
 
 GREEDY_BELOW = 1e-5
 """Temperatures under this one draw the most likely token (as vLLM)."""

@@ -26,9 +26,7 @@ class Sweep:
         self.binding.extents = tuple(
             tuple(Extent(s.rows, s.kv_len) for s in m.segments) for m in batch.micro_batches
         )
-        self.binding.samples = tuple(
-            sum(s.sample for s in m.segments) for m in batch.micro_batches
-        )
+        self.binding.samples = tuple(sum(s.sample for s in m.segments) for m in batch.micro_batches)
 
     def release(self) -> None:
         """Drop what only the bodies needed; amounts and batch stay for the trace."""

@@ -41,7 +41,9 @@ class Residency:
 
     def slot_bytes(self, resident: frozenset[int]) -> int:
         """Bytes of a ring slot: the largest page that streams; 0 when none does."""
-        return max((self.bytes_of[p.id] for p in self.streamable if p.id not in resident), default=0)
+        return max(
+            (self.bytes_of[p.id] for p in self.streamable if p.id not in resident), default=0
+        )
 
     def weight_bytes(self, resident: frozenset[int], ring_slots: int) -> int:
         """Bytes of resident pages and ring."""
@@ -80,9 +82,7 @@ class Residency:
         fitting = [r for r in prefixes if self.weight_bytes(r, ring_slots) <= room]
         return fitting[-1] if fitting else base
 
-    def _spread_experts(
-        self, base: frozenset[int], room: int, ring_slots: int
-    ) -> frozenset[int]:
+    def _spread_experts(self, base: frozenset[int], room: int, ring_slots: int) -> frozenset[int]:
         others = [p for p in self.experts if p.id not in base]
         if not others:
             return base

@@ -117,9 +117,7 @@ class _Job:
         self._known: dict[Load, tuple[float, LaneSeconds]] = {}
 
     def add(self, workload: Workload) -> None:
-        lengths = zip(
-            workload.prompt_lens, workload.gen_lens, workload.limits, strict=True
-        )
+        lengths = zip(workload.prompt_lens, workload.gen_lens, workload.limits, strict=True)
         for i, (prompt, gen, most) in enumerate(lengths):
             if i % self.slices == 0:
                 request = Request(str(i), range(prompt), max(most, gen))

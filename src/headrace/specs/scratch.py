@@ -19,6 +19,8 @@ KV_TILE_BYTES = 4 << 20  # fp32 K (then V) of one attention group
 SCORE_ELEMENTS = 1 << 20  # fp32 scores of one attention group
 GROUP_ROWS = 256  # query rows of one attention group
 QUERY_ROWS = 128  # query rows of one member
+SAMPLE_BLOCK_BYTES = 32 << 20  # what one block of random or adjusted rows may allocate
+SAMPLE_ROW_BYTES = 24  # per vocabulary entry: fp32 copy, fp64 cumulative sum, masks, sort
 
 
 class AttentionTile(NamedTuple):
@@ -67,9 +69,16 @@ def torch_bytes(model: ModelSpec, policy: Policy) -> int:
     """Most bytes that torch allocates beyond arenas while one sweep runs.
 
     Index tensors of the sweep's batch (positions, KV slots, block tables, cos and sin) plus
-    the small temporaries of one op. Blocks of one sequence are counted once per query block.
+    the temporaries of one op: small ones, or those of sampling. Blocks of one sequence are counted once per query block.
     """
-    return _index_bytes(model, policy) + _temporary_bytes(model, policy)
+    temporary = max(_temporary_bytes(model, policy), sampling_bytes(model, policy))
+    return _index_bytes(model, policy) + temporary
+
+
+def sampling_bytes(model: ModelSpec, policy: Policy) -> int:
+    """Most bytes that drawing tokens allocates: blocks of rows of the vocabulary."""
+    row = SAMPLE_ROW_BYTES * model.vocab
+    return max(row, min(SAMPLE_BLOCK_BYTES, row * policy.max_seqs))
 
 
 def aligned(size: int) -> int:
