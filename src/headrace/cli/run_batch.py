@@ -73,8 +73,11 @@ def run_batch(
         ) as llm,
     ):
         log.info("headrace %s", " ".join(sys.argv[1:]))
-        run = BatchRun(llm, input, output, limit, retry_errors, fresh, max_tokens, said)
-        result: dict[str, Any] = run.plan() if dry_run else run.run(trace)
+        name = Path(model).resolve().name
+        run = BatchRun(
+            llm, name, input, output, limit, retry_errors, fresh, max_tokens, said
+        )
+        result: dict[str, Any] = run.dry_run() if dry_run else run.run(trace)
     if json:
         emit_json(result)
     elif not dry_run:

@@ -16,7 +16,9 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("total_tokens_per_second", "Total token throughput (tok/s)", "rate"),
     ("requests_per_second", "Request throughput (req/s)", "rate"),
     ("wall_seconds", "Wall time", "seconds"),
+    ("load_seconds", "Loading before it", "seconds"),
     ("predicted_seconds", "Predicted time", "seconds"),
+    ("predicted_after_seconds", "Predicted, lengths known", "seconds"),
     ("bound_seconds", "Bound", "seconds"),
     ("one_by_one_seconds", "One by one (no overlap)", "seconds"),
     ("overlap_efficiency", "Overlap efficiency", "ratio"),
@@ -40,9 +42,9 @@ def figures_table(summary: Mapping[str, Any]) -> Table:
     table = Table(title="Summary", title_justify="left", show_header=False, box=None)
     table.add_column()
     table.add_column(justify="right")
-    lines = [f"{summary[k]} {k}" for k in ("done", "failed", "skipped") if summary.get(k)]
-    if lines:
-        table.add_row("Lines", ", ".join(lines))
+    if summary.get("lines") is not None:
+        failed = f", {summary['failed']} of them failed" if summary.get("failed") else ""
+        table.add_row("Lines", f"{summary['done']} of {summary['lines']} done{failed}")
     for key, label, style in ROWS:
         if summary.get(key) is not None:
             table.add_row(label, _text(summary[key], style) + _remark(key, summary))
@@ -91,7 +93,7 @@ def _text(value: Any, style: str) -> str:
 
 def _remark(key: str, summary: Mapping[str, Any]) -> str:
     wall = summary.get("wall_seconds")
-    if key == "predicted_seconds" and wall:
+    if key in ("predicted_seconds", "predicted_after_seconds") and wall:
         return f" ({error_text(summary[key], wall)})"
     if key == "bound_seconds" and wall:
         return f" (wall is {wall / summary[key]:.2f} x)" if summary[key] else ""
