@@ -1,0 +1,122 @@
+"""One batch job on an open engine: plan, run, picture."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrace.cli.plan_view import plan_dict, plan_text, print_plan
+from headrace.cli.progress import show_progress
+from headrace.specs.workload import Workload
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from headrace.engine.jobs import Job
+    from headrace.engine.llm import LLM
+    from headrace.planner.plan import Plan
+
+log = logging.getLogger("headrace.run_batch")
+
+
+@dataclass(frozen=True)
+class BatchRun:
+    """What ``run-batch`` was asked to do. ``console`` gets plan and progress."""
+
+    llm: LLM
+    model: str
+    input: Path
+    output: Path
+    limit: int | None
+    retry_errors: bool
+    fresh: bool
+    max_tokens: int
+    console: Console
+
+    def dry_run(self) -> dict[str, Any]:
+        """Print the plan for what is left to do; the output is not touched."""
+        with self._untouched() as job:
+            plan, _ = self._plan(job)
+            return {"lines": job.total, "pending": job.pending, **plan_dict(plan)}
+
+    def run(self, trace: Path | None) -> dict[str, Any]:
+        """Print the plan, run the job, draw the trace; returns the summary."""
+        from headrace.engine.batch import run_job
+
+        with self._open(self.output, self.retry_errors, self.fresh) as job:
+            if not job.pending:
+                return self._nothing_left(job)
+            plan, workload = self._plan(job)
+            job.store_plan(plan_dict(plan))
+            tokens = workload.prompt_tokens + workload.gen_tokens
+            with show_progress(self.console, plan.prediction.seconds, tokens) as progress:
+                done = run_job(self.llm, job, progress=progress, trace_path=trace)
+        summary = done.to_dict()
+        log.info("summary %s", summary)
+        if trace is not None:
+            self._draw(trace)
+        return summary
+
+    def _plan(self, job: Job) -> tuple[Plan, Workload]:
+        """The plan, printed; with the workload that it is for."""
+        from headrace.engine.batch import job_shape
+
+        shape = job_shape(self.llm, job)
+        # Only lines at fault are left: they need no sweep, but their error lines are due.
+        workload = shape.workload if shape.workload.requests else Workload.uniform(1, 1, 1)
+        plan = self.llm.plan(workload)
+        print_plan(plan, self.console)
+        for line in self._about(job, shape):
+            self.console.print(f"note: {line}")
+            log.info(line)
+        log.info("plan\n%s", plan_text(plan))
+        return plan, workload
+
+    def _about(self, job: Job, shape: Any) -> list[str]:
+        lines = f"{job.pending} of {job.total} lines to do, in order of completion"
+        cap = f"outputs end at {self.max_tokens} tokens where a line says nothing (--max-tokens)"
+        shared = f"{shape.shared_prefix_tokens} prompt tokens repeat an earlier prompt's beginning"
+        return [lines, cap, f"{shared} ({shape.sampled} lines looked at)"]
+
+    def _draw(self, trace: Path) -> None:
+        from headrace.cli.trace_files import draw_trace
+
+        picture = draw_trace(trace, f"{self.input.name}: predicted above measured")
+        self.console.print(f"timeline: {picture} ({trace} opens in Perfetto)")
+
+    def _nothing_left(self, job: Job) -> dict[str, Any]:
+        self.console.print(f"nothing left to do: {job.done} of {job.total} lines are done")
+        return {"lines": job.total, "done": job.done, "failed": job.failed}
+
+    def _open(self, output: Path, retry_errors: bool, fresh: bool) -> Job:
+        from headrace.engine.jobs import Job
+
+        defaults = self.llm.sampling_defaults(self.max_tokens)
+        return Job.open(
+            self.input,
+            output,
+            self.llm.signature(defaults),
+            limit=self.limit,
+            retry_errors=retry_errors,
+            fresh=fresh,
+            defaults=defaults,
+            model=self.model,
+            now=time.time,
+        )
+
+    @contextmanager
+    def _untouched(self) -> Iterator[Job]:
+        """The job as it would be opened, on a scrap output where opening would change ours."""
+        if self.output.exists() and not self.fresh and not self.retry_errors:
+            with self._open(self.output, False, False) as job:
+                yield job
+            return
+        with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
+            with self._open(Path(folder) / "output.jsonl", False, False) as job:
+                yield job

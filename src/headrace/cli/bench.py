@@ -1,0 +1,136 @@
+"""``headrace bench``: throughput of a checkpoint, overhead of schedules, checkpoints to bench."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headrace.cli import options
+from headrace.errors import UsageError
+
+
+def throughput(
+    model: options.Model,
+    memory: options.Memory = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences.")] = 32,
+    prompt_len: Annotated[int, typer.Option("--prompt-len", min=1, help="Tokens each.")] = 64,
+    gen_len: Annotated[int, typer.Option("--gen-len", min=1, help="Tokens each.")] = 32,
+    schedule: options.Schedule = None,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs; medians count.")] = 1,
+    compare: Annotated[
+        bool, typer.Option("--compare/--no-compare", help="Also run one_by_one (no overlap).")
+    ] = True,
+    seed: options.Seed = 0,
+    kv_cache_dtype: options.KvCacheDtype = "f16",
+    max_num_seqs: options.MaxNumSeqs = None,
+    max_num_batched_tokens: options.MaxNumBatchedTokens = None,
+    threads: options.Threads = None,
+    trace: options.Trace = None,
+    json: options.Json = False,
+    config: options.Config = None,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Run synthetic prompts through a checkpoint; print rates beside bound and prediction."""
+    from headrace.cli.output import console, emit_json
+    from headrace.cli.summary_view import print_summary
+    from headrace.cli.throughput import Load, run_throughput
+
+    report = run_throughput(
+        Load(model, batch, prompt_len, gen_len, seed),
+        settings={
+            "memory": memory,
+            "schedule": schedule,
+            "kv_dtype": kv_cache_dtype,
+            "max_seqs": max_num_seqs,
+            "max_rows": max_num_batched_tokens,
+            "threads": threads,
+        },
+        repeats=repeats,
+        compare=compare,
+        trace=trace,
+        console=console(stderr=True),
+    )
+    if json:
+        emit_json(report)
+    else:
+        print_summary(report, console())
+
+
+def make_checkpoint(
+    output: Annotated[Path, typer.Argument(help="A new folder.")],
+    arch: Annotated[
+        str | None, typer.Option("--arch", metavar="mixtral|olmoe|llama|mistral")
+    ] = None,
+    like: Annotated[
+        str | None, typer.Option("--like", metavar="NAME", help="Shape of a registry model.")
+    ] = None,
+    layers: Annotated[int | None, typer.Option("--layers", min=1)] = None,
+    hidden: Annotated[int | None, typer.Option("--hidden", min=2)] = None,
+    heads: Annotated[int | None, typer.Option("--heads", min=1)] = None,
+    kv_heads: Annotated[int | None, typer.Option("--kv-heads", min=1)] = None,
+    head_dim: Annotated[int | None, typer.Option("--head-dim", min=2)] = None,
+    experts: Annotated[int | None, typer.Option("--experts", min=1)] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", min=1)] = None,
+    width: Annotated[int | None, typer.Option("--width", min=1, help="Of one expert.")] = None,
+    vocab: Annotated[int | None, typer.Option("--vocab", min=4)] = None,
+    max_positions: Annotated[int | None, typer.Option("--max-positions", min=1)] = None,
+    dtype: Annotated[str, typer.Option("--dtype", metavar="bf16|f16|f32")] = "bf16",
+    shard_size: Annotated[str, typer.Option("--shard-size", metavar="SIZE")] = "2GB",
+    seed: options.Seed = 0,
+    json: options.Json = False,
+    config: options.Config = None,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Write a checkpoint of random weights, with a small working tokenizer, to a new folder."""
+    from headrace.cli.make_checkpoint import made_with_progress, shape_spec
+    from headrace.cli.output import console, emit_json
+    from headrace.specs.units import format_bytes, parse_size
+
+    sizes = {
+        "layers": layers,
+        "hidden": hidden,
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "experts": experts,
+        "top_k": top_k,
+        "ffn_width": width,
+        "vocab": vocab,
+        "max_positions": max_positions,
+    }
+    if arch is not None and like is not None:
+        raise UsageError("--arch and --like exclude each other", hint="leave --arch out")
+    spec = shape_spec(arch or "mixtral", like, dtype, sizes)
+    size = made_with_progress(spec, output, seed, parse_size(shard_size), console(stderr=True))
+    if json:
+        emit_json({"folder": str(output), "bytes": size, "parameters": spec.parameters()})
+    else:
+        print(f"{output}: {spec.parameters() / 1e6:.1f} M parameters, {format_bytes(size)}")
+
+
+def schedules(
+    shape: Annotated[
+        list[str] | None, typer.Option("--shape", metavar="NAME", help="Registry name; repeat.")
+    ] = None,
+    sweeps: Annotated[int, typer.Option("--sweeps", min=1)] = 5,
+    hardware: Annotated[
+        str, typer.Option("--hardware", metavar="NAME", help="Whose sweeps the share is of.")
+    ] = "cpu-2core",
+    json: options.Json = False,
+    config: options.Config = None,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Measure the Python overhead per sweep of every schedule, with bodies that do nothing."""
+    from time import perf_counter
+
+    from headrace.cli.output import console, emit_json
+    from headrace.cli.overhead import SHAPES, measure_all, overhead_table
+    from headrace.specs.registry import known_hardware, known_model
+
+    models = {name: known_model(name).spec for name in shape or SHAPES}
+    machine = known_hardware(hardware).hardware
+    found = [o.to_dict() for o in measure_all(models, perf_counter, sweeps, machine)]
+    if json:
+        emit_json({"hardware": hardware, "schedules": found})
+    else:
+        console().print(overhead_table(found, hardware))

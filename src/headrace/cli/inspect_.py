@@ -1,0 +1,26 @@
+"""``headrace inspect MODEL``: what a model is and needs, from headers alone."""
+
+from typing import Annotated
+
+import typer
+
+from headrace.cli import options
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="A checkpoint folder or a registry name.")],
+    json: options.Json = False,
+    config: options.Config = None,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Show architecture, parameters, bytes by role, pages, KV and memory needs of a model."""
+    from headrace.cli.inspection import inspect_model
+    from headrace.cli.output import console, emit_json
+
+    found = inspect_model(model)
+    if json:
+        emit_json(found.to_dict())
+    else:
+        from headrace.cli.inspection_view import print_inspection
+
+        print_inspection(found, console())

@@ -1,0 +1,106 @@
+"""``headrace``: the commands, and the habits that all of them share."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.main import get_command
+
+from headrace import __version__
+from headrace.cli import bench, generate, inspect_, run_batch
+from headrace.cli.interrupt import EXIT_CODE, end_on_interrupt
+from headrace.cli.output import show_error, warn
+from headrace.cli.settings import bind_environment, unknown_variables
+from headrace.cli.startup import Command, Group
+from headrace.errors import HeadraceError
+
+
+HELP = """Run Mixture-of-Experts models larger than memory, and say beforehand how fast.
+
+Any option may also come from the environment (--max-tokens as HEADRACE_MAX_TOKENS) or from a
+YAML file (--config). Command line > environment > file > default."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0, the error's own code, 2 for usage, 130 for Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    end_on_interrupt()
+    try:
+        code = run(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = EXIT_CODE
+    except BrokenPipeError:  # the reader of a pipe has gone, as in `headrace inspect M | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    if code == EXIT_CODE:
+        warn("interrupted")
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line and return its exit code. Refusals are printed, not raised."""
+    command = make_command()
+    for variable in unknown_variables(command, os.environ):
+        warn(f"no option is called {variable}; the variable is ignored")
+    try:
+        command(list(arguments), prog_name="headrace")
+    except HeadraceError as error:
+        show_error(error, as_json="--json" in arguments, verbose=_verbose(arguments))
+        return error.exit_code
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    return 0
+
+
+def make_command() -> Any:
+    """The click command tree, every option bound to its HEADRACE_* variable."""
+    command = get_command(make_app())
+    bind_environment(command)
+    return command
+
+
+def make_app() -> typer.Typer:
+    """The Typer application with all commands."""
+    app = _typer(help=HELP)
+    app.callback()(_root)
+    app.command("inspect", cls=Command)(inspect_.inspect)
+    app.command("generate", cls=Command)(generate.generate)
+    app.command("run-batch", cls=Command)(run_batch.run_batch)
+    benches = _typer(help="Measure throughput and overhead; make checkpoints to measure with.")
+    benches.command("throughput", cls=Command)(bench.throughput)
+    benches.command("make-checkpoint", cls=Command)(bench.make_checkpoint)
+    benches.command("schedules", cls=Command)(bench.schedules)
+    app.add_typer(benches, name="bench")
+    return app
+
+
+def _typer(help: str) -> typer.Typer:
+    return typer.Typer(
+        help=help,
+        cls=Group,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=lambda on: _print_version(on)),
+    ] = False,
+) -> None:
+    pass
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"headrace {__version__}")
+        raise typer.Exit
+
+
+def _verbose(arguments: Sequence[str]) -> bool:
+    return "--verbose" in arguments or any(a.startswith("-v") for a in arguments)

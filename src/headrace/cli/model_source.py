@@ -1,0 +1,58 @@
+"""Find the model that a command names: a local checkpoint folder, or an entry of the registry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headrace.errors import ModelError
+from headrace.specs.model import ModelSpec
+
+if TYPE_CHECKING:
+    from headrace.memory.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model and where its numbers come from. ``checkpoint`` is None for the registry."""
+
+    name: str
+    model: ModelSpec
+    checkpoint: Checkpoint | None = None
+    runs: bool = True
+
+
+def find_model(text: str) -> Source:
+    """Headers of a local folder, else the registry. Raises ModelError or UsageError."""
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        return local_model(folder)
+    if folder.is_file():
+        raise ModelError(
+            "not a checkpoint folder",
+            expected="the folder that holds config.json and *.safetensors",
+            got=text,
+            hint=str(folder.parent),
+        )
+    if text.startswith((".", "/", "~")):
+        raise ModelError("no such checkpoint folder", got=text)
+    return registry_model(text)
+
+
+def local_model(folder: Path) -> Source:
+    """Read config.json and the safetensors headers, no weights. Raises ModelError."""
+    from headrace.memory.checkpoint import Checkpoint
+    from headrace.models.load import model_spec
+
+    checkpoint = Checkpoint.open(folder)
+    spec = model_spec(checkpoint.config, {n: t.dtype for n, t in checkpoint.tensors.items()})
+    return Source(str(folder), spec, checkpoint)
+
+
+def registry_model(name: str) -> Source:
+    """An entry of the registry, by name or repo id, any case. Raises UsageError."""
+    from headrace.specs.registry import known_model
+
+    known = known_model(name)
+    return Source(f"{known.name} ({known.repo})", known.spec, runs=known.runs)

@@ -1,0 +1,71 @@
+"""Printing: results on stdout, everything said to a person on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from typing import IO, TYPE_CHECKING, Any
+
+from headrace.errors import HeadraceError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def emit_json(payload: Mapping[str, Any], stream: IO[str] | None = None) -> None:
+    """One JSON object, then a newline, on stdout. Infinities and NaN become null."""
+    text = json.dumps(_finite(payload), indent=2, ensure_ascii=False, allow_nan=False)
+    print(text, file=stream or sys.stdout)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A rich console; plain text when not a terminal or under NO_COLOR (rich's own rule)."""
+    from rich.console import Console
+
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, width=None if terminal else _width(), highlight=False)
+
+
+def warn(text: str) -> None:
+    """A line for the person at the terminal."""
+    print(f"headrace: {text}", file=sys.stderr)
+
+
+def show_error(error: HeadraceError, *, as_json: bool = False, verbose: bool = False) -> None:
+    """Say what was expected, got, and what to try; as JSON on stdout when that was asked for."""
+    if verbose:
+        traceback.print_exception(error, file=sys.stderr)
+    if as_json:
+        emit_json({"error": error_dict(error)})
+    print(f"error: {error.message}", file=sys.stderr)
+    for name, value in (("expected", error.expected), ("got", error.got), ("try", error.hint)):
+        if value is not None:
+            print(f"  {name}: {value}", file=sys.stderr)
+
+
+def error_dict(error: HeadraceError) -> dict[str, Any]:
+    """The error's parts, for programs."""
+    parts = {"type": type(error).__name__, "message": error.message}
+    for name in ("expected", "got", "hint"):
+        value = getattr(error, name)
+        parts[name] = None if value is None else str(value)
+    smallest = getattr(error, "smallest_bytes", None)
+    return parts if smallest is None else {**parts, "smallest_bytes": smallest}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
+        return None
+    return value
+
+
+def _width() -> int:
+    """Tables in files and pipes are not squeezed into the 80 columns of a missing terminal."""
+    return int(os.environ.get("COLUMNS") or 110)

@@ -1,0 +1,32 @@
+"""The picture beside a trace file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from headrace.cli.timeline import Bar, lanes_of_chrome, timeline_svg, window
+
+SHOWN_SWEEPS = 3
+"""About as many sweeps as a picture of this width can show."""
+
+
+def draw_trace(trace: Path, title: str) -> Path:
+    """Write ``<trace>.svg``: a few sweeps from the middle, where the pipeline is full."""
+    planned, measured = lanes_of_chrome(json.loads(trace.read_text(encoding="utf-8")))
+    picture = trace.with_name(trace.name + ".svg")
+    halves = [middle(lanes) for lanes in (planned, measured)]
+    picture.write_text(timeline_svg(*halves, title=title), encoding="utf-8")
+    return picture
+
+
+def middle(lanes: dict[str, list[Bar]], sweeps: int = SHOWN_SWEEPS) -> dict[str, list[Bar]]:
+    """``sweeps`` consecutive sweeps around the middle of the run, from commit to commit.
+
+    All of it when the run has no more than that.
+    """
+    commits = sorted(b.end for bars in lanes.values() for b in bars if b.label == "commit")
+    if len(commits) <= sweeps + 1:
+        return lanes
+    first = (len(commits) - sweeps) // 2
+    return window(lanes, commits[first - 1], commits[first - 1 + sweeps])
