@@ -113,4 +113,3 @@ def terms_outcome(case: Case, order: Order) -> tuple[int, int]:
         stepper.append(schedule, None)
     stepper.run()
     return terms.outcome()
-

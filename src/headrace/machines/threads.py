@@ -87,9 +87,11 @@ class Threads:
             self._changed.wait_for(self._settled)
 
     def close(self) -> None:
-        """Cancel, then end the threads."""
+        """Cancel, then end the threads. Idempotent."""
         self.cancel()
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             for worker in self._workers.values():
                 worker.wake()
