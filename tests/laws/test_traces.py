@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from random import Random
@@ -105,7 +106,7 @@ def test_the_seam_does_not_drain_the_disk(case: Case) -> None:
     assume(case.sweeps > 1)
     hardware = Hardware("even", {CPU_FLOPS: 1e6, DRAM: 1e9, DISK: 1e6}, row_seconds=1e-3)
     traces = simulate(case, hardware)
-    for trace, following in zip(traces, traces[1:], strict=False):
+    for trace, following in itertools.pairwise(traces):
         reads = [s for s in following.spans if op_of(following, s.task) is Op.READ_PAGE]
         if reads:
             sample = next(s for s in trace.spans if op_of(trace, s.task) is Op.SAMPLE)
