@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from toy import Toy
 
-from headrace.machines.orders import Plan
+from headrace.machines.orders import TaskGraph
 from headrace.machines.threads import Threads
 from headrace.machines.trace import SweepTrace
 from headrace.machines.virtual import Virtual
@@ -141,11 +141,11 @@ def simulate(case: Case, hardware: Hardware) -> list[SweepTrace]:
 
 def check_trace(traces: Sequence[SweepTrace]) -> None:
     """Law 3: spans of a lane in list order and apart, each after the ends it waits for."""
-    plan = Plan.of(trace.schedule for trace in traces)
+    graph = TaskGraph.of(trace.schedule for trace in traces)
     spans = [span for trace in traces for span in trace.spans]
-    assert len(spans) == len(plan.tasks)
+    assert len(spans) == len(graph.tasks)
     assert all(span.start <= span.end for span in spans)
-    for before, after in (*plan.lane_edges, *plan.waits):
+    for before, after in (*graph.lane_edges, *graph.waits):
         assert spans[before].end <= spans[after].start
 
 

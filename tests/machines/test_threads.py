@@ -125,7 +125,7 @@ def test_what_is_appended_after_an_untold_failure_does_not_run() -> None:
 
     with threads(body) as machine:
         first = machine.append(schedule(USE), "first")
-        while not first._run.over:
+        while not first.run.over:
             time.sleep(0.001)
         with pytest.raises(TaskError):
             machine.append(schedule(USE), "second").wait(SECONDS)
