@@ -41,7 +41,8 @@ class Residency:
 
     def slot_bytes(self, resident: frozenset[int]) -> int:
         """Bytes of a ring slot: the largest page that streams; 0 when none does."""
-        return max((self.bytes_of[p.id] for p in self.streamable if p.id not in resident), default=0)
+        streamed = (p.id for p in self.streamable if p.id not in resident)
+        return max((self.bytes_of[i] for i in streamed), default=0)
 
     def weight_bytes(self, resident: frozenset[int], ring_slots: int) -> int:
         """Bytes of resident pages and ring."""
