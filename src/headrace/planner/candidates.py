@@ -184,7 +184,7 @@ def _fill(at: Situation, policy: Policy, slots: int) -> Policy | None:
     weightless = at.map_of(replace(policy, resident=frozenset(), ring_slots=1, slot_bytes=0))
     room = weightless.spare_bytes + weightless.parts["resident weights"]
     chosen = at.overrides.ring_slots
-    counts = [chosen] if chosen else [*range(max(slots, LEAST_SLOTS), LEAST_SLOTS - 1, -1)]
+    counts = [chosen] if chosen else _halvings(max(slots, LEAST_SLOTS))
     for count in counts:
         resident = at.residency.fill(room, count)
         if resident is None:
@@ -193,6 +193,12 @@ def _fill(at: Situation, policy: Policy, slots: int) -> Policy | None:
         if ring <= _RING_SHARE * room or count == counts[-1]:
             return with_residency(at, policy, resident, count)
     return None
+
+
+def _halvings(slots: int) -> list[int]:
+    """``slots``, half of it, and so on; LEAST_SLOTS last."""
+    halves = [slots >> i for i in range(slots.bit_length())]
+    return [n for n in halves if n > LEAST_SLOTS] + [LEAST_SLOTS]
 
 
 def _wanted_rows(at: Situation, policy: Policy, times: SweepTimes) -> int:
