@@ -58,7 +58,9 @@ def tokens_per_second(now: Snapshot) -> float:
     return now.generated_tokens / now.seconds if now.seconds > 0 else 0.0
 
 
-def seconds_left(now: Snapshot, predicted: float | None, expected_tokens: int | None) -> float | None:
+def seconds_left(
+    now: Snapshot, predicted: float | None, expected_tokens: int | None
+) -> float | None:
     """ETA by tokens where their number is foreseen, else by lines; before either, the plan's."""
     share = _share_done(now, expected_tokens)
     if share <= 0:
