@@ -109,8 +109,10 @@ JSON = st.recursive(
     max_leaves=4,
 )
 NAMES = st.sampled_from(
-    ["custom_id", "method", "url", "body", "prompt", "messages", "id", "n", "stop", "logprobs"]
-    + ["top_logprobs", "seed", "stream", "logit_bias", "model"]
+    (
+        *("custom_id", "method", "url", "body", "prompt", "messages", "id", "n", "stop", "model"),
+        *("logprobs", "top_logprobs", "seed", "stream", "logit_bias"),
+    )
 )
 OBJECTS = st.dictionaries(NAMES, JSON, max_size=4)
 

@@ -82,7 +82,8 @@ def test_what_cannot_be_honoured_is_named(chat: bool, body: dict[str, Any]) -> N
     "body",
     [
         {"temperature": "hot"}, {"temperature": True}, {"temperature": -1},
-        {"temperature": 10**400}, {"temperature": float("inf")}, {"n": 1.5}, {"n": 0}, {"seed": 2**70}, {"stop": [1]},
+        {"temperature": 10**400}, {"temperature": float("inf")}, {"n": 1.5}, {"n": 0},
+        {"seed": 2**70}, {"stop": [1]},
         {"stop": ""}, {"stop": {}}, {"logit_bias": {"x": 1}}, {"logit_bias": {"1": 101}},
         {"logit_bias": [1]}, {"ignore_eos": 1}, {"stop_token_ids": 3}, {"stop_token_ids": ["a"]},
         {"logprobs": True}, {"logprobs": 21}, {"user": 3}, {"metadata": "x"}, {"max_tokens": 0},

@@ -82,9 +82,14 @@ class DurableLog:
         self._fd = fd
         self.size = os.fstat(fd).st_size
 
+    @property
+    def unused(self) -> bool:
+        """Whether this object created the file and nothing, durable or not, is in it."""
+        return self.created and not os.fstat(self._fd).st_size
+
     def close(self, remove_empty: bool = False) -> None:
-        """Release the lock; on request remove a file that this object created and left empty."""
-        if remove_empty and self.created and not os.fstat(self._fd).st_size:
+        """Release the lock; on request remove an unused file."""
+        if remove_empty and self.unused:
             self.path.unlink(missing_ok=True)
         os.close(self._fd)
 

@@ -114,7 +114,7 @@ class Job:
 
     def close(self) -> None:
         """Release the output. Lines not written stay pending for the next run."""
-        if self._log.created and not self._log.size:
+        if self._log.unused:
             self._sidecar.remove()
         self._log.close(remove_empty=True)
 
