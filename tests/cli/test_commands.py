@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from xml.etree import ElementTree
 
@@ -171,3 +172,15 @@ def test_model_that_is_no_folder_and_output_that_is_the_input_are_refused(
     assert run(["generate", "nowhere", "Hi"]) == 2
     assert run(["generate", str(checkpoint), ""]) == 2
     assert "the prompt is empty" in capsys.readouterr().err
+
+
+def test_prompt_comes_from_stdin_too(checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi"))
+    arguments = ["generate", str(checkpoint), "-", "--raw", "--max-tokens", "2", *MEMORY, "--json"]
+    assert run(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["prompt"] == "Hi"
+
+
+def test_only_bad_lines_still_get_their_error_lines(checkpoint, batch, tmp_path):
+    assert run(["run-batch", str(checkpoint), *batch("{", "[1]"), *MEMORY]) == 1
+    assert [line["error"]["code"] for line in answers(tmp_path)] == ["invalid_json"] * 2
