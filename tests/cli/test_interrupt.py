@@ -5,10 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 from time import perf_counter
 
 import pytest
 
+from headrace.cli import main
+from headrace.cli.interrupt import end_on_interrupt
 from tests.cli.helpers import SOURCE
 
 # Python-level handlers never run here: the main thread stays inside one C call.
@@ -69,3 +72,28 @@ def _settle(process) -> None:
         process.wait(0.2)
     except subprocess.TimeoutExpired:
         return
+
+
+def test_patience_ends_once_and_a_second_interrupt_ends_it_at_once():
+    left, slept = threading.Event(), []
+    before = signal.set_wakeup_fd(-1)
+    try:
+        end_on_interrupt(9.0, leave=lambda code: left.set(), sleep=slept.append)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert left.wait(5)
+        assert slept == [9.0]
+    finally:
+        signal.set_wakeup_fd(before)
+
+
+def test_keyboard_interrupt_becomes_exit_code_130(monkeypatch, capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "end_on_interrupt", lambda: None)
+    monkeypatch.setattr(main, "run", interrupted)
+    with pytest.raises(SystemExit) as exit_:
+        main.main([])
+    assert exit_.value.code == 130
+    assert "interrupted" in capsys.readouterr().err

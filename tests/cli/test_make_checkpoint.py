@@ -150,5 +150,3 @@ def test_tensors_cover_every_parameter_once():
     tensors = list(tensors_of(spec))
     assert sum(int(np.prod(shape)) for *_, shape in tensors) == spec.parameters()
     assert len({t[:3] for t in tensors}) == len(tensors)
-
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from headrace.cli.overlap import (
+    busy_seconds,
     drift,
     median_run,
     overlap_efficiency,
@@ -22,6 +23,12 @@ def summary(wall: float, disk: float = 6.0, cpu: float = 4.0) -> dict:
 def test_perfect_overlap_hides_all_of_the_shorter_side():
     assert overlap_efficiency([summary(6.0)], [summary(10.0)]) == pytest.approx(1.0)
     assert overlap_efficiency([summary(10.0)], [summary(10.0)]) == 0.0
+
+
+def test_time_with_any_read_in_flight_counts_once():
+    lanes = {"disk0": {"busy_seconds": 3.0}, "disk1": {"busy_seconds": 3.0}}
+    assert busy_seconds({"lanes": lanes}, "disk") == 6.0
+    assert busy_seconds({"lanes": {**lanes, "disk": {"busy_seconds": 4.0}}}, "disk") == 4.0
 
 
 def test_medians_count_and_nothing_to_overlap_is_none():

@@ -61,7 +61,10 @@ def test_bar_shows_lines_on_a_terminal():
 
 
 def test_log_hears_now_and_then(caplog):
-    with caplog.at_level(logging.INFO, "headrace"), show_progress(Console(file=io.StringIO())) as report:
+    with (
+        caplog.at_level(logging.INFO, "headrace"),
+        show_progress(Console(file=io.StringIO())) as report,
+    ):
         for second in range(100):
             report(Now(done=1, seconds=float(second)))
     assert len(caplog.records) == pytest.approx(3, abs=1)

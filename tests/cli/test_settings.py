@@ -116,7 +116,7 @@ def test_flags_and_lists_and_nulls(command, config):
     ],
 )
 def test_bad_file_is_refused_naming_the_key(command, config, text, message):
-    with pytest.raises(Exception, match=message) as caught:  # noqa: PT011 (ours, or click's)
+    with pytest.raises(Exception, match=message) as caught:
         command("job", "m", "--config", config(text))
     assert caught.value.exit_code == 2
 

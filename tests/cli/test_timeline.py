@@ -37,7 +37,11 @@ SCHEDULE = Schedule(
 
 
 def trace(start: float, index: int = 0) -> SweepTrace:
-    spans = (Span(0, start, start + 2), Span(1, start + 2, start + 3), Span(2, start + 3, start + 3.5))
+    spans = (
+        Span(0, start, start + 2),
+        Span(1, start + 2, start + 3),
+        Span(2, start + 3, start + 3.5),
+    )
     return SweepTrace(index, SCHEDULE, spans)
 
 
@@ -101,7 +105,9 @@ def test_thin_neighbours_of_a_kind_are_joined_and_keep_their_span():
 
 
 def test_window_cuts_and_shifts():
-    cut = window({"cpu": [Bar(0, 2, "read", "a"), Bar(2, 4, "read", "b"), Bar(9, 10, "read", "c")]}, 1, 3)
+    cut = window(
+        {"cpu": [Bar(0, 2, "read", "a"), Bar(2, 4, "read", "b"), Bar(9, 10, "read", "c")]}, 1, 3
+    )
     assert cut == {"cpu": [Bar(0, 1, "read", "a"), Bar(1, 2, "read", "b")]}
     assert busy_share(cut["cpu"], 4) == 0.5
     assert busy_share([], 0) == 0.0
@@ -113,6 +119,7 @@ def test_a_long_run_shows_sweeps_from_its_middle():
     assert max(b.end for bars in shown.values() for b in bars) == pytest.approx(12.0)
     short = lanes_of([trace(0.0)])
     assert middle(short) is short
+    assert middle({}) == {}
 
 
 def test_picture_is_written_beside_the_trace(tmp_path):

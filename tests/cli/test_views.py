@@ -94,7 +94,12 @@ def test_summary_sets_predicted_beside_measured():
             "tiers": {"host": {"planned_bytes": 600_000_000, "used_bytes": 590_000_000}},
         }
     )
-    for part in ("128 of 130 done, 1 of them failed", "Output token throughput (tok/s)", "50.13", "(-10 %)"):
+    for part in (
+        "128 of 130 done, 1 of them failed",
+        "Output token throughput (tok/s)",
+        "50.13",
+        "(-10 %)",
+    ):
         assert part in text
     for part in ("wall is 1.25 x", "1.4 GB direct", "+10 %", "50%", "600 MB", "590 MB"):
         assert part in text

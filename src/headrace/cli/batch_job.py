@@ -117,6 +117,8 @@ class BatchRun:
             with self._open(self.output, False, False) as job:
                 yield job
             return
-        with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
-            with self._open(Path(folder) / "output.jsonl", False, False) as job:
-                yield job
+        with (
+            tempfile.TemporaryDirectory(prefix="headrace-") as folder,
+            self._open(Path(folder) / "output.jsonl", False, False) as job,
+        ):
+            yield job

@@ -41,11 +41,12 @@ def _watch(
     leave: Callable[[int], object],
     sleep: Callable[[float], None],
 ) -> None:
+    def run_out() -> None:
+        sleep(grace_seconds)
+        leave(EXIT_CODE)
+
     _next_interrupt(heard)
-    patience = threading.Thread(
-        target=lambda: (sleep(grace_seconds), leave(EXIT_CODE)), daemon=True
-    )
-    patience.start()
+    threading.Thread(target=run_out, daemon=True).start()
     _next_interrupt(heard)
     leave(EXIT_CODE)
 

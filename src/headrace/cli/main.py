@@ -16,7 +16,6 @@ from headrace.cli.settings import bind_environment, unknown_variables
 from headrace.cli.startup import Command, Group
 from headrace.errors import HeadraceError
 
-
 HELP = """Run Mixture-of-Experts models larger than memory, and say beforehand how fast.
 
 Any option may also come from the environment (--max-tokens as HEADRACE_MAX_TOKENS) or from a

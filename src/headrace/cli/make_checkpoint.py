@@ -39,7 +39,7 @@ def shape_spec(
     """
     if dtype not in ITEM_BYTES:
         raise UsageError("--dtype", expected=" | ".join(ITEM_BYTES), got=dtype)
-    given = {k: v for k, v in sizes.items() if v is not None}
+    given: dict[str, Any] = {k: v for k, v in sizes.items() if v is not None}
     try:
         if like is not None:
             from headrace.specs.registry import known_model

@@ -80,9 +80,7 @@ Threads = Annotated[
 # -- limits -----------------------------------------------------------------------------------
 MaxModelLen = Annotated[
     int | None,
-    typer.Option(
-        "--max-model-len", min=1, help="Longest prompt + output.", rich_help_panel=LIMITS
-    ),
+    typer.Option("--max-model-len", min=1, help="Longest prompt + output.", rich_help_panel=LIMITS),
 ]
 MaxNumSeqs = Annotated[
     int | None,

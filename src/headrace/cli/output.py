@@ -48,7 +48,7 @@ def show_error(error: HeadraceError, *, as_json: bool = False, verbose: bool = F
 
 def error_dict(error: HeadraceError) -> dict[str, Any]:
     """The error's parts, for programs."""
-    parts = {"type": type(error).__name__, "message": error.message}
+    parts: dict[str, Any] = {"type": type(error).__name__, "message": error.message}
     for name in ("expected", "got", "hint"):
         value = getattr(error, name)
         parts[name] = None if value is None else str(value)

@@ -13,10 +13,12 @@ MOST_DRIFT = 0.10
 """Measurements stand while the disk's rate before and after differs by no more than this."""
 
 
-def busy_seconds(summary: Summary, lanes: str) -> float:
-    """Busy seconds of all lanes whose name starts with ``lanes``."""
-    named = {n: lane for n, lane in summary["lanes"].items() if n.startswith(lanes)}
-    return sum(lane["busy_seconds"] for lane in named.values())
+def busy_seconds(summary: Summary, resource: str) -> float:
+    """Busy seconds of ``cpu`` or ``disk``: of the lane of that name (for the disk, the time with
+    any read in flight), else of all lanes whose names begin so."""
+    lanes = summary["lanes"]
+    names = [resource] if resource in lanes else [n for n in lanes if n.startswith(resource)]
+    return sum(lanes[name]["busy_seconds"] for name in names)
 
 
 def overlap_efficiency(streams: Sequence[Summary], one_by_ones: Sequence[Summary]) -> float | None:

@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
-from rich.progress import TextColumn
 
 from headrace.specs.units import format_seconds
 
@@ -58,7 +57,9 @@ def tokens_per_second(now: Snapshot) -> float:
     return now.generated_tokens / now.seconds if now.seconds > 0 else 0.0
 
 
-def seconds_left(now: Snapshot, predicted: float | None, expected_tokens: int | None) -> float | None:
+def seconds_left(
+    now: Snapshot, predicted: float | None, expected_tokens: int | None
+) -> float | None:
     """ETA by tokens where their number is foreseen, else by lines; before either, the plan's."""
     share = _share_done(now, expected_tokens)
     if share <= 0:

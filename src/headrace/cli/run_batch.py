@@ -18,9 +18,7 @@ def run_batch(
     input: Annotated[
         Path, typer.Option("--input", "-i", help="JSONL: OpenAI batch lines or plain prompts.")
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="JSONL, in order of completion.")
-    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSONL, in order of completion.")],
     memory: options.Memory = None,
     schedule: options.Schedule = None,
     limit: Annotated[
@@ -74,9 +72,7 @@ def run_batch(
     ):
         log.info("headrace %s", " ".join(sys.argv[1:]))
         name = Path(model).resolve().name
-        run = BatchRun(
-            llm, name, input, output, limit, retry_errors, fresh, max_tokens, said
-        )
+        run = BatchRun(llm, name, input, output, limit, retry_errors, fresh, max_tokens, said)
         result: dict[str, Any] = run.dry_run() if dry_run else run.run(trace)
     if json:
         emit_json(result)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -15,10 +14,16 @@ from headrace.cli.engine import open_llm
 from headrace.cli.overlap import Summary, steady_rounds, throughput_report
 from headrace.cli.plan_view import print_plan
 from headrace.cli.progress import show_progress
+from headrace.specs.sampling import SamplingParams
 from headrace.specs.workload import Workload
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from headrace.engine.answers import Prompt
+    from headrace.engine.llm import LLM
+    from headrace.engine.record import Record
+    from headrace.planner.plan import Plan
 
 RATE_BYTES = 256_000_000
 """How much is read to see whether the disk still is as fast as before."""
@@ -39,21 +44,28 @@ class Load:
         """The same in lengths; they are known, every sequence runs to its end."""
         return Workload.uniform(self.batch, self.prompt_len, self.gen_len)
 
-    def write(self, path: Path, vocab: int) -> None:
-        """A batch file of it: token ids as prompts, no early end."""
+    def prompts(self, vocab: int) -> list[Prompt]:
+        """The prompts: greedy, no early end."""
+        from headrace.engine.answers import Prompt
+
         draw = random.Random(self.seed)
-        first = min(3, vocab - 1)
-        with path.open("w", encoding="utf-8") as file:
-            for i in range(self.batch):
-                prompt = [draw.randrange(first, vocab) for _ in range(self.prompt_len)]
-                body = {
-                    "prompt": prompt,
-                    "max_tokens": self.gen_len,
-                    "temperature": 0,
-                    "ignore_eos": True,
-                }
-                line = {"custom_id": str(i), "method": "POST", "url": "/v1/completions"}
-                file.write(json.dumps({**line, "body": body}) + "\n")
+        params = SamplingParams(temperature=0, max_tokens=self.gen_len, ignore_eos=True)
+        return [
+            Prompt(str(i), tuple(draw.randrange(vocab) for _ in range(self.prompt_len)), params)
+            for i in range(self.batch)
+        ]
+
+
+@dataclass(frozen=True)
+class _Now:
+    """A ``progress.Snapshot``."""
+
+    done: int
+    total: int
+    prompt_tokens: int
+    generated_tokens: int
+    seconds: float
+    failed: int = 0
 
 
 def run_throughput(
@@ -65,31 +77,81 @@ def run_throughput(
     trace: Path | None,
     console: Console,
 ) -> dict[str, Any]:
-    """Play the load ``repeats`` times, each time beside a one_by_one run when that makes sense
-    (something streams), and report. Plan and progress go to ``console``."""
-    runner = _Runner(load, dict(settings), console, trace)
+    """Play the load ``repeats`` times, each time beside a one_by_one run of the same policy when
+    something streams, and report. Plan and progress go to ``console``."""
+    with open_llm(load.model, seed=load.seed, **settings) as llm:
+        plan = llm.plan(load.workload)
+        print_plan(plan, console)
+        serial = one_by_one(llm, plan, load.workload)
+        both = compare and plan.policy.schedule in ("stream", "on_demand")
 
-    def play() -> tuple[Summary, Summary | None]:
-        first = runner.run(None)
-        streams = first.get("schedule") in ("stream", "on_demand")
-        return first, runner.run("one_by_one") if compare and streams else None
+        def play() -> tuple[Summary, Summary | None]:
+            first = play_load(llm, plan, load, console, trace)
+            return first, play_load(llm, serial, load, console, None) if both else None
 
-    rate = disk_rate(load.model) if compare else None
-    report = throughput_report(*steady_rounds(play, rate, repeats))
+        rate = disk_rate(llm) if both else None
+        report = throughput_report(*steady_rounds(play, rate, repeats))
     shape = {"batch": load.batch, "prompt_len": load.prompt_len, "gen_len": load.gen_len}
     return {"model": load.model, **shape, **report}
 
 
-def disk_rate(model: str) -> Callable[[], float]:
+def one_by_one(llm: LLM, plan: Plan, workload: Workload) -> Plan:
+    """The same policy without overlap, and what that is predicted to take."""
+    from headrace.planner.simulate import predict
+
+    policy = replace(plan.policy, schedule="one_by_one")
+    model, pages = llm.loaded.model, llm.loaded.pages
+    return replace(
+        plan,
+        policy=policy,
+        prediction=predict(model, pages, policy, llm.hardware, workload),
+        on_demand_rows=0,
+    )
+
+
+def play_load(llm: LLM, plan: Plan, load: Load, console: Console, trace: Path | None) -> Summary:
+    """One run under ``plan``, memory taken anew; returns the figures of its summary."""
+    from headrace.engine.summary import summarise
+
+    llm.use(plan)
+    record = llm.new_record(keep_traces=trace is not None)
+    counters = llm.session.batcher.counters
+    began = llm.clock()
+    done = 0
+    tokens = load.batch * (load.prompt_len + load.gen_len)
+    with show_progress(console, plan.prediction.seconds, tokens) as report:
+        for event in llm.events(load.prompts(llm.loaded.model.vocab), record):
+            done += type(event).__name__ == "Answered"
+            seconds = llm.clock() - began
+            prefilled, drawn = counters.prefill_tokens, counters.sampled_tokens
+            report(_Now(done, load.batch, prefilled, drawn, seconds))
+    wall = llm.clock() - began
+    if trace is not None:
+        write_trace(llm, record, trace)
+    lines = {"lines": load.batch, "done": done, "failed": load.batch - done}
+    return summarise(llm, record, wall, load.workload, lines).to_dict()
+
+
+def write_trace(llm: LLM, record: Record, trace: Path) -> None:
+    """Chrome trace and picture: planned lanes above measured ones."""
+    from headrace.cli.trace_files import draw_trace
+    from headrace.engine.timeline import planned_traces
+    from headrace.machines.trace import chrome_trace
+
+    events = chrome_trace(record.traces, planned_traces(record, llm.hardware))
+    trace.write_text(json.dumps(events), encoding="utf-8")
+    draw_trace(trace, f"{llm.current_plan.policy.schedule}: predicted above measured")
+
+
+def disk_rate(llm: LLM) -> Callable[[], float]:
     """A function that reads part of the checkpoint and returns bytes/s, two in flight."""
-    from headrace.memory.checkpoint import Checkpoint
     from headrace.memory.disk import DiskReader
     from headrace.memory.disk_rate import measure_rate
 
-    checkpoint = Checkpoint.open(model)
+    checkpoint = llm.loaded.checkpoint
+    nbytes = min(RATE_BYTES, checkpoint.total_bytes)
 
     def measured() -> float:
-        nbytes = min(RATE_BYTES, checkpoint.total_bytes)
         reader = DiskReader(checkpoint.files)
         try:
             return measure_rate(reader, nbytes, 2, perf_counter).bytes_per_second
@@ -97,39 +159,3 @@ def disk_rate(model: str) -> Callable[[], float]:
             reader.close()
 
     return measured
-
-
-class _Runner:
-    """Runs the load, each time in a new engine; tells the plan once."""
-
-    def __init__(
-        self, load: Load, settings: dict[str, Any], console: Console, trace: Path | None
-    ) -> None:
-        self.load = load
-        self.settings = settings
-        self.console = console
-        self.trace = trace
-        self.told: set[str | None] = set()
-
-    def run(self, schedule: str | None) -> Summary:
-        """One run; ``schedule`` replaces the one that was asked for."""
-        asked = {**self.settings, **({"schedule": schedule} if schedule else {})}
-        with (
-            open_llm(self.load.model, seed=self.load.seed, **asked) as llm,
-            tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder,
-        ):
-            plan = llm.plan(self.load.workload)
-            if schedule not in self.told:
-                self.told.add(schedule)
-                print_plan(plan, self.console)
-            return self._play(llm, Path(folder), plan, None if schedule else self.trace)
-
-    def _play(self, llm: Any, folder: Path, plan: Any, trace: Path | None) -> Summary:
-        from headrace.engine.jobs import Job
-
-        self.load.write(folder / "in.jsonl", llm.spec.vocab)
-        tokens = self.load.batch * (self.load.prompt_len + self.load.gen_len)
-        job = Job(folder / "in.jsonl", folder / "out.jsonl")
-        predicted = plan.prediction.seconds
-        with show_progress(self.console, predicted, tokens) as progress:
-            return llm.run(job, progress=progress, trace_path=trace).to_dict()

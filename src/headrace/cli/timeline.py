@@ -45,12 +45,13 @@ text{font:12px system-ui,sans-serif;fill:#24292f}
 
 
 class Bar(NamedTuple):
-    """One task on a lane: seconds, what it was (a key of KINDS), its name."""
+    """One task on a lane: seconds, what it was (a key of KINDS), its name and sweep."""
 
     start: float
     end: float
     kind: str
     label: str
+    sweep: int = 0
 
 
 Lanes = Mapping[str, Sequence[Bar]]
@@ -59,29 +60,28 @@ Lanes = Mapping[str, Sequence[Bar]]
 
 def lanes_of(traces: Iterable[SweepTrace]) -> dict[str, list[Bar]]:
     """Bars per lane of some sweeps; time starts with the first span. Empty spans are left out."""
-    spans = [(trace.schedule.tasks[s.task], s) for trace in traces for s in trace.spans]
-    origin = min((s.start for _, s in spans), default=0.0)
-    lanes: dict[str, list[Bar]] = {task.lane: [] for task, _ in spans}
-    for task, span in sorted(spans, key=lambda pair: pair[1].start):
+    spans = [(t.schedule.tasks[s.task], s, t.index) for t in traces for s in t.spans]
+    origin = min((s.start for _, s, _ in spans), default=0.0)
+    lanes: dict[str, list[Bar]] = {task.lane: [] for task, _, _ in spans}
+    for task, span, sweep in sorted(spans, key=lambda found: found[1].start):
         if span.end > span.start:
-            bar = Bar(span.start - origin, span.end - origin, kind_of(task.op), task.label)
-            lanes[task.lane].append(bar)
+            start, end = span.start - origin, span.end - origin
+            lanes[task.lane].append(Bar(start, end, kind_of(task.op), task.label, sweep))
     return lanes
 
 
 def lanes_of_chrome(trace: Mapping[str, Any]) -> tuple[dict[str, list[Bar]], ...]:
     """(planned, measured) lanes of a Chrome trace as ``machines.trace.chrome_trace`` makes it."""
     events = trace["traceEvents"]
-    names = {
-        (e["name"], e["pid"], e["tid"]): e["args"]["name"] for e in events if e["ph"] == "M"
-    }
+    names = {(e["name"], e["pid"], e["tid"]): e["args"]["name"] for e in events if e["ph"] == "M"}
     halves: dict[str, dict[str, list[Bar]]] = {"planned": {}, "measured": {}}
     for e in sorted((e for e in events if e["ph"] == "X"), key=lambda e: float(e["ts"])):
         half = halves[names["process_name", e["pid"], 0]]
         lane = half.setdefault(names["thread_name", e["pid"], e["tid"]], [])
         if e["dur"] > 0:
             end = (e["ts"] + e["dur"]) / 1e6
-            lane.append(Bar(e["ts"] / 1e6, end, kind_of(e["cat"]), e["name"]))
+            sweep = e["args"]["sweep"]
+            lane.append(Bar(e["ts"] / 1e6, end, kind_of(e["cat"]), e["name"], sweep))
     return tuple(halves.values())
 
 
@@ -92,11 +92,12 @@ def kind_of(op: str) -> str:
 
 def window(lanes: Lanes, start: float, end: float) -> dict[str, list[Bar]]:
     """The part between two times, which becomes 0 .. end - start."""
-    cut = {name: [b for b in bars if b.start < end and b.end > start] for name, bars in lanes.items()}
+    cut = {
+        name: [b for b in bars if b.start < end and b.end > start] for name, bars in lanes.items()
+    }
     return {
         name: [
-            b._replace(start=max(b.start, start) - start, end=min(b.end, end) - start)
-            for b in bars
+            b._replace(start=max(b.start, start) - start, end=min(b.end, end) - start) for b in bars
         ]
         for name, bars in cut.items()
     }
@@ -174,9 +175,7 @@ def _axis(duration: float, bottom: int) -> list[str]:
         parts.append(
             f'<text class="m" x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{label}</text>'
         )
-    parts.append(
-        f'<line class="g" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>'
-    )
+    parts.append(f'<line class="g" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
     return parts
 
 

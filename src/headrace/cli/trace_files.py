@@ -21,12 +21,15 @@ def draw_trace(trace: Path, title: str) -> Path:
 
 
 def middle(lanes: dict[str, list[Bar]], sweeps: int = SHOWN_SWEEPS) -> dict[str, list[Bar]]:
-    """``sweeps`` consecutive sweeps around the middle of the run, from commit to commit.
+    """``sweeps`` consecutive sweeps around the middle of the run, from end to end.
 
-    All of it when the run has no more than that.
+    All of it when the run has hardly more than that.
     """
-    commits = sorted(b.end for bars in lanes.values() for b in bars if b.label == "commit")
-    if len(commits) <= sweeps + 1:
+    ends: dict[int, float] = {}
+    for bar in (bar for bars in lanes.values() for bar in bars):
+        ends[bar.sweep] = max(bar.end, ends.get(bar.sweep, 0.0))
+    moments = [ends[sweep] for sweep in sorted(ends)]
+    if len(moments) <= sweeps + 1:
         return lanes
-    first = (len(commits) - sweeps) // 2
-    return window(lanes, commits[first - 1], commits[first - 1 + sweeps])
+    first = (len(moments) - sweeps) // 2
+    return window(lanes, moments[first - 1], moments[first - 1 + sweeps])

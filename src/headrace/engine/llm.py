@@ -134,6 +134,11 @@ class LLM:
         )
         return self._plan
 
+    def use(self, plan: Plan) -> None:
+        """Run under ``plan`` from now on, as a comparison of schedules under one policy does."""
+        self._end_session()
+        self._plan = plan
+
     def generate(
         self,
         prompts: PromptLike | Sequence[PromptLike],
