@@ -207,9 +207,11 @@ class Batcher:
         """Let waiting sequences in while rows, places and expected KV blocks last."""
         if not self._waiting or len(self._active) > len(choice.decodes) + len(choice.chunks):
             return  # nobody waits, or somebody already inside got no row
+        room = self._prefill_room(choice)
+        if len(self._active) >= self.limits.max_seqs or room < 1:
+            return
         expected = self._footprint.expected_blocks
         reserved = sum(expected(s) for s in self._active.values())
-        room = self._prefill_room(choice)
         while self._waiting and len(self._active) < self.limits.max_seqs and room > 0:
             sequence = self._waiting[0]
             reserved += expected(sequence)

@@ -86,10 +86,7 @@ class Virtual:
                     again |= self._start(lane, queue.popleft())
 
     def _ready(self, item: _Item) -> bool:
-        for lane, position in item.waits:
-            if self._done.get(lane, 0) <= position:
-                return False
-        return True
+        return all(self._done.get(lane, 0) > position for lane, position in item.waits)
 
     def _start(self, lane: str, item: _Item) -> bool:
         """Start a task; True when it took no time and has ended already."""

@@ -50,6 +50,12 @@ class Situation:
         """Blocks of the longest request: fewer could never finish it."""
         return blocks_for(max(1, self.workload.longest), self.overrides.kv_block)
 
+    @property
+    def mean_kv(self) -> int:
+        """Tokens a decode attends to, on average over the job."""
+        job = self.workload
+        return (job.prompt_tokens + job.gen_tokens // 2) // max(1, job.requests)
+
     def map_of(self, policy: Policy) -> MemoryMap:
         """What ``policy`` takes of the budget."""
         return memory_map(self.model, self.pages, policy, self.page_bytes, self.budget_bytes)
@@ -74,7 +80,7 @@ def smallest(at: Situation) -> Policy:
 
 
 def candidates(at: Situation) -> Iterator[Policy]:
-    """Policies that fit, over numbers of sequences; ``smallest`` last, if it fits."""
+    """Policies that fit, most sequences first; ``smallest`` last, if it fits."""
     for seqs in _sequence_counts(at):
         policy = fitted(at, seqs)
         if policy is not None:
@@ -87,20 +93,18 @@ def candidates(at: Situation) -> Iterator[Policy]:
 def fitted(at: Situation, seqs: int) -> Policy | None:
     """The best use of the budget for ``seqs`` sequences at once; None if they do not fit.
 
-    Residency, ring and rows depend on each other, so they are refined twice.
+    Ring and rows depend on what streams, and take of its room: they are refined once.
     """
     rows = at.overrides.max_rows or seqs + at.overrides.chunk
     if rows < seqs:
         return None
     policy = _fill(at, _policy(at, seqs, rows, _kv_blocks(at, seqs)), LEAST_SLOTS)
-    for _ in range(2):
-        if policy is None:
-            return None
-        wanted = _wanted_rows(at, policy)
-        larger = replace(policy, max_rows=wanted, micro_batches=_micro_batches(at, wanted))
-        policy = _fill(at, larger, _wanted_slots(at, larger)) or policy
     if policy is None:
         return None
+    times = at.times_of(policy)
+    wanted = _wanted_rows(at, policy, times)
+    larger = replace(policy, max_rows=wanted, micro_batches=_micro_batches(at, wanted))
+    policy = _fill(at, larger, _wanted_slots(at, policy, times)) or policy
     return replace(policy, compute_rows=_compute_rows(at, policy))
 
 
@@ -128,7 +132,7 @@ def _sequence_counts(at: Situation) -> list[int]:
         return [at.overrides.max_seqs]
     most = max(1, min(at.workload.requests, at.overrides.max_rows or MOST_SEQS, MOST_SEQS))
     counts = {most} | {n for p in range(12) for n in (2**p, 3 * 2**p) if n <= most}
-    return sorted(counts)
+    return sorted(counts, reverse=True)
 
 
 def _policy(at: Situation, seqs: int, rows: int, kv_blocks: int) -> Policy:
@@ -172,17 +176,15 @@ def _kv_blocks(at: Situation, seqs: int) -> int:
 def _fill(at: Situation, policy: Policy, slots: int) -> Policy | None:
     """``policy`` with as many pages resident as fit; a ring of ``slots``, or fewer if they
     would take too much of the room."""
-    bare = replace(policy, resident=frozenset(), ring_slots=0, slot_bytes=0)
     whole = with_residency(at, policy, at.residency.everything(), 0)
     if at.map_of(whole).total_bytes <= at.budget_bytes:
         return whole
     if at.overrides.schedule == "resident":
         return None
-    fixed_map = at.map_of(bare)
-    held = fixed_map.total_bytes - fixed_map.parts["ring"] - fixed_map.parts["resident weights"]
-    room = at.budget_bytes - held
+    weightless = at.map_of(replace(policy, resident=frozenset(), ring_slots=1, slot_bytes=0))
+    room = weightless.spare_bytes + weightless.parts["resident weights"]
     chosen = at.overrides.ring_slots
-    counts = [chosen] if chosen else [*range(max(slots, LEAST_SLOTS), LEAST_SLOTS - 1, -1)]
+    counts = [chosen] if chosen else _halvings(max(slots, LEAST_SLOTS))
     for count in counts:
         resident = at.residency.fill(room, count)
         if resident is None:
@@ -193,13 +195,19 @@ def _fill(at: Situation, policy: Policy, slots: int) -> Policy | None:
     return None
 
 
-def _wanted_rows(at: Situation, policy: Policy) -> int:
+def _halvings(slots: int) -> list[int]:
+    """``slots``, half of it, and so on; LEAST_SLOTS last."""
+    halves = [slots >> i for i in range(slots.bit_length())]
+    return [n for n in halves if n > LEAST_SLOTS] + [LEAST_SLOTS]
+
+
+def _wanted_rows(at: Situation, policy: Policy, times: SweepTimes) -> int:
     if at.overrides.max_rows:
         return at.overrides.max_rows
     least = policy.max_seqs + policy.chunk
     if not policy.slot_bytes:
         return min(max(least, policy.max_seqs + RESIDENT_ROWS), max(MOST_ROWS, least))
-    return max(least, min(at.times_of(policy).balanced_rows(MOST_ROWS), MOST_ROWS))
+    return max(least, min(times.balanced_rows(MOST_ROWS), MOST_ROWS))
 
 
 def _compute_rows(at: Situation, policy: Policy) -> int:
@@ -209,13 +217,12 @@ def _compute_rows(at: Situation, policy: Policy) -> int:
     return min(at.times_of(policy).balanced_rows(MOST_ROWS), policy.max_rows)
 
 
-def _wanted_slots(at: Situation, policy: Policy) -> int:
+def _wanted_slots(at: Situation, policy: Policy, times: SweepTimes) -> int:
     """Slots for reads to go on while nothing is multiplied with streamed pages: head, sampling
     and the first layer's attention (the tail of a sweep), at the disk's rate."""
     if not policy.slot_bytes:
         return 0
-    times = at.times_of(policy)
-    load = Load(policy.max_seqs, policy.max_seqs * _mean_kv(at), samples=policy.max_seqs)
+    load = Load(policy.max_seqs, policy.max_seqs * at.mean_kv, samples=policy.max_seqs)
     cpu, disk = times.lanes(load)
     if cpu > 2 * disk:
         return LEAST_SLOTS
@@ -224,8 +231,3 @@ def _wanted_slots(at: Situation, policy: Policy) -> int:
     mean = sum(at.residency.bytes_of[p.id] for p in streamed) / len(streamed)
     slots = math.ceil(tail * times.disk_rate / mean) + policy.disk_lanes + 1
     return max(LEAST_SLOTS, min(slots, len(streamed)))
-
-
-def _mean_kv(at: Situation) -> int:
-    job = at.workload
-    return (job.prompt_tokens + job.gen_tokens // 2) // max(1, job.requests)

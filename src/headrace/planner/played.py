@@ -24,7 +24,7 @@ MOST_TASKS = 1500
 class PlayedOverlap:
     """An ``Overlap``: rows -> steady seconds over those of the busiest lane.
 
-    Played at powers of two and interpolated in log(rows). ``kv`` is the tokens a row attends
+    Played at powers of four and interpolated in log(rows). ``kv`` is the tokens a row attends
     to, ``decodes`` the rows that are decodes at most (the rest is prompt).
     """
 
@@ -38,14 +38,14 @@ class PlayedOverlap:
 
     def __call__(self, rows: int) -> float:
         rows = max(1, min(rows, self.policy.max_rows))
-        below = rows.bit_length() - 1
-        share = math.log2(rows) - below
+        below = (rows.bit_length() - 1) // 2
+        share = math.log(rows, 4) - below
         low = self._point(below)
         return low if share < 1e-9 else low + share * (self._point(below + 1) - low)
 
     def _point(self, power: int) -> float:
         if power not in self._points:
-            rows = min(1 << power, self.policy.max_rows)
+            rows = min(4**power, self.policy.max_rows)
             self._points[power] = self._play(rows)
         return self._points[power]
 
@@ -80,7 +80,7 @@ def steady_seconds(
     policy: Policy,
     hardware: Hardware,
     load: Load,
-    sweeps: int = 3,
+    sweeps: int = 2,
 ) -> float:
     """Seconds of the last of ``sweeps`` appended sweeps of equal load, seam overlap included."""
     work = WorkModel(model, pages, policy)

@@ -34,6 +34,11 @@ class Residency:
         self.shared = tuple(p for p in pages if p.role in (Role.LAYER, Role.HEAD))
         self.experts = tuple(p for p in pages if p.expert is not None)
         self.streamable = self.shared + self.experts
+        sizes = sorted({self.bytes_of[p.id] for p in self.streamable}, reverse=True)
+        self._by_size = {
+            size: frozenset(p.id for p in self.streamable if self.bytes_of[p.id] == size)
+            for size in sizes
+        }
 
     def everything(self) -> frozenset[int]:
         """All pages."""
@@ -41,9 +46,7 @@ class Residency:
 
     def slot_bytes(self, resident: frozenset[int]) -> int:
         """Bytes of a ring slot: the largest page that streams; 0 when none does."""
-        return max(
-            (self.bytes_of[p.id] for p in self.streamable if p.id not in resident), default=0
-        )
+        return next((size for size, ids in self._by_size.items() if not ids <= resident), 0)
 
     def weight_bytes(self, resident: frozenset[int], ring_slots: int) -> int:
         """Bytes of resident pages and ring."""
@@ -54,11 +57,7 @@ class Residency:
         """The residency that takes the fewest bytes: as pages above some size stay, slots of
         the ring shrink, which may save more than it costs."""
         final = frozenset(p.id for p in self.final)
-        sizes = sorted({self.bytes_of[p.id] for p in self.streamable})
-        options = [
-            final | {p.id for p in self.streamable if self.bytes_of[p.id] > size}
-            for size in [0, *sizes]
-        ]
+        options = list(accumulate(self._by_size.values(), frozenset.union, initial=final))
         return min(options, key=lambda r: (self.weight_bytes(r, ring_slots), len(r)))
 
     def fill(self, room: int, ring_slots: int) -> frozenset[int] | None:
@@ -78,11 +77,19 @@ class Residency:
         self, base: frozenset[int], order: list[int], room: int, ring_slots: int
     ) -> frozenset[int]:
         """``base`` and the longest beginning of ``order`` that fits (bytes need not grow)."""
-        prefixes = accumulate(order, lambda held, page: held | {page}, initial=base)
-        fitting = [r for r in prefixes if self.weight_bytes(r, ring_slots) <= room]
-        return fitting[-1] if fitting else base
+        best = held = base
+        bytes_held = self.weight_bytes(base, 0)
+        for page in order:
+            if page not in held:
+                held |= {page}
+                bytes_held += self.bytes_of[page]
+            if bytes_held + ring_slots * self.slot_bytes(held) <= room:
+                best = held
+        return best
 
-    def _spread_experts(self, base: frozenset[int], room: int, ring_slots: int) -> frozenset[int]:
+    def _spread_experts(
+        self, base: frozenset[int], room: int, ring_slots: int
+    ) -> frozenset[int]:
         others = [p for p in self.experts if p.id not in base]
         if not others:
             return base

@@ -13,7 +13,9 @@ from dataclasses import replace
 from headrace.errors import BudgetError, UsageError
 from headrace.planner.candidates import Situation, candidates, smallest
 from headrace.planner.plan import Overrides, Plan
-from headrace.planner.simulate import predict, simulate
+from headrace.planner.played import PlayedOverlap
+from headrace.planner.simulate import Prediction, predict, simulate
+from headrace.planner.sweeps import Load, SweepTimes
 from headrace.planner.tail import on_demand_rows
 from headrace.specs.hardware import Hardware
 from headrace.specs.model import ModelSpec
@@ -52,7 +54,7 @@ def make_plan(
             got=f"{budget_bytes} bytes ({format_bytes(budget_bytes)})",
             hint=f"--memory {least}",
         )
-    policy = min(candidates(at), key=lambda p: _job_seconds(at, p))
+    policy = _best(at)
     threshold = on_demand_rows(model, pages, policy, hardware)
     policy, prediction = _with_best_schedule(at, policy, threshold)
     return Plan(
@@ -73,12 +75,31 @@ def plan_pages(model: ModelSpec) -> tuple[Page, ...]:
     return page_layout(model, min(64_000_000, max(*whole, 8_000_000)))
 
 
-def _job_seconds(at: Situation, policy: Policy) -> float:
-    """Fast rank: overlap taken as perfect, a slice of the job."""
-    return simulate(at.times_of(policy), at.workload, _RANKING_STEPS).seconds
+def _best(at: Situation) -> Policy:
+    """The candidate with the shortest job; those whose bound is longer are not played."""
+    best: tuple[float, Policy] | None = None
+    for policy in candidates(at):
+        overlap = PlayedOverlap(at.model, at.pages, policy, at.hardware, at.mean_kv)
+        times = SweepTimes(at.model, at.pages, policy, at.hardware)
+        if best is not None and _bound(at, times) >= best[0]:
+            continue
+        typical = min(policy.max_rows, policy.max_seqs * 3 // 2 + 1)
+        seconds = simulate(times, at.workload, _RANKING_STEPS).seconds * overlap(typical)
+        if best is None or seconds < best[0]:
+            best = (seconds, policy)
+    assert best is not None, "the smallest policy fits: its budget was checked"
+    return best[1]
 
 
-def _with_best_schedule(at: Situation, policy: Policy, threshold: int):
+def _bound(at: Situation, times: SweepTimes) -> float:
+    """No job takes less: every sweep draws at most max_seqs tokens, at the least KV there is."""
+    seqs = times.policy.max_seqs
+    return at.workload.gen_tokens / seqs * times.lanes(Load(seqs, seqs, samples=seqs)).busiest
+
+
+def _with_best_schedule(
+    at: Situation, policy: Policy, threshold: int
+) -> tuple[Policy, Prediction]:
     """Stream, or on_demand when most sweeps have few rows: whichever job is shorter."""
     prediction = predict(at.model, at.pages, policy, at.hardware, at.workload)
     if at.overrides.schedule or policy.schedule != "stream" or not threshold:
