@@ -184,3 +184,20 @@ def test_prompt_comes_from_stdin_too(checkpoint, monkeypatch, capsys):
 def test_only_bad_lines_still_get_their_error_lines(checkpoint, batch, tmp_path):
     assert run(["run-batch", str(checkpoint), *batch("{", "[1]"), *MEMORY]) == 1
     assert [line["error"]["code"] for line in answers(tmp_path)] == ["invalid_json"] * 2
+
+
+def test_smallest_budget_streams_and_is_compared_with_the_same_policy_one_by_one(tmp_path, capsys):
+    shape = ["--layers", "2", "--hidden", "64", "--width", "256", "--experts", "16"]
+    assert run(["bench", "make-checkpoint", str(tmp_path / "m"), *shape]) == 0
+    capsys.readouterr()
+    arguments = ["bench", "throughput", str(tmp_path / "m"), "--json"]
+    arguments += ["--batch", "2", "--prompt-len", "4", "--gen-len", "3"]
+    assert run([*arguments, "--memory", "1KB"]) == 2
+    smallest = json.loads(capsys.readouterr().out)["error"]["smallest_bytes"]
+    assert run([*arguments, "--memory", str(smallest)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["schedule"] in ("stream", "on_demand")
+    assert report["bytes_read"] > 0
+    assert report["one_by_one_seconds"] > 0
+    assert report["overlap_efficiency"] is not None
+    assert report["disk_drift"] >= 0

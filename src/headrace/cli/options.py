@@ -25,7 +25,11 @@ Json = Annotated[
 Verbose = Annotated[
     int,
     typer.Option(
-        "--verbose", "-v", count=True, help="More on stderr; tracebacks.", rich_help_panel=OUTPUT
+        "--verbose",
+        "-v",
+        count=True,
+        help="Say more: tracebacks of refusals.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 Config = Annotated[
