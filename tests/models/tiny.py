@@ -121,7 +121,7 @@ def reference(folder: Path) -> Any:
 
 
 @dataclass
-class Sequence_:
+class Toy:
     """A sequence being run: its tokens so far, how many are in the cache, its blocks."""
 
     tokens: list[int]
@@ -193,27 +193,31 @@ class Runner:
         self.slots = slots
         self.phase = 0
         self._free = list(range(512))
-        self.last: ToySweep | None = None
 
     def _poison(self, buffer: Buffer) -> None:
         if buffer.name not in ("page", "kv", "logits"):  # these outlive the sweep
             self.space.poison(buffer)
 
-    def sequence(self, tokens: Sequence[int], capacity: int = 128) -> Sequence_:
+    def sequence(self, tokens: Sequence[int], capacity: int = 128) -> Toy:
         """A sequence with blocks (scattered ones) for ``capacity`` tokens."""
         count = -(-capacity // self.policy.kv_block)
         blocks = tuple(self._free.pop((7 * i) % len(self._free)) for i in range(count))
-        return Sequence_(list(tokens), blocks)
+        return Toy(list(tokens), blocks)
 
     def sweep(self, *micro_batches: Sequence[Segment]) -> Tensor:
         """Run one sweep; logits [s, V] in the order of ``Batch.sampled``."""
+        sampled = len(self.run(*micro_batches).batch.sampled)
+        return self.space.view(Buffer("logits"))[:sampled].clone()
+
+    def run(self, *micro_batches: Sequence[Segment]) -> ToySweep:
+        """Run one sweep, and nothing else."""
         padded = [*micro_batches, *[()] * (self.policy.micro_batches - len(micro_batches))]
         batch = Batch(tuple(MicroBatch(tuple(m)) for m in padded))
         extents = tuple(
             tuple(Extent(s.rows, s.kv_len) for s in m.segments) for m in batch.micro_batches
         )
-        sweep = self.last = ToySweep(batch, Binding(extents))
+        sweep = ToySweep(batch, Binding(extents))
         schedule = generate(self.model, self.pages, self.policy, self.phase, self.slots)
         self.machine.append(schedule, sweep).wait()
         self.phase = next_phase(self.pages, self.policy, self.phase)
-        return self.space.view(Buffer("logits"))[: len(batch.sampled)].clone()
+        return sweep
