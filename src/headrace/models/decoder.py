@@ -60,25 +60,30 @@ def dimensions(
     }
 
 
-def routing(fields: Fields, experts_key: str, experts: int, top_k: int) -> dict[str, int]:
+def routing(fields: Fields, experts_key: str, experts: int, top_k: int) -> tuple[int, int]:
     """Number of experts and how many a row visits. One expert is refused: that is dense."""
     count = fields.integer(experts_key, _MOST["experts"], experts)
     if count == 1:
         raise UnsupportedModelError("experts of the model", expected="at least 2", got=1)
-    return {"experts": count, "top_k": fields.integer("num_experts_per_tok", count, top_k)}
+    return count, fields.integer("num_experts_per_tok", count, top_k)
 
 
 def sliding_window(fields: Fields, max_positions: int, default: int | None) -> int | None:
     """Window of keys that a query sees; None when no position can leave it."""
-    kinds = set(fields.config.get("layer_types") or ())
-    if len(kinds) > 1 or kinds - {"full_attention", "sliding_attention"}:
+    kinds = fields.config.get("layer_types")
+    if kinds is not None and kinds not in _uniform(kinds):
         raise UnsupportedModelError(
-            "layer_types", expected="the same in every layer", got=", ".join(map(str, kinds))
+            "layer_types", expected="the same in every layer", got=str(kinds)[:80]
         )
     window = fields.optional_integer("sliding_window", 1 << 27, default)
     if window is None or window >= max_positions:
         return None
     return window
+
+
+def _uniform(kinds: object) -> list[list[str]]:
+    count = len(kinds) if isinstance(kinds, list) else 0
+    return [[kind] * count for kind in ("full_attention", "sliding_attention")]
 
 
 def shared_name(logical: str, layer: int | None) -> str | None:

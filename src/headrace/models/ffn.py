@@ -33,7 +33,7 @@ class Share(NamedTuple):
     ``gates`` [m] or None for 1."""
 
     mb: int
-    count: int
+    size: int
     rows: Tensor | slice
     gates: Tensor | None
 
@@ -73,7 +73,7 @@ class Ffn:
         first = 0
         for block in _row_blocks(shares):
             run[page.role](page, weights, block, first, views)
-            first += sum(share.count for share in block)
+            first += sum(share.size for share in block)
 
     def _whole(
         self, page: Page, w: Mapping[str, Tensor], block: list[Share], first: int, views: Views
@@ -100,7 +100,7 @@ class Ffn:
         self, page: Page, w: Mapping[str, Tensor], block: list[Share], first: int, views: Views
     ) -> None:
         scratch, columns = Scratch(views[_SCRATCH]), page.slices[0]
-        rows = sum(share.count for share in block)
+        rows = sum(share.size for share in block)
         out = scratch.take(rows, columns.stop - columns.start)
         tile = scratch.take(tile_elements(*w["down"].shape))
         inter = views[_INTER][first : first + rows]  # [m, W]
@@ -117,7 +117,7 @@ class Ffn:
             else:
                 count = self.indexer.of(sweep, mb).rows
                 shares.append(Share(mb, count, slice(0, count), None))
-        return [share for share in shares if share.count]
+        return [share for share in shares if share.size]
 
 
 def _row_blocks(shares: list[Share]) -> Iterator[list[Share]]:
@@ -126,8 +126,8 @@ def _row_blocks(shares: list[Share]) -> Iterator[list[Share]]:
     room = ROW_BLOCK
     for share in shares:
         start = 0
-        while start < share.count:
-            stop = min(share.count, start + room)
+        while start < share.size:
+            stop = min(share.size, start + room)
             block.append(_part(share, start, stop))
             room -= stop - start
             start = stop
@@ -139,7 +139,7 @@ def _row_blocks(shares: list[Share]) -> Iterator[list[Share]]:
 
 
 def _part(share: Share, start: int, stop: int) -> Share:
-    if (start, stop) == (0, share.count):
+    if (start, stop) == (0, share.size):
         return share
     if isinstance(share.rows, slice):
         return Share(share.mb, stop - start, slice(start, stop), None)
@@ -150,7 +150,7 @@ def _part(share: Share, start: int, stop: int) -> Share:
 def _gather(block: list[Share], views: Views, scratch: Scratch) -> Tensor:
     """Normed rows of all shares, one under the other: [m, D]."""
     first = views[Buffer("normed", block[0].mb)]
-    x = scratch.take(sum(share.count for share in block), first.shape[1])
+    x = scratch.take(sum(share.size for share in block), first.shape[1])
     for share, place in _places(block):
         normed = views[Buffer("normed", share.mb)]
         if isinstance(share.rows, slice):
@@ -173,6 +173,6 @@ def _scatter(out: Tensor, block: list[Share], views: Views, columns: slice) -> N
 
 
 def _places(block: list[Share]) -> Iterator[tuple[Share, slice]]:
-    ends = list(accumulate(share.count for share in block))
+    ends = list(accumulate(share.size for share in block))
     for share, end in zip(block, ends, strict=True):
-        yield share, slice(end - share.count, end)
+        yield share, slice(end - share.size, end)

@@ -62,7 +62,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
             "architecture", expected=", ".join(sorted(known)), got=str(kind)[:80]
         )
     heads = config.get("architectures") or ()
-    if heads and not any("CausalLM" in str(head) for head in heads):
+    if heads and "CausalLM" not in str(heads):
         raise UnsupportedModelError(
             "architectures", expected="a ...ForCausalLM", got=str(heads)[:80]
         )

@@ -22,10 +22,12 @@ def spec_from_config(config: Config) -> ModelSpec:
     """The spec that config.json describes. Raises CheckpointError, UnsupportedModelError."""
     fields = Fields(config)
     sizes = dimensions(fields, kv_heads=8, positions=131072, eps=1e-5)
+    experts, top_k = routing(fields, "num_local_experts", experts=8, top_k=2)
     return ModelSpec(
         architecture="mixtral",
         **sizes,
-        **routing(fields, "num_local_experts", experts=8, top_k=2),
+        experts=experts,
+        top_k=top_k,
         renormalise=True,
         rope=fields.rope(sizes["max_positions"], default_theta=1e6),
         sliding_window=sliding_window(fields, sizes["max_positions"], None),

@@ -22,10 +22,12 @@ def spec_from_config(config: Config) -> ModelSpec:
             "OLMoE heads", expected=f"{sizes['hidden']} wide in all (the hidden size)"
         )
     bias = fields.boolean("attention_bias", False)
+    experts, top_k = routing(fields, "num_experts", experts=64, top_k=8)
     return ModelSpec(
         architecture="olmoe",
         **sizes,
-        **routing(fields, "num_experts", experts=64, top_k=8),
+        experts=experts,
+        top_k=top_k,
         renormalise=fields.boolean("norm_topk_prob", False),
         rope=fields.rope(sizes["max_positions"]),
         qkv_bias=bias,

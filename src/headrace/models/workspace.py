@@ -63,11 +63,13 @@ class Workspace:
         """The buffer's tensor, its ``Routing``, or None for state that no arena holds."""
         return self._views.get(buffer)
 
-    def poison(self) -> None:
-        """Overwrite all but the resident pages, so that what nobody wrote shows up as NaN."""
-        for buffer, memory in self._memory.items():
-            if buffer.name != "page" and len(memory):
-                torch.frombuffer(memory, dtype=torch.uint8).fill_(_POISON)
+    def poison(self, buffer: Buffer | None = None) -> None:
+        """Overwrite ``buffer`` (all but the resident pages when None) with what no result can
+        hide: NaN in floating formats, -1 in integers."""
+        doomed = [b for b in self._memory if b.name != "page"] if buffer is None else [buffer]
+        for each in doomed:
+            if len(self._memory.get(each, b"")):
+                torch.frombuffer(self._memory[each], dtype=torch.uint8).fill_(_POISON)
 
     def _shaped(self, buffer: Buffer, memory: memoryview) -> Tensor | Routing:
         if buffer.name == "kv":

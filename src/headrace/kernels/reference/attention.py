@@ -254,7 +254,9 @@ def _joins(cut: _Cut, members: list[_Cut], padding: int, tile: AttentionTile, bl
 
 def _group(members: list[_Cut], block: int) -> AttentionGroup:
     longest = members[-1].blocks
-    rows, tables, limits, stale = [], [], [], []
+    rows: list[int] = []
+    stale: list[int] = []
+    tables, limits = [], []
     for place, (piece, first, stop) in enumerate(members):
         begin = piece.position - first * block
         end = begin + piece.rows

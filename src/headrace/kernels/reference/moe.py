@@ -5,6 +5,7 @@ Shapes: rows of one micro-batch r, hidden D, width W, experts E, top_k k, expert
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -41,7 +42,7 @@ class Routing(NamedTuple):
 
     def counts(self) -> list[int]:
         """Rows per expert."""
-        return self.starts.diff().tolist()  # type: ignore[no-any-return]
+        return self.starts.diff().tolist()
 
 
 def route(
@@ -78,7 +79,7 @@ def _sort(ids: Tensor, gates: Tensor, k: int, routing: Routing, scratch: Scratch
 
 def expert(
     x: Tensor,
-    weights: dict[str, Tensor],
+    weights: Mapping[str, Tensor],
     out: Tensor,
     inter: Tensor,
     up: Tensor,
@@ -94,7 +95,9 @@ def expert(
     return linear(inter, weights["down"], out, tile, weights.get("down_bias"), accumulate)
 
 
-def gated(x: Tensor, weights: dict[str, Tensor], out: Tensor, up: Tensor, tile: Tensor) -> Tensor:
+def gated(
+    x: Tensor, weights: Mapping[str, Tensor], out: Tensor, up: Tensor, tile: Tensor
+) -> Tensor:
     """``out = silu(gate x) * up x``; gate and up may be row blocks of the whole ones."""
     linear(x, weights["gate"], out, tile, weights.get("gate_bias"))
     linear(x, weights["up"], up, tile, weights.get("up_bias"))
