@@ -71,9 +71,7 @@ class PlayedOverlap:
     def _seconds_of(self, layers: int, load: Load) -> float:
         kept = tuple(p for p in self.pages if p.layer is None or p.layer < layers)
         policy = replace(self.policy, resident=self.policy.resident & {p.id for p in kept})
-        return steady_seconds(
-            replace(self.model, layers=layers), kept, policy, self.hardware, load
-        )
+        return steady_seconds(replace(self.model, layers=layers), kept, policy, self.hardware, load)
 
 
 def steady_seconds(

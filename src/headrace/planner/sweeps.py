@@ -188,7 +188,6 @@ class SweepTimes:
         return amount / self.hardware.roofs[roof]
 
 
-
 def _alike(tasks: list[Task], pages: tuple[Page, ...]) -> list[tuple[Task, int]]:
     """Tasks that cost the same whatever the load, counted once: (one of them, how many)."""
     bytes_of = {page.id: page.bytes for page in pages}
