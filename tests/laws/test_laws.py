@@ -14,7 +14,7 @@ from terms import Terms
 from toy import Toy, plain_logits
 
 from headrace.errors import TaskError
-from headrace.machines.orders import Order, Plan, breaking, delaying, list_order, shuffled
+from headrace.machines.orders import Order, TaskGraph, breaking, delaying, list_order, shuffled
 from headrace.machines.stepper import Stepper
 from headrace.machines.threads import Threads
 from headrace.specs.policy import SCHEDULES
@@ -63,11 +63,11 @@ def test_schedules_of_one_policy_agree_with_each_other(case: Case) -> None:
 def test_law_5_no_wait_can_be_spared(case: Case, data: st.DataObject) -> None:
     """Over all waits, on terms; each of them kept is enough, whatever is late."""
     schedules = case.schedules()
-    plan = Plan.of(schedules)
+    graph = TaskGraph.of(schedules)
     expected = terms_outcome(case, list_order)
-    waits = plan.waits
-    if len(plan.tasks) * len(waits) > 60_000:  # evenly spread, at an offset that is drawn
-        stride = -(-len(plan.tasks) * len(waits) // 60_000)
+    waits = graph.waits
+    if len(graph.tasks) * len(waits) > 60_000:  # evenly spread, at an offset that is drawn
+        stride = -(-len(graph.tasks) * len(waits) // 60_000)
         waits = waits[data.draw(st.integers(0, stride - 1)) :: stride]
     for wait in waits:
         assert terms_outcome(case, breaking(wait)) != expected, wait
@@ -78,7 +78,7 @@ def test_law_5_no_wait_can_be_spared(case: Case, data: st.DataObject) -> None:
 @given(cases(every_expert=True, max_layers=2, max_experts=3), st.data())
 def test_law_5_poison_finds_a_missing_wait_in_numbers(case: Case, data: st.DataObject) -> None:
     expected = toy_outcome(case, list_order)
-    waits = Plan.of(case.schedules()).waits
+    waits = TaskGraph.of(case.schedules()).waits
     start = data.draw(st.integers(0, max(0, len(waits) - 30)))
     for wait in waits[start : start + 30]:
         assert toy_outcome(case, delaying(wait.before)) == expected, wait
@@ -113,4 +113,3 @@ def terms_outcome(case: Case, order: Order) -> tuple[int, int]:
         stepper.append(schedule, None)
     stepper.run()
     return terms.outcome()
-
