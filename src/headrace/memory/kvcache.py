@@ -20,6 +20,7 @@ DTYPES: Mapping[str, torch.dtype] = {
     "bf16": torch.bfloat16,
     "f16": torch.float16,
     "i32": torch.int32,
+    "i64": torch.int64,
     "u8": torch.uint8,
 }
 """Our format names in torch's words."""

@@ -13,7 +13,7 @@ from headrace.schedule.task import Buffer, Size
 from headrace.specs.model import ITEM_BYTES, ModelSpec
 from headrace.specs.pages import Page, Role
 from headrace.specs.policy import Policy
-from headrace.specs.scratch import scratch_bytes
+from headrace.specs.scratch import routing_bytes, scratch_bytes
 
 ALIGNMENT = 64
 """Every size is a multiple of a cache line."""
@@ -22,7 +22,6 @@ READ_SLACK = 8192
 """What an aligned direct read may bring along: up to a block in front and one behind."""
 
 _F32 = 4
-_I32 = 4
 _STATE = ("requests", "batch", "sampled", "baton")
 
 
@@ -66,7 +65,7 @@ def _activations(model: ModelSpec, pages: tuple[Page, ...], policy: Policy) -> d
         bytes_of[Buffer("hidden", mb)] = mu * model.hidden * _F32  # [mu, D]
         bytes_of[Buffer("normed", mb)] = mu * model.hidden * _F32  # [mu, D]
         if model.is_moe:
-            bytes_of[Buffer("routing", mb)] = mu * model.top_k * (_I32 + _F32)  # ids, gates [mu, k]
+            bytes_of[Buffer("routing", mb)] = routing_bytes(model, policy)
     tokens = policy.kv_blocks * policy.kv_block
     for layer in range(model.layers):  # [2, blocks, block, KV, d]
         kv_bytes = 2 * tokens * model.kv_size * ITEM_BYTES[policy.kv_dtype]

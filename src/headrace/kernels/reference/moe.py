@@ -34,6 +34,11 @@ class Routing(NamedTuple):
         start, stop = self.starts[expert : expert + 2].tolist()
         return self.rows[start:stop], self.weights[start:stop]
 
+    def visits(self, expert: int) -> bool:
+        """Whether any row goes to ``expert``."""
+        start, stop = self.starts[expert : expert + 2].tolist()
+        return bool(stop > start)
+
     def counts(self) -> list[int]:
         """Rows per expert."""
         return self.starts.diff().tolist()  # type: ignore[no-any-return]

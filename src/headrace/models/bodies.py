@@ -1,0 +1,226 @@
+"""Op bodies in plain torch: what each task of a schedule does to its buffers.
+
+Shapes: rows r of one micro-batch, hidden D, heads H, KV heads KV, head width d, experts E,
+top_k k, FFN width W, sampled rows s, vocab V. Buffers are allocated for the policy's maxima;
+bodies use the first rows of them. An empty micro-batch or an unrouted expert costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from headrace.kernels import reference
+from headrace.kernels.scratch import Scratch
+from headrace.machines.machine import Body, Views
+from headrace.memory.pages import PageTable
+from headrace.models.ffn import Ffn
+from headrace.models.sweep import Indexer, RowIndex, Sweep
+from headrace.models.weights import Weights
+from headrace.schedule.task import Buffer, Op, Task
+from headrace.specs.model import ModelSpec
+from headrace.specs.policy import Policy
+from headrace.specs.scratch import attention_tile, tile_elements
+
+_SCRATCH = Buffer("scratch")
+
+
+def make_bodies(model: ModelSpec, table: PageTable, policy: Policy) -> Mapping[Op, Body]:
+    """Bodies of all arithmetic and of the reads; BIND, SAMPLE and COMMIT are the engine's.
+
+    ``views`` hold torch tensors as ``Workspace.view`` makes them; ``sweep`` is a
+    ``models.sweep.Sweep``. Every body is safe to run beside reads, not beside another body of
+    the compute lane (they share scratch).
+    """
+    bodies = _Bodies(model, table, policy)
+    ffn = Ffn(model, table, bodies.indexer)
+    return {
+        Op.READ_ROWS: bodies.read_rows,
+        Op.READ_PAGE: bodies.read_page,
+        Op.EMBED: bodies.embed,
+        Op.PRE_ATTN: bodies.pre_attention,
+        Op.ATTN: bodies.attention,
+        Op.POST_ATTN: bodies.post_attention,
+        Op.ROUTER: bodies.router,
+        Op.EXPERT: ffn.page,
+        Op.EXPERT_UP: ffn.page,
+        Op.EXPERT_DOWN: ffn.page,
+        Op.MOE: ffn.layer,
+        Op.FINAL: bodies.final,
+        Op.LOGITS: bodies.logits,
+    }
+
+
+class _Bodies:
+    def __init__(self, model: ModelSpec, table: PageTable, policy: Policy) -> None:
+        self.model = model
+        self.table = table
+        self.pages = {page.id: page for page in table.pages}
+        self.tile = attention_tile(model, policy)
+        self.weights = Weights(table)
+        self.indexer = Indexer(model, policy)
+
+    def read_rows(self, task: Task, views: Views, sweep: Sweep) -> None:
+        """Embedding rows of the batch, in row order."""
+        tokens = [t for m in sweep.batch.micro_batches for s in m.segments for t in s.tokens]
+        rows = views[Buffer("rows")]
+        self.table.read_rows(tokens, memoryview(rows.view(torch.uint8).view(-1).numpy()))
+
+    def read_page(self, task: Task, views: Views, sweep: Sweep) -> None:
+        """One page into its slot; nothing when the routing is known and spares the expert."""
+        assert task.page is not None
+        routings = [views[b] for b in task.reads if b.name == "routing"]
+        spared = bool(routings) and not any(r.visits(task.expert) for r in routings)
+        slot = next(views[b] for b in task.writes if b.name == "slot")
+        moved = 0 if spared else self.table.read(task.page, memoryview(slot.numpy()))
+        sweep.binding.page_bytes[task.page] = moved
+
+    def embed(self, task: Task, views: Views, sweep: Sweep) -> None:
+        """hidden = rows of the embedding table."""
+        index = self._index(task, sweep)
+        hidden = views[Buffer("hidden", _mb(task))][: index.rows]
+        stored = views.get(Buffer("rows"))
+        if stored is not None:
+            hidden.copy_(stored[index.offset : index.offset + index.rows])
+            return
+        for buffer in task.reads:
+            if buffer.name == "page":
+                self._look_up(buffer.index, views, index, hidden)
+
+    def _look_up(self, page: int, views: Views, index: RowIndex, hidden: Tensor) -> None:
+        (piece,) = self.pages[page].slices
+        block = self.weights.of(page, views[Buffer("page", page)])[piece.tensor]
+        mine = (index.tokens >= piece.start) & (index.tokens < piece.stop)
+        rows = mine.nonzero().view(-1)  # [m]
+        scratch = Scratch(views[_SCRATCH])
+        stored = scratch.take(rows.numel(), self.model.hidden, dtype=block.dtype)
+        torch.index_select(block, 0, index.tokens[rows] - piece.start, out=stored)
+        wide = scratch.take(*stored.shape).copy_(stored)
+        hidden.index_copy_(0, rows, wide)
+
+    def pre_attention(self, task: Task, views: Views, sweep: Sweep) -> None:
+        """Norm, q, k and v, their norms, clipping and rotation; k and v go to the cache."""
+        index, model = self._index(task, sweep), self.model
+        r = index.rows
+        if not r:
+            return
+        w, scratch = self._layer(task, views), Scratch(views[_SCRATCH])
+        x = scratch.take(r, model.hidden)
+        reference.rms_norm(
+            views[Buffer("hidden", _mb(task))][:r], w["attn_norm"], model.norm_eps, x
+        )
+        tile = scratch.take(tile_elements(model.q_size, model.hidden))
+        temp = scratch.take(r * model.q_size)
+        q = views[Buffer("q")][:r]
+        k, v = scratch.take(r, model.kv_size), scratch.take(r, model.kv_size)
+        for name, out in (("q", q), ("k", k), ("v", v)):
+            reference.linear(x, w[name], out, tile, w.get(f"{name}_bias"))
+        for name, out in (("q", q), ("k", k)):
+            if model.qk_norm:
+                normed = temp[: out.numel()].view(out.shape)
+                out.copy_(reference.rms_norm(out, w[f"{name}_norm"], model.norm_eps, normed))
+        if model.clip_qkv is not None:
+            for out in (q, k, v):
+                out.clamp_(-model.clip_qkv, model.clip_qkv)
+        for out in (q, k):
+            heads = out.view(r, -1, model.head_dim)
+            reference.apply_rope(heads, index.cos, index.sin, temp[: out.numel()])
+        cache = views[Buffer("kv", _layer(task))].flatten(1, 2).flatten(2)  # [2, tokens, KV d]
+        for half, new in zip(cache.unbind(0), (k, v), strict=True):
+            half.index_copy_(0, index.slots, _rounded(new, half.dtype, temp))
+
+    def attention(self, task: Task, views: Views, sweep: Sweep) -> None:
+        """attended = softmax(q K^T) V over the cache, the chunk's own keys included."""
+        index = self._index(task, sweep)
+        reference.attend(
+            views[Buffer("q")],
+            views[Buffer("kv", _layer(task))],
+            index.groups,
+            views[Buffer("attended")],
+            views[_SCRATCH],
+            self.tile,
+            self.model.sliding_window,
+        )
+
+    def post_attention(self, task: Task, views: Views, sweep: Sweep) -> None:
+        """hidden += output projection; normed = norm(hidden)."""
+        r = self._index(task, sweep).rows
+        if not r:
+            return
+        w, model = self._layer(task, views), self.model
+        hidden = views[Buffer("hidden", _mb(task))][:r]
+        tile = Scratch(views[_SCRATCH]).take(tile_elements(model.hidden, model.q_size))
+        attended = views[Buffer("attended")][:r]
+        reference.linear(attended, w["o"], hidden, tile, w.get("o_bias"), accumulate=True)
+        normed = views[Buffer("normed", _mb(task))][:r]
+        reference.rms_norm(hidden, w["ffn_norm"], model.norm_eps, normed)
+
+    def router(self, task: Task, views: Views, sweep: Sweep) -> None:
+        """Experts and gates of every row; adds the counts to ``binding.routed``."""
+        r, layer = self._index(task, sweep).rows, _layer(task)
+        routing = views[Buffer("routing", _mb(task))]
+        if r:
+            normed = views[Buffer("normed", _mb(task))][:r]
+            router = self._layer(task, views)["router"]
+            scratch = Scratch(views[_SCRATCH])
+            reference.route(normed, router, self.model.renormalise, routing, scratch)
+        else:
+            routing.starts.zero_()
+        routed = sweep.binding.routed
+        before = routed[layer] if _mb(task) else (0.0,) * self.model.experts
+        counts = zip(before, routing.counts(), strict=True)
+        routed[layer] = tuple(a + b for a, b in counts)
+
+    def final(self, task: Task, views: Views, sweep: Sweep) -> None:
+        """Final norm of the rows that draw a token."""
+        assert task.page is not None
+        weight = self.weights.of(task.page, views[Buffer("page", task.page)])["final_norm"]
+        for mb in range(len(sweep.batch.micro_batches)):
+            index = self.indexer.of(sweep, mb)
+            count = index.sampled.numel()
+            x = Scratch(views[_SCRATCH]).take(count, self.model.hidden)
+            torch.index_select(views[Buffer("hidden", mb)], 0, index.sampled, out=x)
+            out = views[Buffer("final")][index.first_sample : index.first_sample + count]
+            reference.rms_norm(x, weight, self.model.norm_eps, out)
+
+    def logits(self, task: Task, views: Views, sweep: Sweep) -> None:
+        """A block of columns of the logits."""
+        assert task.page is not None
+        (piece,) = self.pages[task.page].slices
+        count = len(sweep.batch.sampled)
+        if not count:
+            return
+        weight = self.weights.of(task.page, _page_view(task, views))[piece.tensor]
+        tile = Scratch(views[_SCRATCH]).take(tile_elements(*weight.shape))
+        out = views[Buffer("logits")][:count, piece.start : piece.stop]
+        reference.linear(views[Buffer("final")][:count], weight, out, tile)
+
+    def _index(self, task: Task, sweep: Sweep) -> RowIndex:
+        return self.indexer.of(sweep, _mb(task))
+
+    def _layer(self, task: Task, views: Views) -> Mapping[str, Tensor]:
+        assert task.page is not None
+        return self.weights.of(task.page, _page_view(task, views))
+
+
+def _page_view(task: Task, views: Views) -> Tensor:
+    return next(views[b] for b in task.reads if b.name in ("page", "slot"))  # type: ignore[no-any-return]
+
+
+def _rounded(new: Tensor, dtype: torch.dtype, temp: Tensor) -> Tensor:
+    """``new`` in the cache's type, written over ``temp``."""
+    if new.dtype == dtype:
+        return new
+    return temp.view(dtype)[: new.numel()].view(new.shape).copy_(new)
+
+
+def _mb(task: Task) -> int:
+    assert task.mb is not None
+    return task.mb
+
+
+def _layer(task: Task) -> int:
+    assert task.layer is not None
+    return task.layer

@@ -1,0 +1,69 @@
+"""From config.json to the architecture that runs it and the spec that describes it. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+from headrace.errors import CheckpointError, UnsupportedModelError
+from headrace.models import llama, mixtral, olmoe
+from headrace.specs.model import ITEM_BYTES, ModelSpec
+
+
+class Architecture(Protocol):
+    """What a module of this package offers."""
+
+    @property
+    def MODEL_TYPES(self) -> tuple[str, ...]:  # noqa: N802 (a module's constant)
+        """Values of ``model_type`` that it reads."""
+        ...
+
+    def spec_from_config(self, config: Mapping[str, Any]) -> ModelSpec:
+        """The spec that config.json describes."""
+        ...
+
+    def tensor_name(self, logical: str, layer: int | None, expert: int | None) -> str:
+        """Name of a tensor in the checkpoint."""
+        ...
+
+
+ARCHITECTURES: tuple[Architecture, ...] = (llama, mixtral, olmoe)
+"""All that run."""
+
+
+def model_spec(config: Mapping[str, Any], dtypes: Mapping[str, str] | None = None) -> ModelSpec:
+    """The spec of a checkpoint.
+
+    ``dtypes`` (tensor name -> stored format) corrects the format that the config announces: the
+    embedding table's own counts, since its rows are read by size. Raises CheckpointError for
+    values out of range, UnsupportedModelError for what we do not run.
+    """
+    architecture_ = architecture(config)
+    spec = architecture_.spec_from_config(config)
+    stored = (dtypes or {}).get(architecture_.tensor_name("embed", None, None))
+    if stored is None or stored == spec.weight_dtype:
+        return spec
+    if stored not in ITEM_BYTES:
+        raise UnsupportedModelError(
+            "weight format", expected=", ".join(ITEM_BYTES), got=str(stored)[:80]
+        )
+    return replace(spec, weight_dtype=stored)
+
+
+def architecture(config: Mapping[str, Any]) -> Architecture:
+    """The module that reads this config's ``model_type``. Raises UnsupportedModelError."""
+    kind = config.get("model_type")
+    known = {name: module for module in ARCHITECTURES for name in module.MODEL_TYPES}
+    if kind is None:
+        raise CheckpointError("config.json has no model_type", expected=", ".join(sorted(known)))
+    if not isinstance(kind, str) or kind not in known:
+        raise UnsupportedModelError(
+            "architecture", expected=", ".join(sorted(known)), got=str(kind)[:80]
+        )
+    heads = config.get("architectures") or ()
+    if heads and not any("CausalLM" in str(head) for head in heads):
+        raise UnsupportedModelError(
+            "architectures", expected="a ...ForCausalLM", got=str(heads)[:80]
+        )
+    return known[kind]

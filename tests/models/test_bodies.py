@@ -1,0 +1,82 @@
+"""Whole sweeps against transformers on tiny random checkpoints."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from tests.models.tiny import CASES, Runner, build, reference
+
+PROMPT = [5, 17, 80, 3, 44, 9, 61, 100, 23, 71, 12, 34, 56]
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def checkpoint(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    build(request.param, folder)
+    return folder
+
+
+def expected(model, tokens):
+    with torch.no_grad():
+        return model(torch.tensor([tokens])).logits[0]
+
+
+def close(got, wanted):
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=0)
+
+
+def test_prefill_and_decode_logits_equal_transformers(checkpoint):
+    runner, model = Runner(checkpoint), reference(checkpoint)
+    wanted = expected(model, PROMPT * 3)
+    sequence = runner.sequence(PROMPT)
+    close(runner.sweep([sequence.segment(0, len(PROMPT))])[0], wanted[len(PROMPT) - 1])
+    for token in PROMPT * 2:
+        sequence.tokens.append(token)
+        logits = runner.sweep([sequence.segment(0, 1)])
+        close(logits[0], wanted[len(sequence.tokens) - 1])
+
+
+def test_64_greedy_tokens_equal_transformers(checkpoint):
+    runner, model = Runner(checkpoint, schedule="stream"), reference(checkpoint)
+    with torch.no_grad():
+        wanted = model.generate(
+            torch.tensor([PROMPT]), max_new_tokens=64, min_new_tokens=64, do_sample=False
+        )[0].tolist()
+    sequence, rows = runner.sequence(PROMPT), len(PROMPT)
+    while len(sequence.tokens) < len(wanted):
+        logits = runner.sweep([sequence.segment(0, rows)])[0]
+        logits[2] = -torch.inf  # generate keeps the end token out as well
+        sequence.tokens.append(int(logits.argmax()))
+        rows = 1
+    assert sequence.tokens == wanted
+
+
+@pytest.mark.parametrize("schedule", ["resident", "stream", "on_demand", "one_by_one"])
+def test_mixed_chunked_micro_batches_and_cut_pages_equal_transformers(checkpoint, schedule):
+    runner = Runner(checkpoint, schedule, rows=120, micro_batches=3, cut_bytes=3000)
+    model, draw = reference(checkpoint), random.Random(3)
+    prompts = [[draw.randrange(3, 101) for _ in range(n)] for n in (1, 5, 18, 33, 33, 40, 7)]
+    wanted = [expected(model, p) for p in prompts]
+    sequences = [runner.sequence(p) for p in prompts]
+    while any(s.cached < len(s.tokens) for s in sequences):
+        micro_batches = [[], [], []]
+        sampled = []
+        for number, sequence in enumerate(sequences):
+            left = len(sequence.tokens) - sequence.cached
+            rows = min(left, draw.choice([1, 2, 9, 17]))
+            if left:
+                micro_batches[number % 2].append(sequence.segment(number, rows))
+        for micro_batch in micro_batches:
+            sampled += [s.sequence for s in micro_batch if s.sample]
+        logits = runner.sweep(*micro_batches)
+        assert len(logits) == len(sampled)
+        for row, number in zip(logits, sampled, strict=True):
+            close(row, wanted[number][-1])
+
+
+def test_arena_holds_exactly_the_declared_sizes(checkpoint):
+    runner = Runner(checkpoint, "stream")
+    assert runner.arena.used == runner.arena.capacity_bytes
