@@ -1,1 +1,1 @@
-
+"""Arithmetic without policy: the torch reference, and the native module."""

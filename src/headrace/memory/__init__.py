@@ -1,1 +1,1 @@
-
+"""Where bytes live: checkpoints, disk reads, pages, arenas and budgets."""

