@@ -51,7 +51,7 @@ def smallest(**kwargs) -> int:
     return refusal.value.smallest_bytes
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     st.sampled_from([50_000, 200_000, 10**8]),
     st.sampled_from([Overrides(), Overrides(max_seqs=5, kv_dtype="f32"), Overrides(ring_slots=5)]),
