@@ -12,6 +12,7 @@ from headrace.batching.batcher import Batcher
 from headrace.batching.limits import Limits
 from headrace.batching.request import Request
 from headrace.errors import BudgetError, UsageError
+from headrace.memory.arena import Arena
 from headrace.planner.memory_map import arena_bytes, memory_map
 from headrace.planner.plan import Overrides
 from headrace.planner.rules import make_plan, plan_pages
@@ -79,6 +80,12 @@ def test_the_memory_map_is_what_an_arena_hands_out_and_fits_the_budget(share):
     assert made.memory.total_bytes <= budget
     assert made.memory.budget_bytes == budget
     assert sum(made.memory.parts.values()) + made.memory.margin_bytes == made.memory.total_bytes
+    with Arena("host", made.memory.arena_bytes) as arena:
+        for buffer, size in sizes.items():
+            if size.tier == "host":
+                arena.take(str(buffer), size.bytes)
+        assert made.memory.arena_bytes - 4096 < arena.used <= made.memory.arena_bytes
+    assert dict(made.memory.lines()).keys() >= {"ring", "kv cache", "margin", "budget"}
     schedule = generate(MODEL, PAGES, made.policy)
     assert schedule.sizes.items() <= sizes.items()
 

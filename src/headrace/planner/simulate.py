@@ -187,8 +187,8 @@ class _Job:
         kv = sum([s.computed for s in choice.decodes]) + decodes
         rows = sum([n for _, n in chunks])
         chunk_kv = sum([s.computed + n for s, n in chunks]) // max(1, len(chunks))
-        samples = decodes + sum([s.computed + n == s.length for s, n in chunks])
-        return Load(decodes * n, _rounded(kv * n), rows * n, _rounded(chunk_kv), samples * n)
+        drawn = choice.samples
+        return Load(decodes * n, _rounded(kv * n), rows * n, _rounded(chunk_kv), drawn * n)
 
 
 def _slices(workload: Workload, policy: Policy, steps: int) -> int:
