@@ -12,6 +12,7 @@ from headrace.batching.batcher import Batcher
 from headrace.batching.limits import Limits
 from headrace.batching.request import Request
 from headrace.errors import BudgetError, UsageError
+from headrace.memory.arena import Arena
 from headrace.planner.memory_map import arena_bytes, memory_map
 from headrace.planner.plan import Overrides
 from headrace.planner.rules import make_plan, plan_pages
@@ -35,11 +36,12 @@ MACHINE = Hardware(
     row_seconds=1e-6,
     measured=True,
 )
+FREE = Overrides()
 JOB = Workload.uniform(40, 20, 12)
 ROOMY = 200_000_000
 
 
-def plan(budget=ROOMY, job=JOB, overrides=Overrides(), **changes):
+def plan(budget=ROOMY, job=JOB, overrides=FREE, **changes):
     fields = {"model": MODEL, "pages": PAGES, "page_bytes": None, "hardware": MACHINE} | changes
     return make_plan(**fields, workload=job, budget_bytes=budget, overrides=overrides)
 
@@ -50,9 +52,9 @@ def smallest(**kwargs) -> int:
     return refusal.value.smallest_bytes
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
-    st.sampled_from([10_000, 100_000, 10**8]),
+    st.sampled_from([50_000, 200_000, 10**8]),
     st.sampled_from([Overrides(), Overrides(max_seqs=5, kv_dtype="f32"), Overrides(ring_slots=5)]),
     st.booleans(),
 )
@@ -78,6 +80,12 @@ def test_the_memory_map_is_what_an_arena_hands_out_and_fits_the_budget(share):
     assert made.memory.total_bytes <= budget
     assert made.memory.budget_bytes == budget
     assert sum(made.memory.parts.values()) + made.memory.margin_bytes == made.memory.total_bytes
+    with Arena("host", made.memory.arena_bytes) as arena:
+        for buffer, size in sizes.items():
+            if size.tier == "host":
+                arena.take(str(buffer), size.bytes)
+        assert made.memory.arena_bytes - 4096 < arena.used <= made.memory.arena_bytes
+    assert dict(made.memory.lines()).keys() >= {"ring", "kv cache", "margin", "budget"}
     schedule = generate(MODEL, PAGES, made.policy)
     assert schedule.sizes.items() <= sizes.items()
 
@@ -108,14 +116,23 @@ def test_one_short_request_reads_routed_experts_only():
     made = plan(budget=smallest(job=job) + 1_000_000, job=job)
     assert made.policy.schedule == "on_demand"
     assert made.on_demand_rows >= 1
+    assert made.schedule_for(1) == "on_demand"
+    assert made.schedule_for(made.on_demand_rows + 1) == "stream"
+
+
+def test_a_schedule_asked_for_is_kept_whatever_the_rows():
+    made = plan(budget=smallest() + 1_000_000, overrides=Overrides(schedule="stream"))
+    assert [made.schedule_for(rows) for rows in (1, 1000)] == ["stream", "stream"]
+    assert plan().schedule_for(1) == "resident"
 
 
 def test_prefill_is_limited_to_what_hides_behind_the_disk():
     slow_disk = replace(MACHINE, roofs={**MACHINE.roofs, DISK: 5e6}, lane_rate=4e6)
     budget = smallest() + 3_000_000
-    assert plan(budget=budget).policy.compute_rows <= plan(
-        budget=budget, hardware=slow_disk
-    ).policy.compute_rows
+    assert (
+        plan(budget=budget).policy.compute_rows
+        <= plan(budget=budget, hardware=slow_disk).policy.compute_rows
+    )
 
 
 @settings(max_examples=10, deadline=None)
@@ -164,6 +181,13 @@ def test_planned_pages_are_no_larger_than_what_cannot_be_cut():
     pages = plan_pages(large)
     largest_inner = max(p.bytes for p in pages if p.layer is not None)
     assert max(p.bytes for p in pages) <= max(largest_inner, 8_000_000)
+
+
+def test_spare_memory_of_a_resident_model_holds_requests_at_their_limits():
+    job = Workload.guessed((20,) * 8, (100,) * 8)
+    made = plan(job=job)
+    blocks = sum(-(-(20 + 100 - 1) // 16) for _ in range(8))
+    assert made.policy.kv_blocks >= min(blocks, made.policy.max_seqs * 8)
 
 
 def test_page_bytes_of_the_page_table_are_used():

@@ -48,7 +48,3 @@ class Sequence:
         count = len(prompt)
         head = tuple(prompt[start : min(stop, count)]) if start < count else ()
         return head + tuple(self.generated[max(start - count, 0) : max(stop - count, 0)])
-
-    def most_tokens(self) -> int:
-        """Tokens in the KV cache at the end, at most; the last token drawn never gets there."""
-        return len(self.request.tokens) + self.request.max_tokens - 1

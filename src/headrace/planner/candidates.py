@@ -25,7 +25,7 @@ MOST_ROWS = 4096
 MOST_SEQS = 2048
 ROWS_PER_MICRO_BATCH = 512
 RESIDENT_ROWS = 512  # prompt rows beside decodes when nothing is read: enough for full speed
-_RING_SHARE = 0.25  # of what is left for weights, at most
+_RING_SHARE = 0.5  # of what is left for weights, at most
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,18 @@ def fitted(at: Situation, seqs: int) -> Policy | None:
     wanted = _wanted_rows(at, policy, times)
     larger = replace(policy, max_rows=wanted, micro_batches=_micro_batches(at, wanted))
     policy = _fill(at, larger, _wanted_slots(at, policy, times)) or policy
-    return replace(policy, compute_rows=_compute_rows(at, policy))
+    return _with_roomy_kv(at, replace(policy, compute_rows=_compute_rows(at, policy)))
+
+
+def _with_roomy_kv(at: Situation, policy: Policy) -> Policy:
+    """Where all weights stay anyway, spare memory holds requests at their limits."""
+    if policy.slot_bytes or at.overrides.kv_blocks:
+        return policy
+    job = at.workload
+    ends = zip(job.prompt_lens, job.limits, strict=True)
+    largest = sorted((blocks_for(p + most - 1, policy.kv_block) for p, most in ends), reverse=True)
+    roomy = replace(policy, kv_blocks=max(policy.kv_blocks, sum(largest[: policy.max_seqs])))
+    return roomy if at.map_of(roomy).total_bytes <= at.budget_bytes else policy
 
 
 def with_residency(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from headrace.memory.rows import BOUNCE_BYTES
 from headrace.schedule.sizes import buffer_sizes
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page
@@ -14,9 +15,6 @@ from headrace.specs.units import format_bytes
 
 ARENA_ALIGN = 4096
 """Every buffer of an arena starts at a multiple of this many bytes."""
-
-BOUNCE_BYTES = 1 << 20
-"""Where blocks of embedding rows land on their way (memory.rows), outside the arena."""
 
 _KINDS = {
     "page": "resident weights",

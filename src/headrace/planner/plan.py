@@ -11,7 +11,9 @@ from headrace.specs.policy import Policy
 
 @dataclass(frozen=True)
 class Overrides:
-    """What the user fixes; None leaves the choice to the planner."""
+    """What the user fixes; None leaves the choice to the planner.
+
+    ``kv_blocks`` counts blocks of ``kv_block`` tokens; the rest as in ``Policy``."""
 
     schedule: str | None = None
     max_seqs: int | None = None
@@ -28,9 +30,12 @@ class Overrides:
 
 @dataclass(frozen=True)
 class Plan:
-    """``on_demand_rows`` is the most rows of a sweep for which reading only routed experts is
-    predicted to be faster (0: never). ``bound_by`` is ``cpu`` or ``disk``. ``notes`` say in
-    words what was decided and why; ``smallest_bytes`` is the least budget that would work."""
+    """What was decided, and what it is expected to do.
+
+    ``on_demand_rows`` is the most rows of a sweep for which reading only routed experts is
+    predicted to be faster (0: never, or the schedule was asked for). ``notes`` say in words
+    what was decided and why; ``smallest_bytes`` is the least budget that would work.
+    """
 
     policy: Policy
     memory: MemoryMap
@@ -39,7 +44,14 @@ class Plan:
     smallest_bytes: int
     notes: tuple[str, ...] = ()
 
+    def schedule_for(self, rows: int) -> str:
+        """The schedule for a sweep of ``rows`` rows. It decides the fate of experts only:
+        residency and ring are the same."""
+        if not self.on_demand_rows:
+            return self.policy.schedule
+        return "on_demand" if rows <= self.on_demand_rows else "stream"
+
     @property
     def bound_by(self) -> str:
-        """What the job's time goes to."""
+        """What the job's time goes to: ``cpu`` or ``disk``."""
         return self.prediction.bound_by

@@ -37,6 +37,7 @@ class PlayedOverlap:
     _points: dict[int, float] = field(default_factory=dict, repr=False)
 
     def __call__(self, rows: int) -> float:
+        """Seconds of a steady sweep of ``rows`` rows over those of its busiest lane."""
         rows = max(1, min(rows, self.policy.max_rows))
         below = (rows.bit_length() - 1) // 2
         share = math.log(rows, 4) - below

@@ -87,9 +87,7 @@ class Residency:
                 best = held
         return best
 
-    def _spread_experts(
-        self, base: frozenset[int], room: int, ring_slots: int
-    ) -> frozenset[int]:
+    def _spread_experts(self, base: frozenset[int], room: int, ring_slots: int) -> frozenset[int]:
         others = [p for p in self.experts if p.id not in base]
         if not others:
             return base

@@ -14,7 +14,7 @@ from headrace.errors import BudgetError, UsageError
 from headrace.planner.candidates import Situation, candidates, smallest
 from headrace.planner.plan import Overrides, Plan
 from headrace.planner.played import PlayedOverlap
-from headrace.planner.simulate import Prediction, predict, simulate
+from headrace.planner.simulate import FewRows, predict, simulate
 from headrace.planner.sweeps import Load, SweepTimes
 from headrace.planner.tail import on_demand_rows
 from headrace.specs.hardware import Hardware
@@ -55,8 +55,12 @@ def make_plan(
             hint=f"--memory {least}",
         )
     policy = _best(at)
-    threshold = on_demand_rows(model, pages, policy, hardware)
-    policy, prediction = _with_best_schedule(at, policy, threshold)
+    threshold = 0
+    if policy.schedule == "stream" and overrides.schedule is None:
+        threshold = on_demand_rows(model, pages, policy, hardware, at.mean_kv)
+    prediction = predict(model, pages, policy, hardware, workload, threshold)
+    if prediction.rows_per_sweep <= threshold:
+        policy = replace(policy, schedule="on_demand")
     return Plan(
         policy=policy,
         memory=at.map_of(policy),
@@ -84,7 +88,7 @@ def _best(at: Situation) -> Policy:
         if best is not None and _bound(at, times) >= best[0]:
             continue
         typical = min(policy.max_rows, policy.max_seqs * 3 // 2 + 1)
-        seconds = simulate(times, at.workload, _RANKING_STEPS).seconds * overlap(typical)
+        seconds = simulate(FewRows(times), at.workload, _RANKING_STEPS).seconds * overlap(typical)
         if best is None or seconds < best[0]:
             best = (seconds, policy)
     assert best is not None, "the smallest policy fits: its budget was checked"
@@ -95,20 +99,6 @@ def _bound(at: Situation, times: SweepTimes) -> float:
     """No job takes less: every sweep draws at most max_seqs tokens, at the least KV there is."""
     seqs = times.policy.max_seqs
     return at.workload.gen_tokens / seqs * times.lanes(Load(seqs, seqs, samples=seqs)).busiest
-
-
-def _with_best_schedule(
-    at: Situation, policy: Policy, threshold: int
-) -> tuple[Policy, Prediction]:
-    """Stream, or on_demand when most sweeps have few rows: whichever job is shorter."""
-    prediction = predict(at.model, at.pages, policy, at.hardware, at.workload)
-    if at.overrides.schedule or policy.schedule != "stream" or not threshold:
-        return policy, prediction
-    if prediction.rows_per_sweep > threshold:
-        return policy, prediction
-    other = replace(policy, schedule="on_demand")
-    demand = predict(at.model, at.pages, other, at.hardware, at.workload)
-    return (other, demand) if demand.seconds < prediction.seconds else (policy, prediction)
 
 
 def _check(overrides: Overrides, at: Situation) -> None:

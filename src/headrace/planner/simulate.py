@@ -72,15 +72,25 @@ def predict(
     policy: Policy,
     hardware: Hardware,
     workload: Workload,
+    on_demand_rows: int = 0,
 ) -> Prediction:
-    """How long ``workload`` takes under ``policy``.
+    """How long ``workload`` takes under ``policy``; sweeps of at most ``on_demand_rows`` rows
+    read routed experts only, as the engine's do.
 
     With assumed output lengths the interval covers outputs of half to 1.6 times the guess (within
     their limits); with realised ones only the model's own error.
     """
     kv = workload.prompt_tokens + workload.gen_tokens // 2
-    overlap = PlayedOverlap(model, pages, policy, hardware, kv // max(1, workload.requests))
-    times = SweepTimes(model, pages, policy, hardware, overlap)
+    mean_kv = kv // max(1, workload.requests)
+
+    def times_of(policy: Policy) -> SweepTimes:
+        overlap = PlayedOverlap(model, pages, policy, hardware, mean_kv)
+        return SweepTimes(model, pages, policy, hardware, overlap)
+
+    times = FewRows(times_of(policy))
+    if on_demand_rows:
+        demand = times_of(replace(policy, schedule="on_demand"))
+        times = FewRows(times_of(replace(policy, schedule="stream")), demand, on_demand_rows)
     best = simulate(times, workload)
     error = _MODEL_ERROR * (1 if hardware.measured else 2)
     low, high = best.seconds * (1 - error), best.seconds * (1 + error)
@@ -93,13 +103,26 @@ def predict(
     return replace(best, low=low, high=high)
 
 
-def simulate(times: SweepTimes, workload: Workload, steps: int = STEPS) -> Prediction:
+@dataclass(frozen=True)
+class FewRows:
+    """Sweep times of a run: ``times``, or ``demand`` for sweeps of at most ``rows`` rows."""
+
+    times: SweepTimes
+    demand: SweepTimes | None = None
+    rows: int = 0
+
+    def of(self, load: Load) -> SweepTimes:
+        """The times that hold for ``load``."""
+        return self.demand if self.demand and load.rows <= self.rows else self.times
+
+
+def simulate(times: FewRows, workload: Workload, steps: int = STEPS) -> Prediction:
     """One play of ``workload``; ``low`` and ``high`` equal ``seconds``.
 
     Costs about a microsecond per generated token, ``steps`` tokens at most. Raises LineError
     when a request cannot fit the policy's KV blocks.
     """
-    slices = _slices(workload, times.policy, steps)
+    slices = _slices(workload, times.times.policy, steps)
     job = _Job(times, slices)
     job.add(workload)
     while job.batcher.has_work:
@@ -108,10 +131,10 @@ def simulate(times: SweepTimes, workload: Workload, steps: int = STEPS) -> Predi
 
 
 class _Job:
-    def __init__(self, times: SweepTimes, slices: int) -> None:
+    def __init__(self, times: FewRows, slices: int) -> None:
         self.times = times
         self.slices = slices
-        self.batcher = Batcher(_sliced(Limits.of(times.policy), slices))
+        self.batcher = Batcher(_sliced(Limits.of(times.times.policy), slices))
         self.ends: dict[int, int] = {}
         self.seconds = self.cpu = self.disk = 0.0
         self._known: dict[Load, tuple[float, LaneSeconds]] = {}
@@ -137,7 +160,7 @@ class _Job:
 
     def result(self, workload: Workload) -> Prediction:
         counters = self.batcher.counters
-        disk_bytes = self.disk * self.times.disk_rate
+        disk_bytes = self.disk * self.times.times.disk_rate
         return Prediction(
             seconds=self.seconds,
             low=self.seconds,
@@ -153,7 +176,8 @@ class _Job:
 
     def _cost(self, load: Load) -> tuple[float, LaneSeconds]:
         if load not in self._known:
-            self._known[load] = (self.times.seconds(load), self.times.lanes(load))
+            times = self.times.of(load)
+            self._known[load] = (times.seconds(load), times.lanes(load))
         return self._known[load]
 
     def _load(self, choice: Choice) -> Load:
@@ -163,8 +187,8 @@ class _Job:
         kv = sum([s.computed for s in choice.decodes]) + decodes
         rows = sum([n for _, n in chunks])
         chunk_kv = sum([s.computed + n for s, n in chunks]) // max(1, len(chunks))
-        samples = decodes + sum([s.computed + n == s.length for s, n in chunks])
-        return Load(decodes * n, _rounded(kv * n), rows * n, _rounded(chunk_kv), samples * n)
+        drawn = choice.samples
+        return Load(decodes * n, _rounded(kv * n), rows * n, _rounded(chunk_kv), drawn * n)
 
 
 def _slices(workload: Workload, policy: Policy, steps: int) -> int:

@@ -48,5 +48,5 @@ def _interpolate(curve: Curve, rows: float) -> float:
     for (r0, e0), (r1, e1) in itertools.pairwise(curve):
         if rows <= r1:
             share = (math.log(rows) - math.log(r0)) / (math.log(r1) - math.log(r0))
-            return e0 * (e1 / e0) ** share
+            return float(e0 * (e1 / e0) ** share)
     return curve[-1][1]

@@ -1,0 +1,229 @@
+"""Simulated jobs: the sweeps a batcher really makes, at the times the virtual machine says."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.batching.batcher import Batcher
+from headrace.batching.limits import Limits
+from headrace.batching.request import Request
+from headrace.planner.played import PlayedOverlap, steady_seconds
+from headrace.planner.residency import Residency
+from headrace.planner.simulate import FewRows, predict, simulate
+from headrace.planner.sweeps import Load, SweepTimes
+from headrace.planner.tail import on_demand_rows
+from headrace.schedule.binding import Binding, Extent
+from headrace.schedule.generate import generate
+from headrace.schedule.work import WorkModel
+from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Hardware
+from headrace.specs.model import ModelSpec
+from headrace.specs.pages import page_layout
+from headrace.specs.policy import Policy
+from headrace.specs.workload import Workload
+
+MODEL = ModelSpec(
+    "mixtral", layers=3, hidden=128, heads=4, kv_heads=2, head_dim=32, ffn_width=256, vocab=500,
+    experts=8, top_k=2,
+)  # fmt: skip
+PAGES = page_layout(MODEL)
+MACHINE = Hardware(
+    "toy", {CPU_FLOPS: 5e9, DRAM: 10e9, DISK: 100e6, HOST: 1.0}, lane_rate=80e6,
+    efficiency={"expert": ((1, 0.2), (64, 1.0)), "attn": ((1, 0.5),)},
+    task_seconds=1e-6, row_seconds=1e-6, measured=True,
+)  # fmt: skip
+
+
+def policy(schedule="stream", seqs=16, rows=80, micro_batches=1, share=0.4, **fields) -> Policy:
+    residency = Residency(MODEL, PAGES)
+    total = residency.weight_bytes(residency.everything(), 0)
+    resident = residency.fill(int(share * total), 4)
+    if schedule == "resident":
+        resident = residency.everything()
+    return Policy(
+        schedule,
+        rows,
+        seqs,
+        micro_batches=micro_batches,
+        resident=resident,
+        ring_slots=4,
+        slot_bytes=residency.slot_bytes(resident),
+        kv_blocks=200,
+        **fields,
+    )
+
+
+def times(p: Policy, hardware=MACHINE) -> SweepTimes:
+    return SweepTimes(MODEL, PAGES, p, hardware)
+
+
+@pytest.mark.parametrize("schedule", ["stream", "on_demand", "resident", "one_by_one"])
+@pytest.mark.parametrize("micro_batches", [1, 3])
+@pytest.mark.parametrize("load", [Load(8, 400, samples=8), Load(16, 1600, 48, 48, 17)])
+def test_lane_seconds_are_the_sums_of_the_work_model(schedule, micro_batches, load):
+    p = policy(schedule, micro_batches=micro_batches)
+    work = WorkModel(MODEL, PAGES, p)
+    extents = [[] for _ in range(micro_batches)]
+    for i in range(load.decodes):
+        extents[i % micro_batches].append(Extent(1, load.decode_kv // load.decodes))
+    for i in range(micro_batches if load.chunk_rows else 0):
+        rows = load.chunk_rows // micro_batches
+        extents[i].append(Extent(rows, max(rows, load.chunk_kv)))
+    samples = tuple(load.samples // micro_batches for _ in range(micro_batches))
+    binding = Binding(tuple(map(tuple, extents)), samples)
+    cpu = disk = 0.0
+    for task in generate(MODEL, PAGES, p).tasks:
+        done = work.work(task, binding)
+        share = MACHINE.efficiency_of(task.op.value, done.rows)
+        took = max(done.seconds(MACHINE, share).values(), default=0.0)
+        if task.op.value.startswith("read"):
+            disk += took
+        else:
+            cpu += took
+    lanes = times(p).lanes(load)
+    assert lanes.cpu == pytest.approx(cpu, rel=0.15)
+    assert lanes.disk == pytest.approx(disk * MACHINE.lane_rate / MACHINE.roofs[DISK], rel=0.02)
+
+
+@pytest.mark.parametrize("rows", [1, 16, 80])
+def test_a_streamed_sweep_takes_its_busiest_lane_and_one_by_one_the_sum(rows):
+    load = Load(min(rows, 16), 16 * 50, max(0, rows - 16), 30, min(rows, 16))
+    slow = replace(MACHINE, task_seconds=0.0)
+    lanes = times(policy(), slow).lanes(load)
+    stream = steady_seconds(MODEL, PAGES, policy(), slow, load)
+    serial = steady_seconds(MODEL, PAGES, policy("one_by_one"), slow, load)
+    assert 0.95 * lanes.busiest <= stream <= 1.35 * lanes.busiest
+    assert serial >= 0.95 * (lanes.cpu + lanes.disk)
+    assert stream < serial
+
+
+def test_overlap_is_played_once_per_row_count_and_never_below_one():
+    overlap = PlayedOverlap(MODEL, PAGES, policy("one_by_one"), MACHINE, kv=50)
+    assert overlap(1) > 1.01
+    assert overlap(1) == overlap(0)
+    assert 1 <= overlap(5) <= max(overlap(4), overlap(16))
+    assert overlap(80) == overlap(8000)
+
+
+def test_more_layers_than_are_played_are_extrapolated():
+    deep = replace(MODEL, layers=120)
+    pages = page_layout(deep)
+    residency = Residency(deep, pages)
+    half = residency.fill(residency.weight_bytes(residency.everything(), 0) // 2, 4)
+    p = replace(policy("one_by_one"), resident=half, slot_bytes=residency.slot_bytes(half))
+    ratio = PlayedOverlap(deep, pages, p, MACHINE)(4)
+    lanes = SweepTimes(deep, pages, p, MACHINE).lanes(Load(4, 4 * 256, samples=4))
+    assert ratio * lanes.busiest == pytest.approx(
+        lanes.cpu + lanes.disk * MACHINE.roofs[DISK] / MACHINE.lane_rate, rel=0.1
+    )
+
+
+def test_balanced_rows_are_where_arithmetic_meets_the_disk():
+    t = times(policy())
+    n = t.balanced_rows()
+    assert 1 < n < 8192
+    below, above = (t.lanes(Load(r, samples=r // 2)) for r in (n - 1, n + 1))
+    assert below.cpu <= below.disk
+    assert above.cpu > above.disk
+    assert times(policy("resident")).balanced_rows(77) == 77
+
+
+jobs = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 30)), min_size=1, max_size=12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(jobs, st.integers(1, 6))
+def test_a_simulated_job_makes_exactly_the_sweeps_of_the_batcher(lengths, seqs):
+    job = Workload(*map(tuple, zip(*lengths, strict=True)), assumed=False)
+    p = policy(seqs=seqs, rows=seqs + 20, chunk=8, compute_rows=15)
+    got = simulate(FewRows(times(p)), job)
+    batcher = Batcher(Limits.of(p))
+    for i, (prompt, gen) in enumerate(lengths):
+        batcher.add(Request(str(i), range(prompt), gen))
+    while batcher.has_work:
+        batch = batcher.next_batch()
+        batcher.commit(batch, dict.fromkeys(batch.sampled, 0))
+    assert got.sweeps == batcher.counters.sweeps
+    assert got.seconds >= max(got.lanes.values()) > 0
+    assert (got.prompt_tokens, got.gen_tokens) == (job.prompt_tokens, job.gen_tokens)
+
+
+def test_a_slice_of_a_job_takes_the_time_of_the_whole():
+    lengths = [(20 + i % 50, 10 + i * 7 % 90) for i in range(1500)]
+    job = Workload(*map(tuple, zip(*lengths, strict=True)), assumed=False)
+    p = replace(policy(seqs=64, rows=200, compute_rows=128), kv_blocks=64 * 7)
+    whole = simulate(FewRows(times(p)), job, steps=10**9)
+    thin = simulate(FewRows(times(p)), job, steps=job.gen_tokens // 4)
+    assert thin.seconds == pytest.approx(whole.seconds, rel=0.06)
+    assert thin.lanes["disk"] == pytest.approx(whole.lanes["disk"], rel=0.06)
+
+
+def test_the_interval_is_wide_for_guessed_lengths_and_narrow_for_realised_ones():
+    job = Workload.guessed((20,) * 30, (40,) * 30)
+    before = predict(MODEL, PAGES, policy(), MACHINE, job)
+    after = predict(MODEL, PAGES, policy(), MACHINE, job.realised((15,) * 30))
+    assert before.assumed
+    assert not after.assumed
+    assert before.low < 0.7 * before.seconds
+    assert before.high > 1.3 * before.seconds
+    assert after.low == pytest.approx(0.9 * after.seconds)
+    assert before.low < after.seconds < before.high
+    stock = predict(
+        MODEL, PAGES, policy(), replace(MACHINE, measured=False), job.realised((15,) * 30)
+    )
+    assert stock.high - stock.low > 1.5 * (after.high - after.low)
+
+
+def test_rates_and_rows_per_sweep_follow_from_the_totals():
+    job = Workload.uniform(30, 20, 12)
+    got = predict(MODEL, PAGES, policy(), MACHINE, job)
+    assert got.prefill_tokens_per_second * got.seconds == pytest.approx(600)
+    assert got.decode_tokens_per_second * got.seconds == pytest.approx(360)
+    assert got.rows_per_sweep * got.sweeps == pytest.approx(960)
+    assert got.bound_by in ("cpu", "disk")
+
+
+def test_a_tail_that_reads_on_demand_is_predicted_faster():
+    job = Workload((5,) * 4, (5, 5, 5, 400), assumed=False)
+    p = policy(seqs=4)
+    threshold = on_demand_rows(MODEL, PAGES, p, MACHINE)
+    assert threshold >= 1
+    plain = predict(MODEL, PAGES, p, MACHINE, job)
+    adaptive = predict(MODEL, PAGES, p, MACHINE, job, threshold)
+    assert adaptive.seconds < 0.9 * plain.seconds
+    assert adaptive.bytes_read < plain.bytes_read
+
+
+def test_on_demand_never_pays_without_streamed_or_unrouted_experts():
+    assert on_demand_rows(MODEL, PAGES, policy("resident"), MACHINE) == 0
+    all_experts = replace(MODEL, top_k=8)
+    assert on_demand_rows(all_experts, page_layout(all_experts), policy(), MACHINE) == 0
+    dense = replace(MODEL, experts=1, top_k=1)
+    assert on_demand_rows(dense, page_layout(dense), policy(), MACHINE) == 0
+
+
+def test_on_demand_pays_up_to_its_threshold_and_not_beyond():
+    p = policy(rows=400, seqs=300)
+    n = on_demand_rows(MODEL, PAGES, p, MACHINE, kv=50)
+    assert 1 <= n < 300
+
+    def gain(rows):
+        load = Load(rows, rows * 50, samples=rows)
+        demand = steady_seconds(MODEL, PAGES, replace(p, schedule="on_demand"), MACHINE, load)
+        return steady_seconds(MODEL, PAGES, p, MACHINE, load) / demand
+
+    assert gain(max(1, n // 2)) > 1
+    assert gain(2 * n + 1) < 1.1
+
+
+def test_ten_thousand_requests_are_played_in_about_a_second():
+    job = Workload.uniform(10_000, 77, 128)
+    p = replace(policy(seqs=256, rows=512, compute_rows=400), kv_blocks=4000)
+    t = FewRows(times(p))
+    before = time.process_time()
+    simulate(t, job)
+    assert time.process_time() - before < 3
