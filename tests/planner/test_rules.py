@@ -15,7 +15,7 @@ from headrace.errors import BudgetError, UsageError
 from headrace.memory.arena import Arena
 from headrace.planner.memory_map import arena_bytes, memory_map
 from headrace.planner.plan import Overrides
-from headrace.planner.rules import make_plan, plan_pages
+from headrace.planner.rules import make_plan
 from headrace.schedule.generate import generate
 from headrace.schedule.sizes import buffer_sizes
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Hardware
@@ -178,7 +178,7 @@ def test_dense_models_are_planned_too():
 
 def test_planned_pages_are_no_larger_than_what_cannot_be_cut():
     large = replace(MODEL, vocab=100_000, ffn_width=8192, hidden=1024)
-    pages = plan_pages(large)
+    pages = page_layout(large)
     largest_inner = max(p.bytes for p in pages if p.layer is not None)
     assert max(p.bytes for p in pages) <= max(largest_inner, 8_000_000)
 

@@ -25,8 +25,8 @@ _POISON = 0xFF  # NaN in every floating format, -1 in every integer
 class Workspace:
     """Takes every sized buffer from ``arena`` and shows it as the tensor that bodies expect.
 
-    ``sizes`` is ``schedule.sizes.buffer_sizes``. Pages and slots are uint8 and 4096-aligned
-    (direct reads land there); the shapes of the others are in ``Buffer``. Raises BudgetError
+    ``sizes`` is ``schedule.sizes.buffer_sizes``. Pages and slots are uint8 (direct reads land
+    there); the shapes of the others are in ``Buffer``. Raises BudgetError
     when the arena is too small.
     """
 
@@ -44,8 +44,7 @@ class Workspace:
         self._memory: dict[Buffer, memoryview] = {}
         held = [b for b, size in sizes.items() if size.tier == arena.tier]
         for buffer in sorted(held, key=lambda b: b.name not in _PAGES):
-            align = 4096 if buffer.name in _PAGES else 64
-            self._memory[buffer] = arena.take(str(buffer), sizes[buffer].bytes, align)
+            self._memory[buffer] = arena.take(str(buffer), sizes[buffer].bytes)
         self._views = {b: self._shaped(b, m) for b, m in self._memory.items()}
 
     def load_resident(self, on_page: Callable[[int], None] | None = None) -> int:

@@ -19,7 +19,7 @@ from headrace.planner.sweeps import Load, SweepTimes
 from headrace.planner.tail import on_demand_rows
 from headrace.specs.hardware import Hardware
 from headrace.specs.model import ModelSpec
-from headrace.specs.pages import Page, page_layout
+from headrace.specs.pages import Page
 from headrace.specs.policy import Policy
 from headrace.specs.units import format_bytes
 from headrace.specs.workload import Workload
@@ -69,14 +69,6 @@ def make_plan(
         smallest_bytes=least,
         notes=_notes(at, policy, threshold),
     )
-
-
-def plan_pages(model: ModelSpec) -> tuple[Page, ...]:
-    """A page layout whose largest page is no larger than it needs to be: what cannot be cut
-    (a layer's attention) or need not (an expert up to 64 MB) sets the size of a ring slot."""
-    pages = page_layout(model)
-    whole = [p.bytes for p in pages if p.layer is not None]
-    return page_layout(model, min(64_000_000, max(*whole, 8_000_000)))
 
 
 def _best(at: Situation) -> Policy:

@@ -69,13 +69,22 @@ class Page:
         return f"L{self.layer}{expert}{cut}"
 
 
-def page_layout(model: ModelSpec, cut_bytes: int = 64_000_000) -> tuple[Page, ...]:
+CUT_BYTES = 64_000_000
+"""Largest expert that moves as one page: tasks stay short, and a ring of a few slots small."""
+
+LEAST_CUT_BYTES = 8_000_000
+"""Pages are not cut smaller than this: a disk is slower at small reads."""
+
+
+def page_layout(model: ModelSpec, cut_bytes: int | None = None) -> tuple[Page, ...]:
     """All pages of ``model`` in order of use; every tensor row belongs to exactly one page.
 
-    ``cut_bytes`` bounds an expert, embedding or head page (a single row may exceed it).
-    Bytes assume ``model.weight_dtype``; the page table knows the stored formats.
+    ``cut_bytes`` bounds an expert, embedding or head page (a single row may exceed it). By
+    default it is the size of a layer's largest page, which sets the size of a ring slot anyway,
+    within LEAST_CUT_BYTES and CUT_BYTES. Bytes assume ``model.weight_dtype``; the page table
+    knows the stored formats.
     """
-    builder = _Builder(model, cut_bytes)
+    builder = _Builder(model, cut_bytes or _cut_bytes(model))
     if not model.tied_embeddings:
         builder.table(Role.EMBED, "embed")
     for layer in range(model.layers):
@@ -85,6 +94,13 @@ def page_layout(model: ModelSpec, cut_bytes: int = 64_000_000) -> tuple[Page, ..
     builder.add(Role.FINAL, _whole({"final_norm": (model.hidden,)}))
     builder.table(Role.HEAD, "embed" if model.tied_embeddings else "head")
     return tuple(builder.pages)
+
+
+def _cut_bytes(model: ModelSpec) -> int:
+    item = ITEM_BYTES[model.weight_dtype]
+    whole = (_whole(model.layer_tensors()), _whole(model.expert_tensors()))
+    largest = max(sum(s.elements for s in slices) for slices in whole) * item
+    return min(CUT_BYTES, max(largest, LEAST_CUT_BYTES))
 
 
 class _Builder:
