@@ -11,7 +11,8 @@ from cases import Case, cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from terms import Terms
-from toy import Toy, plain_logits
+from toy import Toy
+from toy_model import plain_logits
 
 from headrace.errors import TaskError
 from headrace.machines.orders import Order, TaskGraph, breaking, delaying, list_order, shuffled
