@@ -1,26 +1,22 @@
-"""A Mixture-of-Experts model of a few dozen NumPy lines: op bodies and a plain forward pass.
+"""A Mixture-of-Experts model in NumPy: op bodies and the memory they work on.
 
-Bodies see declared buffers only, and those that they do not write are read-only to them. m rows,
-D hidden, H heads of d, W ffn_width, k experts per row.
+Bodies see declared buffers only, and those that they do not write are read-only to them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from cases import Case
+from toy_model import attend, empty, ffn_in, make_weights, norm, pack, route, unpack
 
 from headrace.batching.batch import Batch, MicroBatch, Segment
 from headrace.machines.machine import Body, Machine, Views
 from headrace.machines.trace import SweepTrace
 from headrace.schedule.task import Buffer, Op, Task
-from headrace.specs.model import ModelSpec
-from headrace.specs.pages import Page
-
-Weights = dict[tuple[str, int | None, int | None], np.ndarray]
 
 BATCH, REQUESTS, SAMPLED = Buffer("batch"), Buffer("requests"), Buffer("sampled")
 ROWS, INTER, FINAL, LOGITS = Buffer("rows"), Buffer("inter"), Buffer("final"), Buffer("logits")
@@ -103,9 +99,8 @@ class Toy:
                 np.full((mu, model.top_k), -(10**9)),
                 empty(mu, model.top_k),
             )
-        length = 64
         for layer in range(model.layers):
-            memory[Buffer("kv", layer)] = np.zeros((2, S, length, model.kv_size))
+            memory[Buffer("kv", layer)] = np.zeros((2, S, 64, model.kv_size))
         largest = max(sum(s.elements for s in page.slices) for page in self.case.pages)
         for slot in range(policy.ring_slots):
             memory[Buffer("slot", slot)] = empty(largest)
@@ -149,8 +144,8 @@ class Toy:
     def _read_page(self, task: Task, views: Views, sweep: Sweep) -> None:
         page = self.case.pages[task.page]
         routing = [view[0] for buffer, view in views.items() if buffer.name == "routing"]
-        counts = [self._rows_in(sweep, mb) for mb in range(len(routing))]
-        chosen = [ids[:m] for ids, m in zip(routing, counts, strict=True)]
+        counts = [sum(rows for _, rows in mb) for mb in sweep.plan]
+        chosen = [ids[:m] for ids, m in zip(routing, counts, strict=False)]
         assert all((ids >= 0).all() for ids in chosen), "routing read before it was written"
         if not routing or any((ids == page.expert).any() for ids in chosen):
             flat = pack(self.weights, page)
@@ -164,12 +159,8 @@ class Toy:
         if ROWS in views:
             rows = views[ROWS][before : before + m]
         else:
-            ids = [b.index for b in task.reads if b.name in ("page", "slot")]
-            pages = [self.case.pages[id_] for id_ in ids]
-            table = [
-                unpack(page, views[b])["embed"]
-                for page, b in zip(pages, task.reads[1:], strict=False)
-            ]
+            held = [buffer for buffer in task.reads if buffer.name == "page"]
+            table = [unpack(self.case.pages[b.index], views[b])["embed"] for b in held]
             tokens = [t for s in batch.micro_batches[task.mb].segments for t in s.tokens]
             rows = np.concatenate(table)[tokens].reshape(m, self.model.hidden)
         views[Buffer("hidden", task.mb)][:m] = rows
@@ -205,22 +196,19 @@ class Toy:
         ids[:m], gates[:m] = route(self.model, views[Buffer("normed", task.mb)][:m], w["router"])
 
     def _expert(self, task: Task, views: Views, sweep: Sweep) -> None:
-        self._one_expert(task.expert, self._page(task, views), views)
+        self._one_expert(task, views, self._page(task, views))
 
     def _expert_up(self, task: Task, views: Views, sweep: Sweep) -> None:
-        page = self.case.pages[task.page]
-        rows = [x for _, where, _ in self._routed(views, task.expert) for x in where]
-        if rows:
-            a, b = page.slices[0].start, page.slices[0].stop
-            views[INTER][: len(rows), a:b] = ffn_in(np.stack(rows), self._page(task, views))
+        a, b = self._block(task)
+        rows = [views[Buffer("normed", mb)][where] for mb, where, _ in self._routed(task, views)]
+        x = np.concatenate(rows)
+        views[INTER][: len(x), a:b] = ffn_in(x, self._page(task, views))
 
     def _expert_down(self, task: Task, views: Views, sweep: Sweep) -> None:
-        page, w = self.case.pages[task.page], self._page(task, views)
-        a, b = page.slices[0].start, page.slices[0].stop
-        done = 0
-        for hidden, where, gates in self._routed(views, task.expert, gather=False):
+        (a, b), w, done = self._block(task), self._page(task, views), 0
+        for mb, where, gates in self._routed(task, views):
             inter = views[INTER][done : done + len(where)]
-            hidden[where, a:b] += gates[:, None] * (inter @ w["down"].T)
+            views[Buffer("hidden", mb)][where, a:b] += gates[:, None] * (inter @ w["down"].T)
             done += len(where)
 
     def _moe(self, task: Task, views: Views, sweep: Sweep) -> None:
@@ -230,7 +218,11 @@ class Toy:
             for page in parts:
                 for name, rows in unpack(page, views[Buffer("page", page.id)]).items():
                     found.setdefault(name, []).append(rows)
-            self._one_expert(expert, {n: np.concatenate(r) for n, r in found.items()}, views)
+            self._one_expert(
+                replace(task, expert=expert),
+                views,
+                {n: np.concatenate(r) for n, r in found.items()},
+            )
 
     def _final(self, task: Task, views: Views, sweep: Sweep) -> None:
         last, w = [], self._page(task, views)
@@ -244,8 +236,7 @@ class Toy:
             views[FINAL][: len(last)] = norm(np.stack(last), w["final_norm"])
 
     def _logits(self, task: Task, views: Views, sweep: Sweep) -> None:
-        page, s = self.case.pages[task.page], len(_batch(views).sampled)
-        a, b = page.slices[0].start, page.slices[0].stop
+        (a, b), s = self._block(task), len(_batch(views).sampled)
         (w,) = self._page(task, views).values()
         views[LOGITS][:s, a:b] = views[FINAL][:s] @ w.T
 
@@ -269,120 +260,26 @@ class Toy:
         (held,) = (v for b, v in views.items() if b.name in ("page", "slot"))
         return unpack(self.case.pages[task.page], held)
 
-    def _one_expert(self, expert: int, w: dict[str, np.ndarray], views: Views) -> None:
-        for hidden, where, gates in self._routed(views, expert, gather=False):
-            if len(where):
-                x = views[Buffer("normed", self._mb_of(views, hidden))][where]
-                hidden[where] += gates[:, None] * (ffn_in(x, w) @ w["down"].T)
+    def _block(self, task: Task) -> tuple[int, int]:
+        """The rows of its tensors that the task's page holds."""
+        first = self.case.pages[task.page].slices[0]
+        return first.start, first.stop
 
-    def _mb_of(self, views: Views, hidden: np.ndarray) -> int:
-        return next(b.index for b, v in views.items() if b.name == "hidden" and v is hidden)
+    def _one_expert(self, task: Task, views: Views, w: dict[str, np.ndarray]) -> None:
+        for mb, where, gates in self._routed(task, views):
+            x = views[Buffer("normed", mb)][where]
+            views[Buffer("hidden", mb)][where] += gates[:, None] * (ffn_in(x, w) @ w["down"].T)
 
-    def _routed(self, views: Views, expert: int, gather: bool = True) -> Iterator[Any]:
-        """Per micro-batch: (hidden, rows of ``expert`` or their inputs, gates)."""
+    def _routed(self, task: Task, views: Views) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Per micro-batch: its number, the rows routed to the task's expert, their gates."""
         for mb, micro in enumerate(_batch(views).micro_batches):
             where, gates = np.arange(micro.rows), np.ones(micro.rows)
             if self.model.is_moe:
                 ids, weight = views[Buffer("routing", mb)]
                 assert (ids[: micro.rows] >= 0).all(), "routing read before it was written"
-                where, column = np.nonzero(ids[: micro.rows] == expert)
+                where, column = np.nonzero(ids[: micro.rows] == task.expert)
                 gates = weight[where, column]
-            hidden = views.get(Buffer("hidden", mb))
-            yield hidden, views[Buffer("normed", mb)][where] if gather else where, gates
-
-    def _rows_in(self, sweep: Sweep, mb: int) -> int:
-        return sum(rows for _, rows in sweep.plan[mb])
-
-
-def plain_logits(model: ModelSpec, weights: Weights, tokens: list[int]) -> np.ndarray:
-    """[len(tokens), vocab]: the whole sequence at once, no cache, pages or micro-batches."""
-    hidden = weights["embed", None, None][tokens]
-    for layer in range(model.layers):
-        w = {name: weights[name, layer, None] for name in model.layer_tensors()}
-        x = norm(hidden, w["attn_norm"])
-        attended = attend(model, x @ w["q"].T, x @ w["k"].T, x @ w["v"].T)
-        hidden = hidden + attended @ w["o"].T
-        x = norm(hidden, w["ffn_norm"])
-        ids, gates = np.zeros((len(x), 1), int), np.ones((len(x), 1))
-        if model.is_moe:
-            ids, gates = route(model, x, w["router"])
-        mixed = np.zeros_like(hidden)
-        for row in range(len(x)):
-            for expert, gate in zip(ids[row], gates[row], strict=True):
-                e = {name: weights[name, layer, int(expert)] for name in model.expert_tensors()}
-                mixed[row] += gate * (ffn_in(x[row : row + 1], e) @ e["down"].T)[0]
-        hidden = hidden + mixed
-    head = weights["embed" if model.tied_embeddings else "head", None, None]
-    return norm(hidden, weights["final_norm", None, None]) @ head.T
-
-
-def make_weights(model: ModelSpec) -> Weights:
-    """Random weights of every tensor."""
-    rng = np.random.default_rng(0)
-    shapes: dict[tuple[str, int | None, int | None], tuple[int, ...]] = {
-        (name, None, None): shape for name, shape in model.global_tensors().items()
-    }
-    for layer in range(model.layers):
-        shapes |= {(name, layer, None): s for name, s in model.layer_tensors().items()}
-        for expert in range(model.experts):
-            shapes |= {(name, layer, expert): s for name, s in model.expert_tensors().items()}
-    return {key: rng.normal(0, 0.6, shape) for key, shape in shapes.items()}
-
-
-def pack(weights: Weights, page: Page) -> np.ndarray:
-    """The page's slices, one after the other."""
-    parts = [
-        weights[s.tensor, page.layer, page.expert][s.start : s.stop].ravel() for s in page.slices
-    ]
-    return np.concatenate(parts)
-
-
-def unpack(page: Page, flat: np.ndarray) -> dict[str, np.ndarray]:
-    """Tensor name -> its rows in the page."""
-    found, offset = {}, 0
-    for s in page.slices:
-        found[s.tensor] = flat[offset : offset + s.elements].reshape(s.shape)
-        offset += s.elements
-    return found
-
-
-def norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """RMS norm over the last axis."""
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * weight
-
-
-def attend(model: ModelSpec, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """The last len(q) of len(k) positions, causal; heads of a group share K and V."""
-    d, group = model.head_dim, model.heads // model.kv_heads
-    start = len(k) - len(q)
-    seen = np.arange(len(k))[None] <= start + np.arange(len(q))[:, None]  # [m, kv]
-    out = np.empty_like(q)
-    for head in range(model.heads):
-        mine, theirs = slice(head * d, head * d + d), head // group * d
-        scores = q[:, mine] @ k[:, theirs : theirs + d].T / np.sqrt(d)
-        scores = np.exp(np.where(seen, scores, -np.inf) - scores.max(-1, keepdims=True))
-        out[:, mine] = scores / scores.sum(-1, keepdims=True) @ v[:, theirs : theirs + d]
-    return out
-
-
-def route(model: ModelSpec, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The k best experts of each row and their softmax gates."""
-    scores = x @ w.T
-    ids = np.argsort(-scores, axis=-1, kind="stable")[:, : model.top_k]
-    best = np.take_along_axis(scores, ids, -1)
-    gates = np.exp(best - best.max(-1, keepdims=True)) if len(x) else best
-    return ids, gates / gates.sum(-1, keepdims=True)
-
-
-def ffn_in(x: np.ndarray, w: dict[str, np.ndarray]) -> np.ndarray:
-    """SiLU(gate) * up."""
-    gate = x @ w["gate"].T
-    return gate / (1 + np.exp(-gate)) * (x @ w["up"].T)
-
-
-def empty(*shape: int) -> np.ndarray:
-    """Memory that nobody wrote: NaN."""
-    return np.full(shape, np.nan)
+            yield mb, where, gates
 
 
 def _batch(views: Views) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Sequence
 from random import Random
@@ -11,8 +12,9 @@ import pytest
 from cases import Case, cases
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from toy import Toy
+from toy import Sweep, Toy
 
+from headrace.machines.machine import Views
 from headrace.machines.orders import TaskGraph
 from headrace.machines.threads import Threads
 from headrace.machines.trace import SweepTrace
@@ -20,7 +22,7 @@ from headrace.machines.virtual import Virtual
 from headrace.schedule.binding import Binding, Extent
 from headrace.schedule.lifetimes import lifetimes, peak_bytes
 from headrace.schedule.sizes import buffer_sizes
-from headrace.schedule.task import Buffer, Op
+from headrace.schedule.task import Buffer, Op, Task
 from headrace.schedule.work import WorkModel
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, Hardware
 
@@ -113,6 +115,34 @@ def test_the_seam_does_not_drain_the_disk(case: Case) -> None:
             assert min(s.start for s in reads) <= sample.start
         bind = next(s for s in following.spans if op_of(following, s.task) is Op.BIND)
         assert bind.start >= trace.spans[-1].end
+
+
+@settings(max_examples=10, deadline=None)
+@given(cases(schedules=("stream",), max_layers=2, max_experts=4))
+def test_threads_read_the_next_sweep_before_this_one_samples(case: Case) -> None:
+    """Sampling waits for that read here: were the seam drained, this would stand still."""
+    reads = [
+        [i for i, task in enumerate(schedule.tasks) if task.op is Op.READ_PAGE]
+        for schedule in case.schedules()
+    ]
+    assume(case.sweeps > 1 and len(reads[0]) > 0 and case.policy.ring_slots > 1)
+    toy, begun = Toy(case), threading.Semaphore(0)
+
+    def read_page(task: Task, views: Views, sweep: Sweep) -> None:
+        begun.release()
+        toy.bodies[Op.READ_PAGE](task, views, sweep)
+
+    def sample(task: Task, views: Views, sweep: Sweep) -> None:
+        pages = len(reads[0]) + (not sampled)
+        if len(sampled) < case.sweeps - 1:  # all of this sweep's reads, and one of the next
+            assert all(begun.acquire(timeout=5) for _ in range(pages)), "the seam drained"
+        sampled.append(sweep)
+        toy.bodies[Op.SAMPLE](task, views, sweep)
+
+    sampled: list[Sweep] = []
+    bodies = {**toy.bodies, Op.READ_PAGE: read_page, Op.SAMPLE: sample}
+    with Threads(bodies, toy.memory.get, time.perf_counter, inline={"host": "cpu"}) as threads:
+        toy.run(threads)
 
 
 def bindings(case: Case) -> list[Binding]:

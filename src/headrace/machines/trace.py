@@ -67,10 +67,14 @@ class RunTotals:
         self.sweeps += 1
         self.start = trace.start if self.start is None else min(self.start, trace.start)
         self.end = max(self.end, trace.end)
-        for span in trace.spans:
-            task = trace.schedule.tasks[span.task]
-            _count(self.lanes, task.lane, span.end - span.start)
-            _count(self.ops, task.op.value, span.end - span.start)
+        lanes: dict[str, list[float]] = {}
+        ops: dict[str, list[float]] = {}
+        for index, start, end in trace.spans:
+            task = trace.schedule.tasks[index]
+            lanes.setdefault(task.lane, []).append(end - start)
+            ops.setdefault(task.op, []).append(end - start)
+        _count(self.lanes, lanes)
+        _count(self.ops, ops)
 
     @property
     def tasks(self) -> int:
@@ -158,6 +162,7 @@ def _named(what: str, name: str, process: int, thread: int = 0) -> dict[str, Any
     return {"ph": "M", "name": what, "pid": process, "tid": thread, "args": {"name": name}}
 
 
-def _count(table: dict[str, Busy], name: str, seconds: float) -> None:
-    busy = table.get(name, Busy())
-    table[name] = Busy(busy.seconds + seconds, busy.tasks + 1)
+def _count(table: dict[str, Busy], seconds: dict[str, list[float]]) -> None:
+    for name, found in seconds.items():
+        busy = table.get(str(name), Busy())
+        table[str(name)] = Busy(busy.seconds + sum(found), busy.tasks + len(found))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import accumulate
 
 from headrace.schedule.placement import Placement
 from headrace.schedule.task import Buffer, Op, Task
@@ -103,32 +102,27 @@ def finish(at: Placement) -> Iterator[Task]:
     yield Task(Op.COMMIT, HOST, (_SAMPLED, _BATCH, _REQUESTS), (_REQUESTS,))
 
 
-def read_ahead(at: Placement, tasks: Sequence[Task], read: Callable[..., Task]) -> list[Task]:
-    """``tasks`` with a ``read(at, index, page)`` for each streamed page, as early as may be.
+def read_ahead(
+    at: Placement, tasks: Sequence[Task], reading: Callable[[Placement, int, Page], Task]
+) -> list[Task]:
+    """``tasks`` with the read of each streamed page, as early as may be.
 
     A page may be read once the last user of its slot's previous page stands before it, and
     once all that the read itself reads is written. Reads of a sweep's first pages stand in
     front of everything, so that they run during the tail of the sweep before.
     """
-    reads = [read(at, index, page) for index, page in enumerate(at.streamed)]
     last_use = {task.page: place for place, task in enumerate(tasks, start=1)}
     routed = {task.layer: i for i, task in enumerate(tasks, start=1) if task.op is Op.ROUTER}
-    behind: list[list[Task]] = [[] for _ in range(len(tasks) + 1)]
-    places = (
-        max(
-            last_use[at.streamed[index - at.policy.ring_slots].id]
-            if index >= at.policy.ring_slots
-            else 0,
-            routed[task.layer] if task.reads else 0,
-        )
-        for index, task in enumerate(reads)
-    )
-    for task, place in zip(reads, accumulate(places, max), strict=True):
-        behind[place].append(task)
-    return [
-        *behind[0],
-        *(t for task, then in zip(tasks, behind[1:], strict=True) for t in (task, *then)),
-    ]
+    before: list[list[Task]] = [[] for _ in tasks]
+    place = 0
+    for index, page in enumerate(at.streamed):
+        task = reading(at, index, page)
+        if index >= at.policy.ring_slots:
+            place = max(place, last_use[at.streamed[index - at.policy.ring_slots].id])
+        if task.reads:
+            place = max(place, routed[task.layer])
+        before[place].append(task)
+    return [t for reads, task in zip(before, tasks, strict=True) for t in (*reads, task)]
 
 
 def read(at: Placement, index: int, page: Page) -> Task:
