@@ -15,6 +15,7 @@ from headrace.batching.batch import Batch, MicroBatch, Segment
 from headrace.machines.stepper import Stepper
 from headrace.memory.arena import Arena
 from headrace.memory.checkpoint import Checkpoint
+from headrace.memory.disk import align_up
 from headrace.memory.pages import PageTable
 from headrace.models.bodies import make_bodies
 from headrace.models.load import architecture, model_spec
@@ -182,7 +183,7 @@ class Runner:
         )
         slots = {p.id: self.table.slot_bytes(p.id) for p in self.pages}
         sizes = buffer_sizes(self.model, self.pages, self.policy, slots)
-        arena = Arena("host", sum(s.bytes for s in sizes.values() if s.tier == "host"))
+        arena = Arena("host", sum(align_up(s.bytes) for s in sizes.values() if s.tier == "host"))
         self.space = Workspace(self.model, self.table, self.policy, sizes, arena)
         self.space.load_resident()
         self.space.poison()

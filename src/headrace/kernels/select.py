@@ -8,17 +8,16 @@ reference's for the rest.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 
 from headrace.errors import UsageError
 from headrace.kernels import reference
-from headrace.kernels.native import available
-
-Choice = Literal["auto", "native", "reference"]
-CHOICES: tuple[Choice, ...] = ("auto", "native", "reference")
+from headrace.kernels.native import available, matrix
+from headrace.specs.policy import KERNELS
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,9 @@ class Kernels:
     apply_rope: Callable[..., Any]
     attend: Callable[..., Any]
     route: Callable[..., Any]
-    expert: Callable[..., Any]
-    gated: Callable[..., Any]
+    experts: Callable[..., Any]
+    expert_up: Callable[..., Any]
+    expert_down: Callable[..., Any]
 
 
 def select(choice: str = "auto", threads: int = 1) -> Kernels:
@@ -46,8 +46,8 @@ def select(choice: str = "auto", threads: int = 1) -> Kernels:
     Native calls use at most ``threads`` threads; torch keeps its own setting. Raises UsageError
     for an unknown choice, and for ``native`` where the module is missing.
     """
-    if choice not in CHOICES:
-        raise UsageError("kernels", expected=" | ".join(CHOICES), got=choice)
+    if choice not in KERNELS:
+        raise UsageError("kernels", expected=" | ".join(KERNELS), got=choice)
     if choice == "native" and not available():
         raise UsageError(
             "native kernels were not built",
@@ -68,10 +68,20 @@ def _reference(threads: int) -> Kernels:
         apply_rope=reference.apply_rope,
         attend=reference.attend,
         route=reference.route,
-        expert=reference.expert,
-        gated=reference.gated,
+        experts=reference.experts,
+        expert_up=reference.expert_up,
+        expert_down=reference.expert_down,
     )
 
 
 def _native(threads: int) -> Kernels:
-    return _reference(threads)  # replaced one by one as native functions arrive
+    paths = "+".join(sorted({matrix.path_of(d) for d in (torch.float32, torch.bfloat16)}))
+    return replace(
+        _reference(threads),
+        name="native",
+        numerics=f"native-{paths}-torch-{torch.__version__}",
+        linear=partial(matrix.linear, threads=threads),
+        experts=partial(matrix.experts, threads=threads),
+        expert_up=partial(matrix.expert_up, threads=threads),
+        expert_down=partial(matrix.expert_down, threads=threads),
+    )
