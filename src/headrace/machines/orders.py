@@ -19,7 +19,7 @@ class Edge(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class TaskGraph:
     """The tasks of appended schedules as one list, and what holds each of them back."""
 
     tasks: tuple[Task, ...]
@@ -27,7 +27,7 @@ class Plan:
     waits: tuple[Edge, ...]
 
     @classmethod
-    def of(cls, schedules: Iterable[Schedule]) -> Plan:
+    def of(cls, schedules: Iterable[Schedule]) -> TaskGraph:
         """Derive the waits of ``schedules``, appended in turn."""
         hazards = Hazards()
         tasks: list[Task] = []
@@ -52,13 +52,13 @@ class Plan:
         return found
 
 
-Order = Callable[[Plan], Sequence[int]]
-"""A way to run a plan: places in the list, each once."""
+Order = Callable[[TaskGraph], Sequence[int]]
+"""A way to run a graph: places in the list, each once."""
 
 
-def list_order(plan: Plan) -> Sequence[int]:
+def list_order(graph: TaskGraph) -> Sequence[int]:
     """Top to bottom: what a schedule means."""
-    return range(len(plan.tasks))
+    return range(len(graph.tasks))
 
 
 def delaying(task: int, without: Edge | None = None) -> Order:
@@ -68,12 +68,12 @@ def delaying(task: int, without: Edge | None = None) -> Order:
     for; ``without`` that wait, it does the harm that the wait prevents.
     """
 
-    def order(plan: Plan) -> Sequence[int]:
+    def order(graph: TaskGraph) -> Sequence[int]:
         late = {task}
-        for place, before in enumerate(plan.predecessors(without)):
+        for place, before in enumerate(graph.predecessors(without)):
             if not late.isdisjoint(before):
                 late.add(place)
-        return _two_parts(len(plan.tasks), late)
+        return _two_parts(len(graph.tasks), late)
 
     return order
 
@@ -86,10 +86,10 @@ def breaking(wait: Edge) -> Order:
 def shuffled(random: Random) -> Order:
     """Any legal order, drawn by ``random``."""
 
-    def order(plan: Plan) -> Sequence[int]:
-        left = [len(before) for before in plan.predecessors()]
-        then: list[list[int]] = [[] for _ in plan.tasks]
-        for place, before in enumerate(plan.predecessors()):
+    def order(graph: TaskGraph) -> Sequence[int]:
+        left = [len(before) for before in graph.predecessors()]
+        then: list[list[int]] = [[] for _ in graph.tasks]
+        for place, before in enumerate(graph.predecessors()):
             for other in before:
                 then[other].append(place)
         ready = [place for place, count in enumerate(left) if not count]

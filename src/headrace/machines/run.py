@@ -1,8 +1,9 @@
-"""One appended schedule under way: the record every machine keeps of it."""
+"""One appended schedule under way: the record that a machine keeps, the ticket that it gives."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from headrace.errors import TaskError
 from headrace.machines.trace import Span, SweepTrace
@@ -44,3 +45,19 @@ class Run:
         )
         error.__cause__ = cause
         return error
+
+
+class _Waiter(Protocol):
+    def wait(self, run: Run, timeout: float | None) -> SweepTrace: ...
+
+
+@dataclass(frozen=True)
+class RunTicket:
+    """A Ticket: waiting is the machine's business."""
+
+    machine: _Waiter
+    run: Run
+
+    def wait(self, timeout: float | None = None) -> SweepTrace:
+        """See Ticket."""
+        return self.machine.wait(self.run, timeout)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from headrace.machines.machine import Bodies, Cancelled, Sink, ViewOf
-from headrace.machines.orders import Order, Plan, list_order
-from headrace.machines.run import Run
+from headrace.machines.orders import Order, TaskGraph, list_order
+from headrace.machines.run import Run, RunTicket
 from headrace.machines.trace import SweepTrace
 from headrace.schedule.lifetimes import values
 from headrace.schedule.task import Buffer, Schedule, Task
@@ -42,27 +42,35 @@ class Stepper:
         self._appended = 0
         self._steps = 0
 
-    def append(self, schedule: Schedule, sweep: Any) -> StepperTicket:
+    def append(self, schedule: Schedule, sweep: Any) -> RunTicket:
         """Add ``schedule`` behind all that was appended before."""
         run = Run(self._appended, schedule, sweep)
         self._appended += 1
         self._pending.append(run)
-        return StepperTicket(self, run)
+        return RunTicket(self, run)
 
     def run(self) -> None:
         """Run all that was appended. Raises TaskError if a body raises, and forgets the rest."""
         pending, self._pending = self._pending, []
         places = [(run, index) for run in pending for index in range(len(run.schedule.tasks))]
-        plan = Plan.of(run.schedule for run in pending)
-        mourn = _Mourner(plan, self._poison) if self._poison else None
+        graph = TaskGraph.of(run.schedule for run in pending)
+        mourn = _Mourner(graph, self._poison) if self._poison else None
         try:
-            for place in self._order(plan):
+            for place in self._order(graph):
                 self._step(*places[place])
                 if mourn:
                     mourn.after(place)
         finally:
             for run in pending:
                 run.dropped = run.trace is None
+
+    def wait(self, run: Run, timeout: float | None = None) -> SweepTrace:
+        """Run all that was appended, and return the trace of ``run`` (see Ticket)."""
+        if not run.over:
+            self.run()
+        if run.trace is None:
+            raise Cancelled
+        return run.trace
 
     def cancel(self) -> None:
         """Forget what has not run."""
@@ -88,28 +96,12 @@ class Stepper:
                 self._sink(run.trace)
 
 
-class StepperTicket:
-    """A sweep of a Stepper; waiting for it makes it run."""
-
-    def __init__(self, stepper: Stepper, run: Run) -> None:
-        self._stepper = stepper
-        self._run = run
-
-    def wait(self, timeout: float | None = None) -> SweepTrace:
-        """Run what was appended, this sweep included, and return its trace (see Ticket)."""
-        if not self._run.over:
-            self._stepper.run()
-        if self._run.trace is None:
-            raise Cancelled
-        return self._run.trace
-
-
 class _Mourner:
     """Poisons what a buffer held once the last task that touches it has run."""
 
-    def __init__(self, plan: Plan, poison: Poison) -> None:
+    def __init__(self, graph: TaskGraph, poison: Poison) -> None:
         self._poison = poison
-        self._touched = values(plan.tasks)
+        self._touched = values(graph.tasks)
         self._left = Counter(value for touched in self._touched for value in touched)
         self._newest = {value.buffer: value for touched in self._touched for value in touched}
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from headrace.errors import ScheduleError, TaskError
 from headrace.machines.machine import Bodies, Cancelled, Clock, Sink, ViewOf
-from headrace.machines.run import Run
+from headrace.machines.run import Run, RunTicket
 from headrace.machines.trace import SweepTrace
 from headrace.schedule.task import Schedule, Task
 from headrace.schedule.waits import Hazards, TaskWaits
@@ -56,7 +56,7 @@ class Threads:
         self._dropped = False
         self._closed = False
 
-    def append(self, schedule: Schedule, sweep: Any) -> ThreadsTicket:
+    def append(self, schedule: Schedule, sweep: Any) -> RunTicket:
         """Add ``schedule`` behind all that was appended before; returns at once."""
         with self._appending:
             self._start_afresh()
@@ -65,10 +65,10 @@ class Threads:
             items = self._items(run)
             with self._lock:
                 self._enqueue(run, items)
-        return ThreadsTicket(self, run)
+        return RunTicket(self, run)
 
     def wait(self, run: Run, timeout: float | None = None) -> SweepTrace:
-        """See Ticket."""
+        """Block until ``run`` has ended and return its trace (see Ticket)."""
         with self._changed:
             if not self._changed.wait_for(lambda: run.over and self._settled(), timeout):
                 raise TimeoutError(f"sweep {run.index} has not ended after {timeout} s")
@@ -87,9 +87,11 @@ class Threads:
             self._changed.wait_for(self._settled)
 
     def close(self) -> None:
-        """Cancel, then end the threads."""
+        """Cancel, then end the threads. Idempotent."""
         self.cancel()
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             for worker in self._workers.values():
                 worker.wake()
@@ -223,18 +225,6 @@ class Threads:
     def _settled(self) -> bool:
         """Whether no body runs that was dropped."""
         return not self._dropped or all(worker.asleep for worker in self._workers.values())
-
-
-class ThreadsTicket:
-    """A sweep of a Threads machine."""
-
-    def __init__(self, machine: Threads, run: Run) -> None:
-        self._machine = machine
-        self._run = run
-
-    def wait(self, timeout: float | None = None) -> SweepTrace:
-        """Block until the sweep has ended and return its trace (see Ticket)."""
-        return self._machine.wait(self._run, timeout)
 
 
 class _Item(NamedTuple):

@@ -41,7 +41,7 @@ class Busy(NamedTuple):
     """Seconds and number of tasks of one lane or op."""
 
     seconds: float = 0.0
-    count: int = 0
+    tasks: int = 0
 
 
 @dataclass
@@ -75,7 +75,7 @@ class RunTotals:
     @property
     def tasks(self) -> int:
         """Number of tasks run."""
-        return sum(busy.count for busy in self.lanes.values())
+        return sum(busy.tasks for busy in self.lanes.values())
 
     @property
     def wall_seconds(self) -> float:
@@ -160,4 +160,4 @@ def _named(what: str, name: str, process: int, thread: int = 0) -> dict[str, Any
 
 def _count(table: dict[str, Busy], name: str, seconds: float) -> None:
     busy = table.get(name, Busy())
-    table[name] = Busy(busy.seconds + seconds, busy.count + 1)
+    table[name] = Busy(busy.seconds + seconds, busy.tasks + 1)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from headrace.errors import ScheduleError
 from headrace.machines.machine import Cancelled, Sink
-from headrace.machines.run import Run
+from headrace.machines.run import Run, RunTicket
 from headrace.machines.trace import SweepTrace
 from headrace.schedule.task import Schedule, Task
 from headrace.schedule.waits import Hazards, TaskWaits
@@ -39,7 +39,7 @@ class Virtual:
         self._appended = 0
         self._forget()
 
-    def append(self, schedule: Schedule, sweep: Any) -> VirtualTicket:
+    def append(self, schedule: Schedule, sweep: Any) -> RunTicket:
         """Add ``schedule`` behind all that was appended before."""
         run = Run(self._appended, schedule, sweep)
         self._appended += 1
@@ -48,14 +48,17 @@ class Virtual:
         for index, waits in enumerate(self._hazards.append(schedule)):
             task = schedule.tasks[index]
             self._queues.setdefault(task.lane, deque()).append(_Item(run, index, task, waits))
-        return VirtualTicket(self, run)
+        return RunTicket(self, run)
 
-    def run_until(self, run: Run) -> None:
-        """Let time pass until ``run`` has ended."""
+    def wait(self, run: Run, timeout: float | None = None) -> SweepTrace:
+        """Let simulated time pass until ``run`` has ended; return its trace (see Ticket)."""
         while not run.over:
             self._start_ready()
             if not run.over:
                 self._pass_time()
+        if run.trace is None:
+            raise Cancelled
+        return run.trace
 
     def cancel(self) -> None:
         """Forget what has not ended; the clock stays where it is."""
@@ -86,10 +89,7 @@ class Virtual:
                     again |= self._start(lane, queue.popleft())
 
     def _ready(self, item: _Item) -> bool:
-        for lane, position in item.waits:
-            if self._done.get(lane, 0) <= position:
-                return False
-        return True
+        return all(self._done.get(lane, 0) > position for lane, position in item.waits)
 
     def _start(self, lane: str, item: _Item) -> bool:
         """Start a task; True when it took no time and has ended already."""
@@ -121,21 +121,6 @@ class Virtual:
             run.trace = run.finished()
             if self._sink:
                 self._sink(run.trace)
-
-
-class VirtualTicket:
-    """A sweep of a Virtual machine; waiting for it lets time pass."""
-
-    def __init__(self, machine: Virtual, run: Run) -> None:
-        self._machine = machine
-        self._run = run
-
-    def wait(self, timeout: float | None = None) -> SweepTrace:
-        """Simulate until the sweep ends and return its trace (see Ticket)."""
-        self._machine.run_until(self._run)
-        if self._run.trace is None:
-            raise Cancelled
-        return self._run.trace
 
 
 def fair_speeds(demands: Sequence[Mapping[str, float]]) -> list[float]:

@@ -15,6 +15,14 @@ class Extent(NamedTuple):
     kv_len: int
 
 
+class Attention(NamedTuple):
+    """What one micro-batch's attention looks at: (row, token seen) ``pairs``, and the ``tokens``
+    whose keys and values are read, once per sequence."""
+
+    pairs: int
+    tokens: int
+
+
 @dataclass
 class Binding:
     """Known part: per micro-batch the extents and the rows to sample. Routed part: rows per
@@ -28,18 +36,56 @@ class Binding:
     samples: tuple[int, ...] = ()
     routed: dict[int, tuple[float, ...]] = field(default_factory=dict)
     page_bytes: dict[int, int] = field(default_factory=dict)
+    _sums: _Sums | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def rows(self) -> int:
         """Rows of the sweep."""
-        return sum(e.rows for mb in self.extents for e in mb)
+        return self._counted().rows
 
     def mb_rows(self, mb: int) -> int:
         """Rows of micro-batch ``mb`` (0 when the sweep has fewer micro-batches)."""
-        return sum(e.rows for e in self.extents[mb]) if mb < len(self.extents) else 0
+        return self._counted().mb_rows[mb] if mb < len(self.extents) else 0
 
     def expert_rows(self, model: ModelSpec, layer: int, expert: int) -> float:
         """Rows routed to an expert: the count if known, else the mean of uniform routing."""
         if layer in self.routed:
             return self.routed[layer][expert]
         return self.rows * model.top_k / model.experts
+
+    def attention(self, mb: int, window: int | None = None) -> Attention:
+        """Causal attention of micro-batch ``mb``, each row over at most ``window`` tokens."""
+        known = self._counted().attention
+        if (mb, window) not in known:
+            extents = self.extents[mb] if mb < len(self.extents) else ()
+            known[mb, window] = Attention(
+                pairs=sum(_pairs(extent, window) for extent in extents),
+                tokens=sum(_tokens(extent, window) for extent in extents),
+            )
+        return known[mb, window]
+
+    def _counted(self) -> _Sums:
+        """Sums over ``extents``, made once: every task of a sweep asks for them."""
+        if self._sums is None or self._sums.extents is not self.extents:
+            self._sums = _Sums(self.extents)
+        return self._sums
+
+
+class _Sums:
+    def __init__(self, extents: tuple[tuple[Extent, ...], ...]) -> None:
+        self.extents = extents
+        self.mb_rows = [sum(extent.rows for extent in mb) for mb in extents]
+        self.rows = sum(self.mb_rows)
+        self.attention: dict[tuple[int, int | None], Attention] = {}
+
+
+def _pairs(extent: Extent, window: int | None) -> int:
+    first = extent.kv_len - extent.rows + 1  # tokens that the first row sees
+    if window is None or extent.kv_len <= window:
+        return (first + extent.kv_len) * extent.rows // 2
+    short = max(0, window - first)  # rows that see fewer tokens than the window
+    return (2 * first + short - 1) * short // 2 + (extent.rows - short) * window
+
+
+def _tokens(extent: Extent, window: int | None) -> int:
+    return extent.kv_len if window is None else min(extent.kv_len, window + extent.rows - 1)

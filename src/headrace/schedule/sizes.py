@@ -39,10 +39,9 @@ def buffer_sizes(
     at = Placement(model, pages, policy)
     bytes_of: dict[Buffer, int] = {}
     for page in pages:
-        home = at.home[page.id]
-        stays = home.name == "page" and (page not in at.embed or not at.rows_from_disk)
-        if stays or page.id in policy.resident:
-            bytes_of[home] = (page_bytes or {}).get(page.id, page.bytes + READ_SLACK)
+        if page.id in policy.resident or page is at.final:
+            held = (page_bytes or {}).get(page.id, page.bytes + READ_SLACK)
+            bytes_of[at.home[page.id]] = held
     for slot in range(policy.ring_slots if at.streamed else 0):
         bytes_of[Buffer("slot", slot)] = policy.slot_bytes
     bytes_of |= _activations(model, pages, policy)

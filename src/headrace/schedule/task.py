@@ -45,7 +45,7 @@ class Buffer(NamedTuple):
     """
 
     name: str
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]  # hides tuple.index
 
     def __str__(self) -> str:
         return f"{self.name}[{self.index}]"

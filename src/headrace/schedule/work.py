@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from headrace.errors import UsageError
-from headrace.schedule.binding import Binding, Extent
+from headrace.schedule.binding import Binding
 from headrace.schedule.task import Op, Schedule, Task
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Hardware
 from headrace.specs.model import ITEM_BYTES, ModelSpec
@@ -135,17 +135,13 @@ class WorkModel:
         return self._matmul(_mb_rows(task, binding), D * (Q + 2 * KV), D * _F32 + written)
 
     def _attn(self, task: Task, binding: Binding) -> Work:
-        """QK and PV of every row over the tokens it sees; each segment's KV is read once."""
+        """QK and PV of every row over the tokens it sees; each sequence's KV is read once."""
         m = _mb_rows(task, binding)
-        if not m:
-            return _NOTHING
-        window = self.model.sliding_window
-        extents = binding.extents[task.mb or 0]
-        seen = sum(_pairs(extent, window) for extent in extents)
-        kv = sum(min(e.kv_len, (window or e.kv_len) + e.rows) for e in extents)
-        kv_bytes = kv * 2 * self.model.kv_size * ITEM_BYTES[self.policy.kv_dtype]
+        seen = binding.attention(task.mb or 0, self.model.sliding_window)
+        kv_bytes = seen.tokens * 2 * self.model.kv_size * ITEM_BYTES[self.policy.kv_dtype]
         activations = 2 * m * self.model.q_size * _F32
-        return Work({CPU_FLOPS: 4 * seen * self.model.q_size, DRAM: kv_bytes + activations}, m)
+        amounts = {CPU_FLOPS: 4 * seen.pairs * self.model.q_size, DRAM: kv_bytes + activations}
+        return Work(amounts, m)
 
     def _post_attn(self, task: Task, binding: Binding) -> Work:
         D, Q = self.model.hidden, self.model.q_size
@@ -225,15 +221,6 @@ def _disk(lane: str, moved: float, rows: float) -> Work:
 
 def _mb_rows(task: Task, binding: Binding) -> int:
     return binding.mb_rows(task.mb or 0)
-
-
-def _pairs(extent: Extent, window: int | None) -> int:
-    """(row, token seen) pairs of one segment under causal attention."""
-    first = extent.kv_len - extent.rows + 1
-    if window is None or extent.kv_len <= window:
-        return (first + extent.kv_len) * extent.rows // 2
-    short = max(0, window - first)  # rows that see fewer tokens than the window
-    return (first + first + short - 1) * short // 2 + (extent.rows - short) * window
 
 
 def _rate(hardware: Hardware, roof: str) -> float:

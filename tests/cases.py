@@ -1,0 +1,121 @@
+"""Drawn cases: models, page cuts, policies and sweeps over the ranges that the laws name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+from hypothesis import strategies as st
+
+from headrace.schedule.generate import generate, next_phase
+from headrace.schedule.task import Schedule
+from headrace.specs.model import ModelSpec
+from headrace.specs.pages import Page, Role, page_layout
+from headrace.specs.policy import SCHEDULES, Policy
+
+CHUNK = 3
+"""Prompt tokens that a sequence prefills per sweep."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model under a policy, and what its sweeps compute.
+
+    ``prompts`` gives prompt length and first sweep per sequence; sequence s is always in
+    micro-batch s modulo their number. It prefills in chunks, then decodes, until the last sweep.
+    """
+
+    model: ModelSpec
+    pages: tuple[Page, ...]
+    policy: Policy
+    prompts: tuple[tuple[int, int], ...]
+    sweeps: int
+
+    def schedules(self) -> list[Schedule]:
+        """The schedule of each sweep, the ring going on from one to the next."""
+        phase, found = 0, []
+        for _ in range(self.sweeps):
+            found.append(generate(self.model, self.pages, self.policy, phase))
+            phase = next_phase(self.pages, self.policy, phase)
+        return found
+
+    def plans(self) -> list[tuple[tuple[tuple[int, int], ...], ...]]:
+        """Per sweep and micro-batch: (sequence, rows)."""
+        return [
+            tuple(
+                tuple((seq, self._rows(seq, sweep)) for seq in self._members(mb, sweep))
+                for mb in range(self.policy.micro_batches)
+            )
+            for sweep in range(self.sweeps)
+        ]
+
+    def _members(self, mb: int, sweep: int) -> list[int]:
+        here = range(mb, len(self.prompts), self.policy.micro_batches)
+        return [seq for seq in here if self.prompts[seq][1] <= sweep]
+
+    def _rows(self, seq: int, sweep: int) -> int:
+        length, first = self.prompts[seq]
+        return max(1, min(CHUNK, length - CHUNK * (sweep - first)))
+
+
+@st.composite
+def cases(
+    draw: st.DrawFn,
+    schedules: tuple[str, ...] = SCHEDULES,
+    max_layers: int = 4,
+    max_experts: int = 16,
+    every_expert: bool = False,
+) -> Case:
+    """Any case in range; with ``every_expert``, each row visits every expert and no micro-batch
+    is empty."""
+    experts = draw(st.integers(2, max_experts) | st.just(1))
+    model = ModelSpec(
+        "toy",
+        layers=draw(st.integers(1, max_layers)),
+        hidden=8,
+        heads=2,
+        kv_heads=1,
+        head_dim=4,
+        ffn_width=6,
+        vocab=11,
+        experts=experts,
+        top_k=experts if every_expert else draw(st.integers(1, min(experts, 3))),
+        tied_embeddings=draw(st.booleans()),
+    )
+    pages = page_layout(model, cut_bytes=draw(st.sampled_from((64, 100, 10**6))))
+    schedule = draw(st.sampled_from(schedules))
+    micro_batches = draw(st.integers(1, 5))
+    sequences = draw(st.integers(micro_batches if every_expert else 1, micro_batches + 3))
+    sweeps = draw(st.integers(1, 3))
+    first = st.just(0) if every_expert else st.integers(0, sweeps - 1)
+    prompts = draw(
+        st.lists(
+            st.tuples(st.integers(1, 2 * CHUNK), first), min_size=sequences, max_size=sequences
+        )
+    )
+    per_mb = -(-sequences // micro_batches) * CHUNK
+    policy = Policy(
+        schedule,
+        max_rows=per_mb * micro_batches,
+        max_seqs=sequences,
+        micro_batches=micro_batches,
+        resident=draw(_residents(pages, schedule)),
+        ring_slots=draw(st.integers(2, 6)),
+        slot_bytes=4096,
+        disk_lanes=draw(st.integers(1, 3)),
+        kv_blocks=sequences,
+    )
+    return Case(model, pages, policy, tuple(prompts), sweeps)
+
+
+@st.composite
+def _residents(draw: st.DrawFn, pages: tuple[Page, ...], schedule: str) -> frozenset[int]:
+    """None to all of the pages, and often the embedding table on top."""
+    ids = [page.id for page in pages]
+    if schedule == "resident":
+        table = [p.id for p in pages if p.role is Role.EMBED and draw(st.booleans())]
+        return frozenset(ids) - frozenset(table)
+    share = draw(st.floats(0, 1))
+    chosen = Random(draw(st.integers(0, 99))).sample(ids, round(share * len(ids)))
+    table = [page.id for page in pages if page.role is Role.EMBED and draw(st.booleans())]
+    return frozenset((*chosen, *table))

@@ -1,0 +1,140 @@
+"""Amounts of work, against figures worked out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from headrace.errors import UsageError
+from headrace.schedule.binding import Attention, Binding, Extent
+from headrace.schedule.generate import generate
+from headrace.schedule.task import Op, Task
+from headrace.schedule.work import Work, WorkModel
+from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Hardware
+from headrace.specs.model import ModelSpec
+from headrace.specs.pages import page_layout
+from headrace.specs.policy import Policy
+
+MODEL = ModelSpec("toy", 1, 64, 4, 2, 16, 96, 100, experts=4, top_k=2)
+PAGES = page_layout(MODEL)
+POLICY = Policy("stream", max_rows=32, max_seqs=8, micro_batches=2, ring_slots=3, kv_blocks=5)
+BINDING = Binding(
+    extents=((Extent(1, 10), Extent(4, 6)), (Extent(1, 20),)),
+    samples=(1, 1),
+    routed={0: (3, 0, 5, 4)},
+)
+RATES = Hardware("test", {CPU_FLOPS: 1e6, DRAM: 1e6, DISK: 1e4}, lane_rate=5e3)
+
+
+def works(op: Op, policy: Policy = POLICY, binding: Binding = BINDING) -> list[Work]:
+    schedule = generate(MODEL, PAGES, policy)
+    model = WorkModel(MODEL, PAGES, policy)
+    return [model.work(task, binding) for task in schedule.tasks if task.op is op]
+
+
+def flops(op: Op) -> list[float]:
+    return [work.amounts.get(CPU_FLOPS, 0) for work in works(op)]
+
+
+def test_products_are_two_flops_per_row_and_weight() -> None:
+    assert flops(Op.PRE_ATTN) == [2 * m * 64 * (64 + 2 * 32) for m in (5, 1)]
+    assert flops(Op.POST_ATTN) == [2 * m * 64 * 64 for m in (5, 1)]
+    assert flops(Op.ROUTER) == [2 * m * 64 * 4 for m in (5, 1)]
+    assert flops(Op.EXPERT) == [2 * r * 3 * 64 * 96 for r in (3, 0, 5, 4)]
+    assert flops(Op.LOGITS) == [2 * 2 * 64 * 100]
+
+
+def test_attention_counts_pairs_and_reads_each_sequence_once() -> None:
+    """Rows of a chunk of 4 behind 2 tokens see 3, 4, 5 and 6."""
+    first = works(Op.ATTN)[0]
+    assert first.amounts[CPU_FLOPS] == 4 * 64 * (10 + 3 + 4 + 5 + 6)
+    assert first.amounts[DRAM] == (10 + 6) * 2 * 32 * 2 + 2 * 5 * 64 * 4
+
+
+def test_a_window_bounds_what_a_row_sees() -> None:
+    assert BINDING.attention(0, window=4) == Attention(4 + (3 + 4 + 4 + 4), 4 + 6)
+    assert BINDING.attention(0, window=2) == Attention(2 + 4 * 2, 2 + 5)
+    assert BINDING.attention(0) == BINDING.attention(0, window=99)
+    assert BINDING.attention(7) == Attention(0, 0)
+
+
+def test_sums_follow_the_extents() -> None:
+    binding = replace(BINDING)
+    assert (binding.rows, binding.mb_rows(0), binding.mb_rows(9)) == (6, 5, 0)
+    binding.extents = ((Extent(2, 2),),)
+    assert (binding.rows, binding.mb_rows(0)) == (2, 2)
+
+
+def test_an_expert_without_rows_costs_nothing() -> None:
+    idle = works(Op.EXPERT)[1]
+    assert not any(idle.amounts.values())
+
+
+def test_reads_draw_on_the_disk_their_lane_and_memory() -> None:
+    amounts = works(Op.READ_PAGE)[1].amounts
+    assert amounts == {DISK: PAGES[2].bytes, "lane:disk1": PAGES[2].bytes, DRAM: PAGES[2].bytes}
+    moved = works(Op.READ_PAGE, binding=replace(BINDING, page_bytes={2: 99}))[1]
+    assert moved.amounts[DISK] == 99
+
+
+def test_on_demand_reads_count_only_if_routed_or_by_chance() -> None:
+    policy = replace(POLICY, schedule="on_demand")
+    known = [w.amounts[DISK] for w in works(Op.READ_PAGE, policy)][1:5]
+    assert known == [PAGES[2].bytes, 0, PAGES[4].bytes, PAGES[5].bytes]
+    unknown = works(Op.READ_PAGE, policy, replace(BINDING, routed={}))[1]
+    assert unknown.amounts[DISK] == pytest.approx(PAGES[2].bytes * (1 - 0.5**6))
+
+
+def test_embedding_rows_are_read_in_whole_blocks() -> None:
+    (work,) = works(Op.READ_ROWS)
+    assert work.amounts[DISK] == 6 * 2 * 4096
+    assert work.amounts["lane:rows"] == work.amounts[DISK]
+
+
+def test_one_moe_task_costs_what_its_experts_cost() -> None:
+    resident = replace(POLICY, schedule="resident", resident=frozenset(p.id for p in PAGES))
+    (moe,) = works(Op.MOE, resident)
+    experts = works(Op.EXPERT)
+    for roof in (CPU_FLOPS, DRAM):
+        assert moe.amounts[roof] == sum(expert.amounts[roof] for expert in experts)
+
+
+def test_sampling_is_host_work_per_row() -> None:
+    (sample,) = works(Op.SAMPLE)
+    assert sample.amounts[HOST] == 2
+    assert sample.seconds(replace(RATES, row_seconds=0.5))[HOST] == 1.0
+    assert HOST in sample.amounts
+    assert sample.seconds(replace(RATES, row_seconds=0.0))[HOST] == 0.0
+
+
+def test_an_empty_sweep_costs_only_what_streams() -> None:
+    model = WorkModel(MODEL, PAGES, POLICY)
+    total = model.sweep_work(generate(MODEL, PAGES, POLICY), Binding())
+    assert total[DISK] == sum(p.bytes for p in PAGES if p.role not in ("embed", "final"))
+    assert not total.get(CPU_FLOPS)
+
+
+def test_the_bound_is_the_busiest_roof_or_lane() -> None:
+    schedule, model = generate(MODEL, PAGES, POLICY), WorkModel(MODEL, PAGES, POLICY)
+    moved = model.sweep_work(schedule, BINDING)[DISK]
+    assert model.bound_seconds(schedule, [BINDING] * 2, RATES) == pytest.approx(2 * moved / 1e4)
+    slow_lanes = replace(RATES, lane_rate=100.0)
+    lanes = [0.0, 0.0]
+    for index, page in enumerate(p for p in PAGES if p.role not in ("embed", "final")):
+        lanes[index % 2] += page.bytes / 100.0
+    rows = 6 * 2 * 4096 / 100.0
+    assert model.bound_seconds(schedule, [BINDING], slow_lanes) == max(*lanes, rows)
+    assert model.bound_seconds(schedule, [], RATES) == 0.0
+
+
+def test_a_roof_without_a_rate_is_refused() -> None:
+    work = Work({CPU_FLOPS: 1.0}, 1)
+    with pytest.raises(UsageError, match="cpu_flops"):
+        work.seconds(Hardware("blank", {}))
+
+
+def test_every_op_has_a_formula() -> None:
+    model = WorkModel(MODEL, PAGES, POLICY)
+    for op in Op:
+        model.work(Task(op, "cpu", (), (), layer=0, mb=0, page=2, expert=0), BINDING)

@@ -1,0 +1,402 @@
+"""A Mixture-of-Experts model of a few dozen NumPy lines: op bodies and a plain forward pass.
+
+Bodies see declared buffers only, and those that they do not write are read-only to them. m rows,
+D hidden, H heads of d, W ffn_width, k experts per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from cases import Case
+
+from headrace.batching.batch import Batch, MicroBatch, Segment
+from headrace.machines.machine import Body, Machine, Views
+from headrace.machines.trace import SweepTrace
+from headrace.schedule.task import Buffer, Op, Task
+from headrace.specs.model import ModelSpec
+from headrace.specs.pages import Page
+
+Weights = dict[tuple[str, int | None, int | None], np.ndarray]
+
+BATCH, REQUESTS, SAMPLED = Buffer("batch"), Buffer("requests"), Buffer("sampled")
+ROWS, INTER, FINAL, LOGITS = Buffer("rows"), Buffer("inter"), Buffer("final"), Buffer("logits")
+
+
+@dataclass
+class Sweep:
+    """What is given to ``append``: the sequences and rows of each micro-batch."""
+
+    plan: tuple[tuple[tuple[int, int], ...], ...]
+
+
+@dataclass
+class Requests:
+    """Host state: tokens and KV length per sequence; ``log`` holds all that was ever sampled."""
+
+    tokens: list[list[int]]
+    kv_len: list[int]
+    log: list[tuple[int, int, int, np.ndarray]] = field(default_factory=list)
+
+
+class Box:
+    """A host object in a buffer; poisoned, it is None."""
+
+    value: Any = None
+
+
+class Toy:
+    """The memory of one run and the bodies that work on it."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.model = case.model
+        self.weights = make_weights(case.model)
+        rng = np.random.default_rng(1)
+        prompts = [rng.integers(0, case.model.vocab, n).tolist() for n, _ in case.prompts]
+        self.requests = Requests(prompts, [0] * len(prompts))
+        self.baton: list[str] = []
+        self.memory = self._memory()
+        self.bodies: Mapping[Op, Body] = {op: self._guarded(body) for op, body in self._ops()}
+
+    def run(self, machine: Machine) -> list[SweepTrace]:
+        """Append every sweep of the case at once, wait for all."""
+        plans = zip(self.case.schedules(), self.case.plans(), strict=True)
+        tickets = [machine.append(schedule, Sweep(plan)) for schedule, plan in plans]
+        traces = [ticket.wait() for ticket in reversed(tickets)]
+        return traces[::-1]
+
+    def outcome(self) -> tuple[Any, ...]:
+        """All that is left of a run, bit for bit."""
+        log = [(seq, at, token, row.tobytes()) for seq, at, token, row in self.requests.log]
+        kv = [self.memory[Buffer("kv", layer)].tobytes() for layer in range(self.model.layers)]
+        return (log, self.requests.tokens, self.requests.kv_len, kv, self.baton)
+
+    def poison(self, buffer: Buffer) -> None:
+        """Spoil ``buffer``: NaN, impossible ids, no object."""
+        held = self.memory[buffer]
+        if isinstance(held, Box):
+            held.value = None
+        elif isinstance(held, tuple):
+            held[0].fill(-(10**9))
+            held[1].fill(np.nan)
+        elif isinstance(held, np.ndarray):
+            held.fill(np.nan)
+
+    # -- memory --------------------------------------------------------------------------
+
+    def _memory(self) -> dict[Buffer, Any]:
+        model, policy = self.model, self.case.policy
+        N, S, mu, D = policy.max_rows, policy.max_seqs, policy.mu, model.hidden
+        memory: dict[Buffer, Any] = {
+            **{BATCH: Box(), SAMPLED: Box()},
+            **{ROWS: empty(N, D), INTER: empty(N, model.ffn_width)},
+            **{FINAL: empty(S, D), LOGITS: empty(S, model.vocab), Buffer("scratch"): empty(1)},
+            **{Buffer(name): empty(mu, model.q_size) for name in ("q", "attended")},
+        }
+        for mb in range(policy.micro_batches):
+            memory |= {Buffer(name, mb): empty(mu, D) for name in ("hidden", "normed")}
+            memory[Buffer("routing", mb)] = (
+                np.full((mu, model.top_k), -(10**9)),
+                empty(mu, model.top_k),
+            )
+        length = 64
+        for layer in range(model.layers):
+            memory[Buffer("kv", layer)] = np.zeros((2, S, length, model.kv_size))
+        largest = max(sum(s.elements for s in page.slices) for page in self.case.pages)
+        for slot in range(policy.ring_slots):
+            memory[Buffer("slot", slot)] = empty(largest)
+        for page in self.case.pages:
+            memory[Buffer("page", page.id)] = pack(self.weights, page)
+        return memory | {REQUESTS: self.requests, Buffer("baton"): self.baton}
+
+    def _guarded(self, body: Body) -> Body:
+        """``body`` with what it does not write made read-only, and the baton noted."""
+
+        def guarded(task: Task, views: Views, sweep: Any) -> None:
+            seen = {b: v if b in task.writes else _frozen(v) for b, v in views.items()}
+            if Buffer("baton") in views:
+                self.baton.append(task.label)
+            body(task, seen, sweep)
+
+        return guarded
+
+    # -- bodies --------------------------------------------------------------------------
+
+    def _ops(self) -> Iterator[tuple[Op, Body]]:
+        for op in Op:
+            yield op, getattr(self, f"_{op.value}")
+
+    def _bind(self, task: Task, views: Views, sweep: Sweep) -> None:
+        requests = views[REQUESTS]
+
+        def segment(seq: int, rows: int) -> Segment:
+            start, tokens = requests.kv_len[seq], requests.tokens[seq]
+            new = tuple(tokens[start : start + rows])
+            return Segment(seq, new, start, (), start + rows == len(tokens))
+
+        views[BATCH].value = Batch(
+            tuple(MicroBatch(tuple(segment(*each) for each in mb)) for mb in sweep.plan)
+        )
+
+    def _read_rows(self, task: Task, views: Views, sweep: Sweep) -> None:
+        tokens = [t for mb in _batch(views).micro_batches for s in mb.segments for t in s.tokens]
+        views[ROWS][: len(tokens)] = self.weights["embed", None, None][tokens]
+
+    def _read_page(self, task: Task, views: Views, sweep: Sweep) -> None:
+        page = self.case.pages[task.page]
+        routing = [view[0] for buffer, view in views.items() if buffer.name == "routing"]
+        counts = [self._rows_in(sweep, mb) for mb in range(len(routing))]
+        chosen = [ids[:m] for ids, m in zip(routing, counts, strict=True)]
+        assert all((ids >= 0).all() for ids in chosen), "routing read before it was written"
+        if not routing or any((ids == page.expert).any() for ids in chosen):
+            flat = pack(self.weights, page)
+            (into,) = (view for buffer, view in views.items() if buffer.name == "slot")
+            into[: len(flat)] = flat
+
+    def _embed(self, task: Task, views: Views, sweep: Sweep) -> None:
+        batch = _batch(views)
+        before = sum(mb.rows for mb in batch.micro_batches[: task.mb])
+        m = batch.micro_batches[task.mb].rows
+        if ROWS in views:
+            rows = views[ROWS][before : before + m]
+        else:
+            ids = [b.index for b in task.reads if b.name in ("page", "slot")]
+            pages = [self.case.pages[id_] for id_ in ids]
+            table = [
+                unpack(page, views[b])["embed"]
+                for page, b in zip(pages, task.reads[1:], strict=False)
+            ]
+            tokens = [t for s in batch.micro_batches[task.mb].segments for t in s.tokens]
+            rows = np.concatenate(table)[tokens].reshape(m, self.model.hidden)
+        views[Buffer("hidden", task.mb)][:m] = rows
+
+    def _pre_attn(self, task: Task, views: Views, sweep: Sweep) -> None:
+        w, m = self._page(task, views), _rows(task, views)
+        x = norm(views[Buffer("hidden", task.mb)][:m], w["attn_norm"])
+        views[Buffer("q")][:m] = x @ w["q"].T  # [m, H d]
+        kv, row = views[Buffer("kv", task.layer)], 0
+        for s in _batch(views).micro_batches[task.mb].segments:
+            mine = x[row : row + s.rows]
+            kv[0, s.sequence, s.start : s.kv_len] = mine @ w["k"].T
+            kv[1, s.sequence, s.start : s.kv_len] = mine @ w["v"].T
+            row += s.rows
+
+    def _attn(self, task: Task, views: Views, sweep: Sweep) -> None:
+        q, kv, row = views[Buffer("q")], views[Buffer("kv", task.layer)], 0
+        for s in _batch(views).micro_batches[task.mb].segments:
+            k, v = kv[:, s.sequence, : s.kv_len]
+            mine = q[row : row + s.rows]
+            views[Buffer("attended")][row : row + s.rows] = attend(self.model, mine, k, v)
+            row += s.rows
+
+    def _post_attn(self, task: Task, views: Views, sweep: Sweep) -> None:
+        w, m = self._page(task, views), _rows(task, views)
+        hidden = views[Buffer("hidden", task.mb)]
+        hidden[:m] += views[Buffer("attended")][:m] @ w["o"].T
+        views[Buffer("normed", task.mb)][:m] = norm(hidden[:m], w["ffn_norm"])
+
+    def _router(self, task: Task, views: Views, sweep: Sweep) -> None:
+        w, m = self._page(task, views), _rows(task, views)
+        ids, gates = views[Buffer("routing", task.mb)]
+        ids[:m], gates[:m] = route(self.model, views[Buffer("normed", task.mb)][:m], w["router"])
+
+    def _expert(self, task: Task, views: Views, sweep: Sweep) -> None:
+        self._one_expert(task.expert, self._page(task, views), views)
+
+    def _expert_up(self, task: Task, views: Views, sweep: Sweep) -> None:
+        page = self.case.pages[task.page]
+        rows = [x for _, where, _ in self._routed(views, task.expert) for x in where]
+        if rows:
+            a, b = page.slices[0].start, page.slices[0].stop
+            views[INTER][: len(rows), a:b] = ffn_in(np.stack(rows), self._page(task, views))
+
+    def _expert_down(self, task: Task, views: Views, sweep: Sweep) -> None:
+        page, w = self.case.pages[task.page], self._page(task, views)
+        a, b = page.slices[0].start, page.slices[0].stop
+        done = 0
+        for hidden, where, gates in self._routed(views, task.expert, gather=False):
+            inter = views[INTER][done : done + len(where)]
+            hidden[where, a:b] += gates[:, None] * (inter @ w["down"].T)
+            done += len(where)
+
+    def _moe(self, task: Task, views: Views, sweep: Sweep) -> None:
+        for expert in range(self.model.experts):
+            parts = [p for p in self.case.pages if (p.layer, p.expert) == (task.layer, expert)]
+            found: dict[str, list[np.ndarray]] = {}
+            for page in parts:
+                for name, rows in unpack(page, views[Buffer("page", page.id)]).items():
+                    found.setdefault(name, []).append(rows)
+            self._one_expert(expert, {n: np.concatenate(r) for n, r in found.items()}, views)
+
+    def _final(self, task: Task, views: Views, sweep: Sweep) -> None:
+        last, w = [], self._page(task, views)
+        for mb, micro in enumerate(_batch(views).micro_batches):
+            row = 0
+            for s in micro.segments:
+                row += s.rows
+                if s.sample:
+                    last.append(views[Buffer("hidden", mb)][row - 1])
+        if last:
+            views[FINAL][: len(last)] = norm(np.stack(last), w["final_norm"])
+
+    def _logits(self, task: Task, views: Views, sweep: Sweep) -> None:
+        page, s = self.case.pages[task.page], len(_batch(views).sampled)
+        a, b = page.slices[0].start, page.slices[0].stop
+        (w,) = self._page(task, views).values()
+        views[LOGITS][:s, a:b] = views[FINAL][:s] @ w.T
+
+    def _sample(self, task: Task, views: Views, sweep: Sweep) -> None:
+        logits = views[LOGITS][: len(_batch(views).sampled)].copy()
+        assert not np.isnan(logits).any(), "poison reached the logits"
+        views[SAMPLED].value = [(int(row.argmax()), row) for row in logits]
+
+    def _commit(self, task: Task, views: Views, sweep: Sweep) -> None:
+        batch, requests = _batch(views), views[REQUESTS]
+        for seq, (token, row) in zip(batch.sampled, views[SAMPLED].value, strict=True):
+            requests.log.append((seq, len(requests.tokens[seq]) - 1, token, row))
+            requests.tokens[seq].append(token)
+        for mb in batch.micro_batches:
+            for s in mb.segments:
+                requests.kv_len[s.sequence] = s.kv_len
+
+    # -- pieces --------------------------------------------------------------------------
+
+    def _page(self, task: Task, views: Views) -> dict[str, np.ndarray]:
+        (held,) = (v for b, v in views.items() if b.name in ("page", "slot"))
+        return unpack(self.case.pages[task.page], held)
+
+    def _one_expert(self, expert: int, w: dict[str, np.ndarray], views: Views) -> None:
+        for hidden, where, gates in self._routed(views, expert, gather=False):
+            if len(where):
+                x = views[Buffer("normed", self._mb_of(views, hidden))][where]
+                hidden[where] += gates[:, None] * (ffn_in(x, w) @ w["down"].T)
+
+    def _mb_of(self, views: Views, hidden: np.ndarray) -> int:
+        return next(b.index for b, v in views.items() if b.name == "hidden" and v is hidden)
+
+    def _routed(self, views: Views, expert: int, gather: bool = True) -> Iterator[Any]:
+        """Per micro-batch: (hidden, rows of ``expert`` or their inputs, gates)."""
+        for mb, micro in enumerate(_batch(views).micro_batches):
+            where, gates = np.arange(micro.rows), np.ones(micro.rows)
+            if self.model.is_moe:
+                ids, weight = views[Buffer("routing", mb)]
+                assert (ids[: micro.rows] >= 0).all(), "routing read before it was written"
+                where, column = np.nonzero(ids[: micro.rows] == expert)
+                gates = weight[where, column]
+            hidden = views.get(Buffer("hidden", mb))
+            yield hidden, views[Buffer("normed", mb)][where] if gather else where, gates
+
+    def _rows_in(self, sweep: Sweep, mb: int) -> int:
+        return sum(rows for _, rows in sweep.plan[mb])
+
+
+def plain_logits(model: ModelSpec, weights: Weights, tokens: list[int]) -> np.ndarray:
+    """[len(tokens), vocab]: the whole sequence at once, no cache, pages or micro-batches."""
+    hidden = weights["embed", None, None][tokens]
+    for layer in range(model.layers):
+        w = {name: weights[name, layer, None] for name in model.layer_tensors()}
+        x = norm(hidden, w["attn_norm"])
+        attended = attend(model, x @ w["q"].T, x @ w["k"].T, x @ w["v"].T)
+        hidden = hidden + attended @ w["o"].T
+        x = norm(hidden, w["ffn_norm"])
+        ids, gates = np.zeros((len(x), 1), int), np.ones((len(x), 1))
+        if model.is_moe:
+            ids, gates = route(model, x, w["router"])
+        mixed = np.zeros_like(hidden)
+        for row in range(len(x)):
+            for expert, gate in zip(ids[row], gates[row], strict=True):
+                e = {name: weights[name, layer, int(expert)] for name in model.expert_tensors()}
+                mixed[row] += gate * (ffn_in(x[row : row + 1], e) @ e["down"].T)[0]
+        hidden = hidden + mixed
+    head = weights["embed" if model.tied_embeddings else "head", None, None]
+    return norm(hidden, weights["final_norm", None, None]) @ head.T
+
+
+def make_weights(model: ModelSpec) -> Weights:
+    """Random weights of every tensor."""
+    rng = np.random.default_rng(0)
+    shapes: dict[tuple[str, int | None, int | None], tuple[int, ...]] = {
+        (name, None, None): shape for name, shape in model.global_tensors().items()
+    }
+    for layer in range(model.layers):
+        shapes |= {(name, layer, None): s for name, s in model.layer_tensors().items()}
+        for expert in range(model.experts):
+            shapes |= {(name, layer, expert): s for name, s in model.expert_tensors().items()}
+    return {key: rng.normal(0, 0.6, shape) for key, shape in shapes.items()}
+
+
+def pack(weights: Weights, page: Page) -> np.ndarray:
+    """The page's slices, one after the other."""
+    parts = [
+        weights[s.tensor, page.layer, page.expert][s.start : s.stop].ravel() for s in page.slices
+    ]
+    return np.concatenate(parts)
+
+
+def unpack(page: Page, flat: np.ndarray) -> dict[str, np.ndarray]:
+    """Tensor name -> its rows in the page."""
+    found, offset = {}, 0
+    for s in page.slices:
+        found[s.tensor] = flat[offset : offset + s.elements].reshape(s.shape)
+        offset += s.elements
+    return found
+
+
+def norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """RMS norm over the last axis."""
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * weight
+
+
+def attend(model: ModelSpec, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """The last len(q) of len(k) positions, causal; heads of a group share K and V."""
+    d, group = model.head_dim, model.heads // model.kv_heads
+    start = len(k) - len(q)
+    seen = np.arange(len(k))[None] <= start + np.arange(len(q))[:, None]  # [m, kv]
+    out = np.empty_like(q)
+    for head in range(model.heads):
+        mine, theirs = slice(head * d, head * d + d), head // group * d
+        scores = q[:, mine] @ k[:, theirs : theirs + d].T / np.sqrt(d)
+        scores = np.exp(np.where(seen, scores, -np.inf) - scores.max(-1, keepdims=True))
+        out[:, mine] = scores / scores.sum(-1, keepdims=True) @ v[:, theirs : theirs + d]
+    return out
+
+
+def route(model: ModelSpec, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The k best experts of each row and their softmax gates."""
+    scores = x @ w.T
+    ids = np.argsort(-scores, axis=-1, kind="stable")[:, : model.top_k]
+    best = np.take_along_axis(scores, ids, -1)
+    gates = np.exp(best - best.max(-1, keepdims=True)) if len(x) else best
+    return ids, gates / gates.sum(-1, keepdims=True)
+
+
+def ffn_in(x: np.ndarray, w: dict[str, np.ndarray]) -> np.ndarray:
+    """SiLU(gate) * up."""
+    gate = x @ w["gate"].T
+    return gate / (1 + np.exp(-gate)) * (x @ w["up"].T)
+
+
+def empty(*shape: int) -> np.ndarray:
+    """Memory that nobody wrote: NaN."""
+    return np.full(shape, np.nan)
+
+
+def _batch(views: Views) -> Batch:
+    return views[BATCH].value
+
+
+def _rows(task: Task, views: Views) -> int:
+    return _batch(views).micro_batches[task.mb].rows
+
+
+def _frozen(view: Any) -> Any:
+    if isinstance(view, tuple):
+        return tuple(_frozen(part) for part in view)
+    if isinstance(view, np.ndarray):
+        view = view.view()
+        view.flags.writeable = False
+    return view
