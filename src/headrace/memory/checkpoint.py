@@ -121,7 +121,10 @@ def _weight_map(root: Path) -> dict[str, str] | None:
     weight_map = read_json(root / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"weight_map of {INDEX}", expected="tensor names and file names")
-    for shard in set(map(_checked_name, weight_map.values())):
+    shards = {_checked_name(shard) for shard in weight_map.values()}
+    if len(shards) > MAX_FILES:
+        raise CheckpointError("too many shards", expected=f"at most {MAX_FILES}", got=len(shards))
+    for shard in shards:
         if not (root / shard).exists():
             raise CheckpointError(
                 f"shard {shard!r} is missing from {root}", hint="download the checkpoint again"
@@ -145,8 +148,6 @@ def _checked_name(shard: object) -> str:
 def _tensors(
     names: list[str], headers: tuple[Header, ...], weight_map: dict[str, str] | None
 ) -> dict[str, TensorEntry]:
-    if len(names) > MAX_FILES:
-        raise CheckpointError("too many shards", expected=f"at most {MAX_FILES}", got=len(names))
     found: dict[str, TensorEntry] = {}
     for number, (file, header) in enumerate(zip(names, headers, strict=True)):
         for name, entry in header.tensors.items():

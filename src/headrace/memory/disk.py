@@ -167,25 +167,29 @@ class DiskReader:
         self._descriptors.append(descriptor)
         self._direct.append(False)
         device = os.fstat(descriptor).st_dev
-        if not direct or device in refused:
-            return
-        try:
-            candidate = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-        except OSError as fault:
-            refused.add(device)
-            self.reason = f"the file system of {path.name} refuses O_DIRECT ({fault.strerror})"
-            return
-        self._retired.append(candidate)
-        if device not in proven:
-            fault_found = _probe(candidate, path)
-            if fault_found:
+        if direct and device not in refused:
+            candidate = self._open_direct(path, probe=device not in proven)
+            if candidate is None:
                 refused.add(device)
-                self.reason = fault_found
                 return
             proven.add(device)
-        self._retired[-1] = descriptor
-        self._descriptors[-1] = candidate
-        self._direct[-1] = True
+            self._descriptors[-1] = candidate
+            self._direct[-1] = True
+            os.close(descriptor)
+
+    def _open_direct(self, path: Path, probe: bool) -> int | None:
+        """A descriptor whose reads pass the page cache by, or None and ``reason`` says why."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        except OSError as fault:
+            self.reason = f"the file system of {path.name} refuses O_DIRECT ({fault.strerror})"
+            return None
+        fault_found = _probe(descriptor, path) if probe else ""
+        if fault_found:
+            self.reason = fault_found
+            os.close(descriptor)
+            return None
+        return descriptor
 
     def _fall_back(self, file: int, reason: str) -> None:
         with self._lock:

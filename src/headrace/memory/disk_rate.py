@@ -27,7 +27,7 @@ class Rate:
         return self.bytes / max(self.seconds, 1e-9)
 
 
-def best_rate(
+def rates_by_depth(
     reader: DiskReader,
     nbytes: int,
     clock: Clock,
@@ -75,18 +75,16 @@ def measure_rate(
         totals.append(total)
 
     size = request_bytes // ALIGN * ALIGN
-    with mmap.mmap(-1, depth * size) as area, memoryview(area) as whole:
-        whole[::ALIGN] = bytes(len(whole[::ALIGN]))  # page faults are not the disk's time
-        parts = [whole[i * size : (i + 1) * size] for i in range(depth)]
-        threads = [threading.Thread(target=worker, args=(part,), daemon=True) for part in parts]
-        began = clock()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        ended = clock()
-        for part in parts:
-            part.release()
+    area = memoryview(mmap.mmap(-1, depth * size))
+    area[::ALIGN] = bytes(len(area[::ALIGN]))  # page faults are not the disk's time
+    parts = [area[i * size : (i + 1) * size] for i in range(depth)]
+    threads = [threading.Thread(target=worker, args=(part,), daemon=True) for part in parts]
+    began = clock()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ended = clock()
     if faults:
         raise faults[0]
     return Rate(sum(totals), ended - began, depth)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ from typing import Any, NamedTuple
 
 from headrace.errors import CheckpointError
 
-MAX_JSON_BYTES = 32 << 20
-"""Largest config or index accepted: room for a quarter of a million tensors."""
+MAX_JSON_BYTES = 16 << 20
+"""Largest config or index accepted: room for a hundred thousand tensors."""
 
-MAX_HEADER_BYTES = 32 << 20
+MAX_HEADER_BYTES = 16 << 20
 """Largest safetensors header accepted (the library's own bound is 100 MB)."""
 
 MAX_DIMENSIONS = 8
@@ -195,8 +196,7 @@ def _naturals(value: object) -> bool:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in result if names.count(name) > 1)
+        twice = next(name for name, count in Counter(n for n, _ in pairs).items() if count > 1)
         raise CheckpointError(f"key {twice[:200]!r} stands twice")
     return result
 

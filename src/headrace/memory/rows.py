@@ -5,9 +5,12 @@ from __future__ import annotations
 import mmap
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from headrace.memory.disk import DiskReader, FileRange
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 BOUNCE_BYTES = 1 << 20
 """Memory taken beside the destination: blocks land here, rows are copied out."""
@@ -22,7 +25,7 @@ class RowReader:
     def __init__(self, reader: DiskReader) -> None:
         self._reader = reader
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="headrace-rows")
+        self._pool: ThreadPoolExecutor | None = None
         self._bounce: mmap.mmap | None = None
 
     def read(
@@ -54,13 +57,21 @@ class RowReader:
 
     def close(self) -> None:
         """Give the threads back. Idempotent."""
-        self._pool.shutdown()
+        if self._pool is not None:
+            self._pool.shutdown()
 
     def _fetch(self, reads: list[FileRange], bounce: memoryview) -> int:
         shares = [reads[i::IN_FLIGHT] for i in range(min(IN_FLIGHT, len(reads)))]
         if len(shares) < 2:
             return self._reader.read(reads, bounce)
-        return sum(self._pool.map(lambda share: self._reader.read(share, bounce), shares))
+        return sum(self._threads().map(lambda share: self._reader.read(share, bounce), shares))
+
+    def _threads(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            from concurrent.futures import ThreadPoolExecutor  # loads logging: not at start-up
+
+            self._pool = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="headrace-rows")
+        return self._pool
 
     def _memory(self, least: int) -> memoryview:
         if self._bounce is None or len(self._bounce) < least:
