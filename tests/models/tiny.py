@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,9 @@ import transformers
 from torch import Tensor
 
 from headrace.batching.batch import Batch, MicroBatch, Segment
+from headrace.machines.machine import Machine
 from headrace.machines.stepper import Stepper
+from headrace.machines.threads import Threads
 from headrace.memory.arena import Arena
 from headrace.memory.checkpoint import Checkpoint
 from headrace.memory.pages import PageTable
@@ -158,6 +161,7 @@ class Runner:
         kv_dtype: str = "f32",
         kv_block: int = 4,
         ring_slots: int = 3,
+        threads: bool = False,
     ) -> None:
         checkpoint = Checkpoint.open(folder)
         module = architecture(checkpoint.config)
@@ -189,7 +193,9 @@ class Runner:
         self.arena = arena
         idle = dict.fromkeys((Op.BIND, Op.SAMPLE, Op.COMMIT), lambda *_: None)
         bodies = {**make_bodies(self.model, self.table, self.policy), **idle}
-        self.machine = Stepper(bodies, self.space.view, poison=self._poison)
+        self.machine: Machine = Stepper(bodies, self.space.view, poison=self._poison)
+        if threads:
+            self.machine = Threads(bodies, self.space.view, time.perf_counter)
         self.slots = slots
         self.phase = 0
         self._free = list(range(512))
