@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := .demo/model
 
-.PHONY: install demo-model test check docs bench conformance clean
+.PHONY: install demo demo-model test check docs bench conformance clean
 
 install: $(INSTALLED)
 
@@ -23,6 +23,12 @@ $(DEMO)/config.json: $(INSTALLED) $(wildcard demo/*.py) demo/calibration.jsonl
 	$(BIN)/python -m demo.convert --output $(DEMO)
 
 demo-model: $(DEMO)/config.json
+
+demo:
+	@echo "demo: about $$( [ -f $(INSTALLED) ] && echo 0 || echo 1 ) min to install," \
+	  "$$( [ -f $(DEMO)/config.json ] && echo 0 || echo 2 ) min to convert the model, 2 min to run it"
+	@$(MAKE) --no-print-directory demo-model
+	$(BIN)/python -m demo.run
 
 test: install
 	$(BIN)/python -m pytest -q -n 2 --cov --cov-report=term --cov-fail-under=90
@@ -42,6 +48,7 @@ bench: install
 
 conformance: install $(DEMO)/config.json
 	$(BIN)/python -m pytest -q -m conformance --timeout 3600 tests
+	$(BIN)/python -m demo.conformance $(DEMO) | tee .demo/conformance.md
 
 clean:
 	rm -rf build dist site .venv .demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage*

@@ -26,6 +26,8 @@ from headrace.specs.workload import Workload
 
 _RANKING_STEPS = 20_000
 _FREE = Overrides()
+BUSY = 0.25
+"""Noise of a measurement above which the plan says that the machine is not quiet."""
 
 
 def make_plan(
@@ -125,6 +127,10 @@ def _notes(at: Situation, policy: Policy, threshold: int) -> tuple[str, ...]:
     notes.append(f"arithmetic hides behind reads up to {policy.compute_rows} rows in a sweep")
     if threshold:
         notes.append(f"sweeps of at most {threshold} rows read routed experts only")
+    if at.hardware.noise > BUSY:
+        notes.append(
+            f"the machine is busy: timings varied by {at.hardware.noise:.0%} while measuring it"
+        )
     if not at.hardware.measured:
         notes.append("the machine's rates are stock figures, not measured here")
     return tuple(notes)
