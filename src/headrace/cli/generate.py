@@ -22,6 +22,7 @@ def generate(
     top_k: Annotated[int, typer.Option("--top-k", help="0 is no limit.")] = 0,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="May be repeated.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos")] = False,
+    revision: options.Revision = None,
     memory: options.Memory = None,
     schedule: options.Schedule = None,
     seed: options.Seed = 0,
@@ -49,6 +50,7 @@ def generate(
     with open_llm(
         model,
         memory=memory,
+        revision=revision,
         schedule=schedule,
         seed=seed,
         kv_dtype=kv_cache_dtype,

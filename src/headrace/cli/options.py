@@ -16,7 +16,9 @@ from headrace.specs.policy import SCHEDULES
 
 RUN, LIMITS, OUTPUT = "Run", "Limits", "Output and habits"
 
-Model = Annotated[str, typer.Argument(help="A local checkpoint folder (Hugging Face layout).")]
+Model = Annotated[
+    str, typer.Argument(help="A local checkpoint folder, or a Hugging Face repo id (org/name).")
+]
 
 # -- habits -----------------------------------------------------------------------------------
 Json = Annotated[
@@ -73,6 +75,10 @@ KvCacheDtype = Annotated[
     typer.Option(
         "--kv-cache-dtype", metavar="f16|bf16|f32", help="KV format.", rich_help_panel=RUN
     ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option("--revision", help="Branch, tag or commit of a repo id.", rich_help_panel=RUN),
 ]
 Threads = Annotated[
     int | None,

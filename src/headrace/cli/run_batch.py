@@ -19,6 +19,7 @@ def run_batch(
         Path, typer.Option("--input", "-i", help="JSONL: OpenAI batch lines or plain prompts.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="JSONL, in order of completion.")],
+    revision: options.Revision = None,
     memory: options.Memory = None,
     schedule: options.Schedule = None,
     limit: Annotated[
@@ -61,6 +62,7 @@ def run_batch(
         open_llm(
             model,
             memory=memory,
+            revision=revision,
             schedule=schedule,
             seed=seed,
             kv_dtype=kv_cache_dtype,

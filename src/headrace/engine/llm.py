@@ -9,6 +9,7 @@ from typing import Any
 
 from headrace.engine.answers import Answered, Delta, Prompt, as_request, most_tokens
 from headrace.engine.engine import Event, Refused
+from headrace.engine.hub import local_folder
 from headrace.engine.loaded import Loaded
 from headrace.engine.outputs import RequestOutput
 from headrace.engine.probe import measure_machine, usable_threads
@@ -53,7 +54,7 @@ class LLM:
         direct: bool | None = None,
     ) -> None:
         self.clock: Callable[[], float] = time.perf_counter  # noqa: TID251 (the outermost layer)
-        self.loaded = Loaded.open(model, direct)
+        self.loaded = Loaded.open(local_folder(model), direct)
         self.seed = seed
         self.kv_dtype = kv_dtype
         self.threads = threads or usable_threads()
