@@ -31,7 +31,7 @@ class Recipe:
 
 
 def expert_weight(dense: np.ndarray, recipe: Recipe, key: tuple[int, ...]) -> np.ndarray:
-    """bf16 bits of one expert's copy of ``dense``; ``key`` (layer, expert, which) picks the noise."""
+    """bf16 bits of an expert's copy of ``dense``; ``key`` (layer, expert, which) picks noise."""
     noise = np.random.Generator(np.random.SFC64([recipe.seed, *key]))
     scale = np.float32(recipe.noise * np.sqrt(np.mean(dense * dense)))
     copy = noise.standard_normal(dense.shape, np.float32)

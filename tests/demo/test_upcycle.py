@@ -1,0 +1,79 @@
+"""Routers spread rows evenly, experts differ a little, shards hold what went in."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from demo.dense import rms_norm
+from demo.gguf_source import half_rotation
+from demo.shards import from_bf16, split, to_bf16, write_shards
+from demo.upcycle import Recipe, busiest_share, expert_weight, router_weight
+
+RECIPE = Recipe(draws=4)
+
+
+def activations(rows: int = 3000, width: int = 96) -> np.ndarray:
+    """Rows with a large common part and a few strong directions, as real ones have."""
+    random = np.random.default_rng(5)
+    strengths = 1 / np.arange(1, width + 1)
+    return (3 * random.normal(size=width) + random.normal(size=(rows, width)) * strengths).astype(
+        np.float32
+    )
+
+
+def test_routers_are_even_where_random_rows_are_not():
+    rows = activations()
+    router = from_bf16(router_weight(rows, RECIPE, layer=0))
+    naive = np.random.default_rng(1).normal(size=router.shape)
+    assert busiest_share(rows, router, 2) < 0.3 < busiest_share(rows, naive, 2)
+
+
+def test_router_logits_have_the_spread_asked_for_and_no_common_part():
+    rows = activations()
+    logits = rows @ from_bf16(router_weight(rows, RECIPE, layer=0)).T
+    assert logits.std(0) == pytest.approx(RECIPE.spread, rel=0.1)
+    assert abs(logits.mean(0)).max() < 0.5 * RECIPE.spread
+
+
+def test_expert_noise_is_a_tenth_of_rms_and_seeded():
+    dense = np.random.default_rng(2).normal(size=(200, 300)).astype(np.float32)
+    first, again, other = (
+        from_bf16(expert_weight(dense, RECIPE, key)) for key in ((0, 0, 1), (0, 0, 1), (0, 1, 1))
+    )
+    assert np.array_equal(first, again)
+    assert np.std(first - dense) == pytest.approx(RECIPE.noise * np.std(dense), rel=0.05)
+    assert np.std(first - other) == pytest.approx(2**0.5 * RECIPE.noise * np.std(dense), rel=0.05)
+
+
+def test_bf16_rounds_to_nearest_even():
+    torch = pytest.importorskip("torch")
+    values = np.random.default_rng(3).normal(size=4096).astype(np.float32)
+    expected = torch.from_numpy(values).to(torch.bfloat16).float().numpy()
+    assert np.array_equal(from_bf16(to_bf16(values)), expected)
+
+
+def test_query_rows_return_to_half_rotation():
+    heads, dim = 2, 6
+    wanted = np.arange(heads * dim)[:, None] * np.ones((1, 3))
+    interleaved = wanted.reshape(heads, 2, dim // 2, 3).swapaxes(1, 2).reshape(heads * dim, 3)
+    assert np.array_equal(half_rotation(interleaved, heads), wanted)
+
+
+def test_norm_has_unit_rms():
+    x = rms_norm(np.random.default_rng(4).normal(size=(5, 64)), np.ones(64), 1e-5)
+    assert np.sqrt((x * x).mean(-1)) == pytest.approx(1, abs=1e-4)
+
+
+def test_shards_hold_every_tensor_and_an_index(tmp_path):
+    shapes = {"a": (4, 8), "b": (16,), "c": (2, 2)}
+    bits = {name: to_bf16(np.random.default_rng(6).normal(size=s)) for name, s in shapes.items()}
+    assert split(shapes, 70) == [["a"], ["b", "c"]]
+    assert write_shards(tmp_path, shapes, bits.items(), 70) == 2 * (32 + 16 + 4)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    assert index["a"] != index["b"] == index["c"]
+    with pytest.raises(ValueError, match="expected a"):
+        write_shards(tmp_path, shapes, iter([("z", bits["a"])]), 1000)
+    loaded = load_file(tmp_path / index["b"]) if hasattr(np, "bfloat16") else None
+    assert loaded is None or set(loaded) == {"b", "c"}
