@@ -10,30 +10,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
 
 from headrace.batching.admission import Footprint
 from headrace.batching.batch import Batch, Segment
 from headrace.batching.blocks import BlockPool, blocks_for
 from headrace.batching.choice import Choice
+from headrace.batching.counters import Counters
 from headrace.batching.limits import Limits
 from headrace.batching.microbatch import arrange
 from headrace.batching.request import Request, Sequence
 from headrace.errors import LineError
-
-
-@dataclass
-class Counters:
-    """Totals over committed sweeps. ``recomputed_tokens`` are prefill rows done twice."""
-
-    sweeps: int = 0
-    prefill_tokens: int = 0
-    recomputed_tokens: int = 0
-    decode_tokens: int = 0
-    sampled_tokens: int = 0
-    preemptions: int = 0
-    finished: int = 0
-    aborted: int = 0
 
 
 class Batcher:
@@ -105,15 +91,23 @@ class Batcher:
             self._release(sequence)
         self._waiting.clear()
 
-    def most_sweeps_left(self) -> int:
-        """Sweeps until everything now known has ended, if nobody ends early; a large number
-        while prompts are not read in full."""
-        if not self._active and not self._waiting:
+    def sweeps_left(self) -> int:
+        """Sweeps that everything now known takes at least, if nobody ends early."""
+        known = (*self._active.values(), *self._waiting)
+        if not known:
             return 0
-        active = self._active.values()
-        if self._waiting or any(s.computed + 1 < s.length or not s.generated for s in active):
-            return 1 << 30
-        return max(s.request.max_tokens - len(s.generated) for s in active)
+        longest = max(s.left for s in known)
+        return max(longest, -(-self._unread_rows() // self._sweep_prefill(0)))
+
+    def rows_ahead(self, sweeps: int) -> int:
+        """Rows that the sweep after the next ``sweeps`` ones is expected to have, if nobody ends
+        early and blocks suffice."""
+        known = (*self._active.values(), *self._waiting)
+        going = sum(s.left > sweeps for s in known)
+        decodes = min(going, self.limits.max_seqs)
+        room = self._sweep_prefill(decodes)
+        unread = min(max(0, self._unread_rows() - sweeps * room), room)
+        return min(decodes + unread, self.limits.max_rows)
 
     @property
     def has_work(self) -> bool:
@@ -165,7 +159,7 @@ class Batcher:
         partial = []
         block = self.limits.kv_block
         for sequence in list(self._active.values()):
-            if sequence.computed + 1 < sequence.length or not sequence.generated:
+            if sequence.partial:
                 partial.append(sequence)
             elif sequence.computed < len(sequence.blocks) * block or self._grow(sequence):
                 choice.decodes.append(sequence)
@@ -200,8 +194,17 @@ class Batcher:
 
     def _prefill_room(self, choice: Choice) -> int:
         decodes = len(choice.decodes)
+        return self._sweep_prefill(decodes) - (choice.rows - decodes)
+
+    def _sweep_prefill(self, decodes: int) -> int:
+        """Prompt rows that a sweep takes beside ``decodes``."""
         wanted = max(self.limits.compute_rows - decodes, self.limits.chunk)
-        return min(wanted, self.limits.max_rows - decodes) - (choice.rows - decodes)
+        return min(wanted, self.limits.max_rows - decodes)
+
+    def _unread_rows(self) -> int:
+        """Prompt rows still to be computed (of preempted sequences: their answers' as well)."""
+        unread = (s for s in self._active.values() if s.partial)
+        return sum(s.length - s.computed for s in (*unread, *self._waiting))
 
     def _admit(self, choice: Choice) -> None:
         """Let waiting sequences in while rows, places and expected KV blocks last."""
