@@ -23,6 +23,7 @@ from headrace.models.bodies import make_bodies
 from headrace.models.load import architecture, model_spec
 from headrace.models.sweep import RowIndex
 from headrace.models.workspace import Workspace
+from headrace.planner.memory_map import arena_bytes
 from headrace.schedule.binding import Binding, Extent
 from headrace.schedule.generate import generate, next_phase
 from headrace.schedule.sizes import buffer_sizes
@@ -186,7 +187,7 @@ class Runner:
         )
         slots = {p.id: self.table.slot_bytes(p.id) for p in self.pages}
         sizes = buffer_sizes(self.model, self.pages, self.policy, slots)
-        arena = Arena("host", sum(s.bytes for s in sizes.values() if s.tier == "host"))
+        arena = Arena("host", sum(arena_bytes(s.bytes) for s in sizes.values()))
         self.space = Workspace(self.model, self.table, self.policy, sizes, arena)
         self.space.load_resident()
         self.space.poison()
