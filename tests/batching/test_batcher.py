@@ -248,38 +248,3 @@ def test_limits_come_from_the_policy_and_are_checked():
         Limits(8, 9, 4)
     with pytest.raises(UsageError):
         Limits(8, 8, 0)
-
-
-@settings(max_examples=60, deadline=None)
-@given(jobs())
-def test_sweeps_left_is_what_a_job_takes_at_least(job):
-    limits, requests = job
-    batcher, least = Batcher(limits), []
-    for request, _ in requests:
-        batcher.add(request)
-    while batcher.has_work:
-        least.append(batcher.sweeps_left())
-        run_one(batcher)
-    assert batcher.sweeps_left() == 0
-    for done, promised in enumerate(least):
-        assert 1 <= promised <= len(least) - done
-
-
-def run_one(batcher):
-    batch = batcher.next_batch()
-    batcher.commit(batch, dict.fromkeys(batch.sampled, 7))
-
-
-def test_rows_ahead_are_those_of_the_sweep_after_next():
-    batcher = Batcher(Limits(max_rows=20, max_seqs=4, kv_blocks=99, chunk=16, compute_rows=16))
-    for length, most in ((10, 2), (10, 3), (12, 4)):
-        batcher.add(Request(str(length), tuple(range(length)), most))
-    expected, seen = [], []
-    while batcher.has_work:
-        expected.append(batcher.rows_ahead(1))
-        batch = batcher.next_batch()
-        seen.append(batch.rows)
-        batcher.commit(batch, dict.fromkeys(batch.sampled, 7))
-    assert seen == [16, 17, 2, 2, 1]
-    assert expected[1:] == [2, 2, 1, 0]
-    assert expected[0] >= 16  # prompts are still being read: about a full sweep

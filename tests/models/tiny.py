@@ -102,10 +102,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def build(case: str, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Save a random checkpoint whose every parameter matters, norms and biases included."""
+def build(case: str, folder: Path, dtype: torch.dtype = torch.float32, **larger: int) -> None:
+    """Save a random checkpoint whose every parameter matters, norms and biases included.
+
+    ``larger`` are entries of the config that differ from the case's."""
     family, changes = CASES[case]
-    config = getattr(transformers, f"{family}Config")(**(_SMALL | changes))
+    config = getattr(transformers, f"{family}Config")(**(_SMALL | changes | larger))
     torch.manual_seed(7)
     model = getattr(transformers, f"{family}ForCausalLM")(config)
     with torch.no_grad():

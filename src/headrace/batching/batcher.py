@@ -18,6 +18,7 @@ from headrace.batching.choice import Choice
 from headrace.batching.counters import Counters
 from headrace.batching.limits import Limits
 from headrace.batching.microbatch import arrange
+from headrace.batching.outlook import Outlook
 from headrace.batching.request import Request, Sequence
 from headrace.errors import LineError
 
@@ -91,23 +92,14 @@ class Batcher:
             self._release(sequence)
         self._waiting.clear()
 
-    def sweeps_left(self) -> int:
-        """Sweeps that everything now known takes at least, if nobody ends early."""
-        known = (*self._active.values(), *self._waiting)
-        if not known:
-            return 0
-        longest = max(s.left for s in known)
-        return max(longest, -(-self._unread_rows() // self._sweep_prefill(0)))
-
-    def rows_ahead(self, sweeps: int) -> int:
-        """Rows that the sweep after the next ``sweeps`` ones is expected to have, if nobody ends
-        early and blocks suffice."""
-        known = (*self._active.values(), *self._waiting)
-        going = sum(s.left > sweeps for s in known)
-        decodes = min(going, self.limits.max_seqs)
-        room = self._sweep_prefill(decodes)
-        unread = min(max(0, self._unread_rows() - sweeps * room), room)
-        return min(decodes + unread, self.limits.max_rows)
+    def outlook(self) -> Outlook:
+        """What the next sweeps will be like, from what is known now."""
+        return Outlook(
+            tuple(self._active.values()),
+            tuple(self._waiting),
+            self._footprint.expected_blocks,
+            self.limits,
+        )
 
     @property
     def has_work(self) -> bool:
@@ -194,17 +186,7 @@ class Batcher:
 
     def _prefill_room(self, choice: Choice) -> int:
         decodes = len(choice.decodes)
-        return self._sweep_prefill(decodes) - (choice.rows - decodes)
-
-    def _sweep_prefill(self, decodes: int) -> int:
-        """Prompt rows that a sweep takes beside ``decodes``."""
-        wanted = max(self.limits.compute_rows - decodes, self.limits.chunk)
-        return min(wanted, self.limits.max_rows - decodes)
-
-    def _unread_rows(self) -> int:
-        """Prompt rows still to be computed (of preempted sequences: their answers' as well)."""
-        unread = (s for s in self._active.values() if s.partial)
-        return sum(s.length - s.computed for s in (*unread, *self._waiting))
+        return self.limits.prefill_rows(decodes) - (choice.rows - decodes)
 
     def _admit(self, choice: Choice) -> None:
         """Let waiting sequences in while rows, places and expected KV blocks last."""

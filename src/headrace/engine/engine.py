@@ -118,9 +118,10 @@ class Engine:
         """Append sweeps while they are sure to have rows, unless all end early."""
         while len(flights) < IN_FLIGHT:
             with self._lock:
-                if self._batcher.sweeps_left() <= len(flights):
-                    return
-                rows = self._batcher.rows_ahead(len(flights))
+                outlook = self._batcher.outlook()
+            if outlook.sweeps_left <= len(flights):
+                return
+            rows = outlook.rows(after=len(flights))
             self._sweeps += 1
             sweep = Sweep(self._sweeps)
             flights.append(Flight(machine.append(self._schedules(rows), sweep), sweep))

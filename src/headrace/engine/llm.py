@@ -36,9 +36,9 @@ class LLM:
     """A model on this machine, within ``memory`` bytes for weights, KV, activations and scratch.
 
     ``memory`` None takes the default budget. ``schedule``, ``max_seqs`` (sequences in a sweep)
-    and ``max_rows`` (tokens in a sweep) override the plan's choice. The first use measures the
-    machine, plans, and takes the memory; later calls keep the plan. Not thread-safe. Use as a
-    context manager, or ``close`` it.
+    and ``max_rows`` (tokens in a sweep) override the plan's choice. ``hardware`` spares the
+    measurement of this machine. The first use measures, plans, and takes the memory; later calls
+    keep the plan while it suits. Not thread-safe. Use as a context manager, or ``close`` it.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class LLM:
         max_model_len: int | None = None,
         threads: int | None = None,
         direct: bool | None = None,
+        hardware: Hardware | None = None,
     ) -> None:
         self.clock: Callable[[], float] = time.perf_counter  # noqa: TID251 (the outermost layer)
         self.loaded = Loaded.open(model, direct)
@@ -74,7 +75,7 @@ class LLM:
         )
         self._asked_memory = memory
         self._budget = memory
-        self._hardware: Hardware | None = None
+        self._hardware = hardware
         self._plan: Plan | None = None
         self._planned: Workload | None = None  # what the plan was made for
         self._own_plan = False  # nobody asked for this plan: it may change as prompts do
