@@ -23,6 +23,7 @@ from headrace.models.bodies import make_bodies
 from headrace.models.load import architecture, model_spec
 from headrace.models.sweep import RowIndex
 from headrace.models.workspace import Workspace
+from headrace.planner.memory_map import arena_bytes
 from headrace.schedule.binding import Binding, Extent
 from headrace.schedule.generate import generate, next_phase
 from headrace.schedule.sizes import buffer_sizes
@@ -101,10 +102,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def build(case: str, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Save a random checkpoint whose every parameter matters, norms and biases included."""
+def build(case: str, folder: Path, dtype: torch.dtype = torch.float32, **larger: int) -> None:
+    """Save a random checkpoint whose every parameter matters, norms and biases included.
+
+    ``larger`` are entries of the config that differ from the case's."""
     family, changes = CASES[case]
-    config = getattr(transformers, f"{family}Config")(**(_SMALL | changes))
+    config = getattr(transformers, f"{family}Config")(**(_SMALL | changes | larger))
     torch.manual_seed(7)
     model = getattr(transformers, f"{family}ForCausalLM")(config)
     with torch.no_grad():
@@ -186,7 +189,7 @@ class Runner:
         )
         slots = {p.id: self.table.slot_bytes(p.id) for p in self.pages}
         sizes = buffer_sizes(self.model, self.pages, self.policy, slots)
-        arena = Arena("host", sum(s.bytes for s in sizes.values() if s.tier == "host"))
+        arena = Arena("host", sum(arena_bytes(s.bytes) for s in sizes.values()))
         self.space = Workspace(self.model, self.table, self.policy, sizes, arena)
         self.space.load_resident()
         self.space.poison()

@@ -135,6 +135,7 @@ class _Bench:
         tasks = generate(self.model, pages, self.policy).tasks
         self.tasks = {task.op: task for task in reversed(tasks)}  # the first of each op
         self.sampler = Sampler(0, self.model.vocab)
+        self.filled: int | None = None  # the page in the slot
 
     def close(self) -> None:
         """Give the memory back."""
@@ -176,12 +177,12 @@ class _Bench:
     def _probe(self, task: Task) -> OpProbe:
         most = self.policy.max_seqs if task.op is Op.LOGITS else MAX_ROWS
         rows = tuple(r for r in (1, 4, 16, 64, 256) if r <= most)
-        self._fill(task)
         sweeps = {r: self._sweep(r, task) for r in rows}
         views = {b: self.workspace.view(b) for b in (*task.reads, *task.writes)}
         body = self.bodies[task.op]
 
         def run(r: int) -> None:
+            self._fill(task)
             self._route(task, r, views)
             body(task, views, sweeps[r])
 
@@ -191,11 +192,12 @@ class _Bench:
         return OpProbe(run, amounts, rows)
 
     def _fill(self, task: Task) -> None:
-        """Put the task's own page into the slot it reads."""
-        for buffer in task.reads:
-            if buffer.name == "slot" and task.page is not None:
-                slot = self.workspace.view(buffer)
-                self.table.read(task.page, memoryview(slot.numpy()))
+        """Put the task's page into the slot it reads, unless it is there: before the first timed
+        run, since each timing begins with one that does not count."""
+        slots = [buffer for buffer in task.reads if buffer.name == "slot"]
+        if slots and task.page is not None and task.page != self.filled:
+            self.table.read(task.page, memoryview(self.workspace.view(slots[0]).numpy()))
+            self.filled = task.page
 
     def _sweep(self, rows: int, task: Task) -> Sweep:
         """``rows`` decodes of CONTEXT tokens; sequences beyond the KV share blocks."""

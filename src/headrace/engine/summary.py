@@ -23,7 +23,8 @@ class RunSummary:
     """Figures of one run; SI units. ``bytes_read`` and ``bytes_needed`` are of the sweeps,
     ``loaded_bytes`` of the resident pages before them. ``predicted_seconds`` was said before
     the run (output lengths assumed where ``predicted_assumed``), ``predicted_after_seconds``
-    is the same prediction with the lengths that came out; both include the loading."""
+    is the same prediction with the lengths that came out; like ``wall_seconds``, both leave the
+    loading out."""
 
     schedule: str
     numerics: str
@@ -72,10 +73,14 @@ def summarise(
     """Put measured beside planned. ``wall`` counts from the first sweep's start to the last
     durable line, loading apart."""
     plan, session, hardware = llm.current_plan, llm.session, llm.hardware
-    counters = session.batcher.counters
+    counters = session.batcher.counters.since(record.before)
     prefill, decode = record.rates()
     model, pages = llm.loaded.model, llm.loaded.pages
-    after = predict(model, pages, plan.policy, hardware, realised) if realised.requests else None
+    after = (
+        predict(model, pages, plan.policy, hardware, realised, plan.on_demand_rows)
+        if realised.requests
+        else None
+    )
     policy = {**asdict(plan.policy), "resident": len(plan.policy.resident)}
     tokens = counters.prefill_tokens + counters.sampled_tokens
     return RunSummary(
