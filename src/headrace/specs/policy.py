@@ -10,6 +10,9 @@ from headrace.specs.model import ITEM_BYTES
 SCHEDULES = ("resident", "one_by_one", "stream", "on_demand")
 """Names of the schedules that can run on a CPU and its disk."""
 
+KERNELS = ("auto", "native", "reference")
+"""Whose arithmetic: the native module's where it was built (auto), or the torch reference."""
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -20,6 +23,7 @@ class Policy:
     compute becomes the bound: prefill is admitted up to it. ``resident`` holds page ids kept
     on the compute tier; the others stream through ``ring_slots`` slots of ``slot_bytes``
     filled by ``disk_lanes`` lanes. KV lives in ``kv_blocks`` blocks of ``kv_block`` tokens.
+    ``kernels`` names the arithmetic, ``threads`` how many threads it may use.
     """
 
     schedule: str
@@ -36,6 +40,7 @@ class Policy:
     kv_block: int = 16
     kv_dtype: str = "f16"
     threads: int = 1
+    kernels: str = "auto"
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -43,6 +48,8 @@ class Policy:
         for name in ("max_rows", "max_seqs", "micro_batches", "chunk", "kv_block", "threads"):
             if getattr(self, name) < 1:
                 raise UsageError(f"policy {name}", expected="at least 1", got=getattr(self, name))
+        if self.kernels not in KERNELS:
+            raise UsageError("kernels", expected=" | ".join(KERNELS), got=self.kernels)
         if self.kv_dtype not in ITEM_BYTES:
             raise UsageError("kv dtype", expected=" | ".join(ITEM_BYTES), got=self.kv_dtype)
         if self.max_seqs > self.max_rows:

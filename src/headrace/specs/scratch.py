@@ -15,6 +15,8 @@ from headrace.specs.policy import Policy
 ALIGN = 64
 TILE_ELEMENTS = 1 << 20  # fp32 weights upcast at a time: 4 MB
 ROW_BLOCK = 512  # rows of one expert multiplied at a time
+PANEL_ROWS = 16  # rows that native kernels pack together, at least
+PANEL_COLUMNS = 64  # columns are padded to a multiple of these
 KV_TILE_BYTES = 4 << 20  # fp32 K (then V) of one attention group
 SCORE_ELEMENTS = 1 << 20  # fp32 scores of one attention group
 GROUP_ROWS = 256  # query rows of one attention group
@@ -49,8 +51,10 @@ def tile_rows(columns: int) -> int:
 
 
 def tile_elements(rows: int, columns: int) -> int:
-    """fp32 elements of the tile for a [rows, columns] weight."""
-    return min(rows, tile_rows(columns)) * columns
+    """fp32 elements of scratch for a product with a [rows, columns] weight: a tile of it, upcast,
+    or four times the rows of x that native kernels pack at least."""
+    panel = 4 * PANEL_ROWS * -(-columns // PANEL_COLUMNS) * PANEL_COLUMNS
+    return max(min(rows, tile_rows(columns)) * columns, panel)
 
 
 def scratch_bytes(model: ModelSpec, policy: Policy) -> int:
@@ -135,7 +139,7 @@ def _router(model: ModelSpec, policy: Policy) -> int:
 
 
 def _ffn(model: ModelSpec, policy: Policy) -> int:
-    rows = min(ROW_BLOCK, policy.max_rows)
+    rows = max(PANEL_ROWS, min(ROW_BLOCK, policy.max_rows))
     wide, narrow = rows * model.ffn_width, rows * model.hidden
     up = tile_elements(model.ffn_width, model.hidden)
     down = tile_elements(model.hidden, model.ffn_width)

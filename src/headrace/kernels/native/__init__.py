@@ -36,6 +36,13 @@ def available() -> bool:
     return _native is not None
 
 
+def native_module() -> Any:
+    """The C++ module, for the wrappers. Raises RuntimeError where it was not built."""
+    if _native is None:
+        raise RuntimeError("headrace was installed without its native kernels")
+    return _native
+
+
 def cpu_features() -> frozenset[str]:
     """Instruction sets that processor and operating system offer, as ``avx2`` or ``f16c``.
 

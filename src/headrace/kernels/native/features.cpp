@@ -3,6 +3,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace headrace {
 namespace {
@@ -32,8 +36,14 @@ Features detect() {
     if (!__get_cpuid_count(7, 0, &a7, &b7, &c7, &d7)) return found;
     found.avx2 = ymm && bit(b7, 5);
     found.avx512f = zmm && bit(b7, 16);
+    found.avx512bw = found.avx512f && bit(b7, 30) && bit(b7, 17) && bit(b7, 31);
+    found.avx512_vnni = found.avx512bw && bit(c7, 11);
     found.amx_bf16 = tiles && bit(d7, 22);
-    if (a7 >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) found.avx512_bf16 = zmm && bit(a, 5);
+    found.amx_int8 = tiles && bit(d7, 25);
+    if (a7 >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) {
+        found.avx512_bf16 = zmm && bit(a, 5);
+        found.avx_vnni = ymm && bit(a, 4);
+    }
     return found;
 }
 
@@ -54,6 +64,20 @@ Features detect() {
 const Features &features() {
     static const Features found = detect();
     return found;
+}
+
+bool amx_allowed() {
+#if defined(__x86_64__) && defined(__linux__)
+    static const bool allowed = [] {
+        constexpr long request_permission = 0x1023, tile_data = 18;
+        const Features &f = features();
+        if (!f.amx_bf16 || !f.amx_int8 || !f.avx512_bf16 || !f.avx512bw) return false;
+        return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+    }();
+    return allowed;
+#else
+    return false;
+#endif
 }
 
 }  // namespace headrace

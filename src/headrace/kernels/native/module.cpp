@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "bind_matrix.h"
 #include "features.h"
 #include "widen.h"
 
@@ -26,8 +27,12 @@ std::vector<std::string> cpu_features() {
     if (f.fma) names.emplace_back("fma");
     if (f.f16c) names.emplace_back("f16c");
     if (f.avx512f) names.emplace_back("avx512f");
+    if (f.avx512bw) names.emplace_back("avx512bw");
+    if (f.avx512_vnni) names.emplace_back("avx512_vnni");
+    if (f.avx_vnni) names.emplace_back("avx_vnni");
     if (f.avx512_bf16) names.emplace_back("avx512_bf16");
     if (f.amx_bf16) names.emplace_back("amx_bf16");
+    if (f.amx_int8) names.emplace_back("amx_int8");
     if (f.neon) names.emplace_back("neon");
     return names;
 }
@@ -69,6 +74,7 @@ void widen_fp16(const Halves &source, const Floats &out, const std::string &path
 }  // namespace
 
 NB_MODULE(_native, module) {
+    bind_matrix(module);
     module.def("cpu_features", &cpu_features);
     module.def("widen_bf16", &widen_bf16, "source"_a.noconvert(), "out"_a.noconvert(),
                "path"_a = "auto");

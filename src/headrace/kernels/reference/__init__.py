@@ -6,10 +6,12 @@ tile into scratch; K and V are rounded to the cache's type before any use. Resul
 """
 
 from headrace.kernels.reference.attention import AttentionGroup, Piece, attend, plan_attention
+from headrace.kernels.reference.experts import expert_down, expert_up, experts
 from headrace.kernels.reference.linear import linear, upcast
-from headrace.kernels.reference.moe import Routing, expert, gated, route
+from headrace.kernels.reference.moe import expert, gated, route
 from headrace.kernels.reference.norm import rms_norm
 from headrace.kernels.reference.rope import apply_rope, inverse_frequencies, rope_tables
+from headrace.kernels.routed import Routing
 
 __all__ = [
     "AttentionGroup",
@@ -18,6 +20,9 @@ __all__ = [
     "apply_rope",
     "attend",
     "expert",
+    "expert_down",
+    "expert_up",
+    "experts",
     "gated",
     "inverse_frequencies",
     "linear",

@@ -6,43 +6,14 @@ Shapes: rows of one micro-batch r, hidden D, width W, experts E, top_k k, expert
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from headrace.kernels.reference.linear import linear
+from headrace.kernels.routed import Routing
 from headrace.kernels.scratch import Scratch
-
-
-class Routing(NamedTuple):
-    """Who goes where, for one micro-batch, as tensors over one buffer.
-
-    ``ids`` int32 and ``gates`` fp32 are [mu, k] in row order. ``rows`` int32 and ``weights``
-    fp32, [mu k], hold the same sorted by expert: those of expert e are at
-    ``starts[e]:starts[e + 1]`` (int64 [E + 1]), rows ascending.
-    """
-
-    ids: Tensor
-    gates: Tensor
-    rows: Tensor
-    weights: Tensor
-    starts: Tensor
-
-    def of(self, expert: int) -> tuple[Tensor, Tensor]:
-        """Rows [m] and gate weights [m] of one expert."""
-        start, stop = self.starts[expert : expert + 2].tolist()
-        return self.rows[start:stop], self.weights[start:stop]
-
-    def visits(self, expert: int) -> bool:
-        """Whether any row goes to ``expert``."""
-        start, stop = self.starts[expert : expert + 2].tolist()
-        return bool(stop > start)
-
-    def counts(self) -> list[int]:
-        """Rows per expert."""
-        return self.starts.diff().tolist()
 
 
 def route(

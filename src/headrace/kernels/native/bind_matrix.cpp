@@ -1,0 +1,180 @@
+// Python's view of the matrix kernels. Tensors arrive as addresses and strides: the wrappers in
+// matrix.py have checked types, shapes and layouts, which costs less there than an exchange of
+// array descriptors here.
+#include "bind_matrix.h"
+
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "linear.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace headrace;
+
+namespace {
+
+using Address = std::uintptr_t;
+
+template <class T>
+T *at(Address address) {
+    return reinterpret_cast<T *>(address);
+}
+
+Format format_of(const std::string &name) {
+    if (name == "f32") return Format::f32;
+    if (name == "bf16") return Format::bf16;
+    if (name == "f16") return Format::f16;
+    throw std::invalid_argument("format: expected f32, bf16 or f16, got " + name);
+}
+
+Weight make_weight(Address data, std::int64_t rows, std::int64_t columns,
+                   const std::string &format, Address bias, const std::string &bias_format) {
+    Weight w;
+    w.format = format_of(format);
+    w.rows = rows;
+    w.columns = columns;
+    w.data = at<const void>(data);
+    w.bias = at<const void>(bias);
+    w.bias_format = format_of(bias_format);
+    return w;
+}
+
+// How a call runs: threads, path, and memory lent to it.
+struct Setting {
+    int threads;
+    std::string path;
+    Address scratch;
+    std::size_t scratch_bytes;
+
+    Scratch memory() const { return {at<char>(scratch), scratch_bytes}; }
+};
+
+void run_linear(Address x, std::int64_t rows, std::int64_t x_stride, const Weight &w, Address out,
+                std::int64_t out_stride, bool add, const Setting &setting) {
+    const Engine &engine = choose_engine(w.format, setting.path.c_str());
+    nb::gil_scoped_release release;
+    std::vector<const float *> from(static_cast<std::size_t>(rows));
+    std::vector<float *> to(static_cast<std::size_t>(rows));
+    for (std::int64_t i = 0; i < rows; ++i) {
+        from[i] = at<const float>(x) + i * x_stride;
+        to[i] = at<float>(out) + i * out_stride;
+    }
+    Team team(setting.threads);
+    linear(team, engine, from.data(), rows, w, {to.data(), nullptr, add}, setting.memory());
+}
+
+// One micro-batch: x and hidden [count, D] with strides; routed rows and gates sorted by expert
+// with their starts, or nulls where every row visits the one expert.
+using MicroBatch = std::tuple<Address, std::int64_t, Address, std::int64_t, Address, Address,
+                              Address, std::int64_t>;
+
+// The rows that visit one expert.
+struct Visitors {
+    std::vector<const float *> x;
+    std::vector<float *> hidden;
+    std::vector<float> gates;
+    bool dense = false;
+
+    void gather(const std::vector<MicroBatch> &batches, std::int64_t expert) {
+        x.clear();
+        hidden.clear();
+        gates.clear();
+        for (const auto &[from, stride, to, to_stride, rows, weights, starts, count] : batches) {
+            dense = starts == 0;
+            const std::int64_t first = dense ? 0 : at<const std::int64_t>(starts)[expert];
+            const std::int64_t last = dense ? count : at<const std::int64_t>(starts)[expert + 1];
+            for (std::int64_t i = first; i < last; ++i) {
+                const std::int64_t row = dense ? i : at<const std::int32_t>(rows)[i];
+                x.push_back(at<const float>(from) + row * stride);
+                hidden.push_back(at<float>(to) + row * to_stride);
+                if (!dense) gates.push_back(at<const float>(weights)[i]);
+            }
+        }
+    }
+    std::int64_t count() const { return static_cast<std::int64_t>(x.size()); }
+    Store store() const { return {hidden.data(), dense ? nullptr : gates.data(), true}; }
+};
+
+void run_experts(const std::vector<MicroBatch> &batches, std::int64_t first,
+                 const std::vector<ExpertWeights> &experts, const Activation &activation,
+                 const Setting &setting) {
+    nb::gil_scoped_release release;
+    Team team(setting.threads);
+    Visitors visitors;
+    for (std::size_t e = 0; e < experts.size(); ++e) {
+        visitors.gather(batches, first + static_cast<std::int64_t>(e));
+        if (visitors.count() == 0) continue;
+        const Engine &engine = choose_engine(experts[e].gate.format, setting.path.c_str());
+        expert(team, engine, visitors.x.data(), visitors.count(), experts[e], activation,
+               visitors.store(), setting.memory());
+    }
+}
+
+// inter [visitors, width of the part] at `inter` with its stride.
+void run_expert_up(const std::vector<MicroBatch> &batches, std::int64_t number,
+                   const Weight &gate, const Weight &up, Address inter, std::int64_t stride,
+                   const Activation &activation, const Setting &setting) {
+    const Engine &engine = choose_engine(gate.format, setting.path.c_str());
+    nb::gil_scoped_release release;
+    Team team(setting.threads);
+    Visitors visitors;
+    visitors.gather(batches, number);
+    std::vector<float *> to(visitors.x.size());
+    for (std::size_t i = 0; i < to.size(); ++i) {
+        to[i] = at<float>(inter) + static_cast<std::int64_t>(i) * stride;
+    }
+    gated(team, engine, visitors.x.data(), visitors.count(), gate, up, activation,
+          {to.data(), nullptr, false}, setting.memory());
+}
+
+void run_expert_down(const std::vector<MicroBatch> &batches, std::int64_t number,
+                     Address inter, std::int64_t stride, const Weight &down,
+                     const Setting &setting) {
+    const Engine &engine = choose_engine(down.format, setting.path.c_str());
+    nb::gil_scoped_release release;
+    Team team(setting.threads);
+    Visitors visitors;
+    visitors.gather(batches, number);
+    std::vector<const float *> from(visitors.x.size());
+    for (std::size_t i = 0; i < from.size(); ++i) {
+        from[i] = at<const float>(inter) + static_cast<std::int64_t>(i) * stride;
+    }
+    linear(team, engine, from.data(), visitors.count(), down, visitors.store(),
+           setting.memory());
+}
+
+std::string path_of(const std::string &format, const std::string &path) {
+    return choose_engine(format_of(format), path.c_str()).name;
+}
+
+}  // namespace
+
+void bind_matrix(nb::module_ &module) {
+    nb::class_<Weight>(module, "Weight").def_static(
+        "make", &make_weight, "data"_a, "rows"_a, "columns"_a, "format"_a, "bias"_a = 0,
+        "bias_format"_a = "f32");
+    nb::class_<ExpertWeights>(module, "ExpertWeights")
+        .def("__init__", [](ExpertWeights *self, const Weight &gate, const Weight &up,
+                            const Weight &down) { new (self) ExpertWeights{gate, up, down}; });
+    nb::class_<Activation>(module, "Activation")
+        .def("__init__", [](Activation *self, float alpha, float shift, float limit) {
+            new (self) Activation{alpha, shift, limit};
+        });
+    nb::class_<Setting>(module, "Setting")
+        .def("__init__", [](Setting *self, int threads, const std::string &path, Address scratch,
+                            std::size_t bytes) {
+            new (self) Setting{threads, path, scratch, bytes};
+        });
+    module.def("path_of", &path_of, "format"_a, "path"_a = "auto");
+    module.def("linear", &run_linear);
+    module.def("experts", &run_experts);
+    module.def("expert_up", &run_expert_up);
+    module.def("expert_down", &run_expert_down);
+}

@@ -1,0 +1,6 @@
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+// Adds the matrix kernels to the module.
+void bind_matrix(nanobind::module_ &module);

@@ -1,0 +1,48 @@
+// One way of multiplying: a weight format on an instruction set. Chosen once, never by rows.
+#pragma once
+
+#include "matrix.h"
+
+namespace headrace {
+
+// Rows of x are packed into a panel, in granules; tasks multiply ranges of weight rows with
+// ranges of granules. A result's bits depend on its row of x and its row of w alone.
+struct Engine {
+    const char *name;
+    int granule;  // rows of x packed together
+    int unit;     // weight rows below which a task is not cut
+
+    std::size_t (*panel_bytes)(std::int64_t rows, std::int64_t columns);
+
+    // Packs granules first .. last of `count` rows of `columns` values.
+    void (*pack)(const float *const *rows, std::int64_t count, std::int64_t columns,
+                 std::int64_t first, std::int64_t last, void *panel);
+
+    // Most weight rows, of each of `matrices`, that one task may take.
+    std::int64_t (*task_rows)(std::int64_t rows, std::int64_t columns, int matrices);
+
+    // x W^T for weight rows n0 .. n1 and granules g0 .. g1 of a panel of `count` rows.
+    void (*multiply)(const Weight &w, const void *panel, std::int64_t count, std::int64_t n0,
+                     std::int64_t n1, std::int64_t g0, std::int64_t g1, const Store &to);
+
+    // The same for gate and up, and the activation of both.
+    void (*gated)(const Weight &gate, const Weight &up, const void *panel, std::int64_t count,
+                  std::int64_t n0, std::int64_t n1, std::int64_t g0, std::int64_t g1,
+                  const Activation &activation, const Store &to);
+};
+
+// Rows of x that fit the partial sums of one task.
+constexpr std::int64_t MAX_ROWS = 512;
+
+// One family per instruction set. Null where it was not compiled in, or cannot do the format.
+const Engine *plain_engine(Format format);
+const Engine *neon_engine(Format format);
+const Engine *avx2_engine(Format format);
+const Engine *avx512_engine(Format format);
+const Engine *amx_engine(Format format);
+
+// The engine for `format` on `path` ("auto": the best that this processor has).
+// Throws std::invalid_argument for a path that is unknown or that this processor lacks.
+const Engine &choose_engine(Format format, const char *path);
+
+}  // namespace headrace

@@ -1,0 +1,19 @@
+#include "engine.h"
+
+#if defined(__aarch64__)
+
+#include "vec_neon.h"
+
+#include "fma_engine.h"
+
+namespace headrace {
+
+const Engine *neon_engine(Format format) { return engine_of(format, "neon"); }
+
+}  // namespace headrace
+
+#else
+
+const headrace::Engine *headrace::neon_engine(Format) { return nullptr; }
+
+#endif

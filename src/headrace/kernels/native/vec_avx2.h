@@ -1,0 +1,65 @@
+// The vector layer on AVX2, FMA and F16C: eight lanes.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace headrace {
+namespace {
+
+struct Vec {
+    static constexpr int width = 8;
+    using T = __m256;
+
+    static T zero() { return _mm256_setzero_ps(); }
+    static T set(float value) { return _mm256_set1_ps(value); }
+    static T load(const float *p) { return _mm256_loadu_ps(p); }
+    static T load_some(const float *p, int n) { return _mm256_maskload_ps(p, lanes(n)); }
+    static void store(float *p, T a) { _mm256_storeu_ps(p, a); }
+    static void store_some(float *p, T a, int n) { _mm256_maskstore_ps(p, lanes(n), a); }
+    static T add(T a, T b) { return _mm256_add_ps(a, b); }
+    static T sub(T a, T b) { return _mm256_sub_ps(a, b); }
+    static T mul(T a, T b) { return _mm256_mul_ps(a, b); }
+    static T div(T a, T b) { return _mm256_div_ps(a, b); }
+    static T fma(T a, T b, T c) { return _mm256_fmadd_ps(a, b, c); }
+    static T min(T a, T b) { return _mm256_min_ps(a, b); }
+    static T max(T a, T b) { return _mm256_max_ps(a, b); }
+    static T nearest(T a) {
+        return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    }
+    static T pow2(T a) {
+        const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(a), _mm256_set1_epi32(127));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+    }
+    static T widen_bf16(const std::uint16_t *p) { return from_bf16(halves(p)); }
+    static T widen_f16(const std::uint16_t *p) { return _mm256_cvtph_ps(halves(p)); }
+    static T widen_bf16_some(const std::uint16_t *p, int n) { return from_bf16(some(p, n)); }
+    static T widen_f16_some(const std::uint16_t *p, int n) { return _mm256_cvtph_ps(some(p, n)); }
+
+    // out[i]: the sum of the lanes of the i-th, by the same tree for each.
+    static void sum4(T a, T b, T c, T d, float *out) {
+        const T pairs = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+        _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(pairs),
+                                      _mm256_extractf128_ps(pairs, 1)));
+    }
+
+ private:
+    static __m256i lanes(int n) {
+        return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    }
+    static __m128i halves(const std::uint16_t *p) {
+        return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
+    }
+    static __m128i some(const std::uint16_t *p, int n) {
+        std::uint16_t padded[8] = {};
+        for (int i = 0; i < n; ++i) padded[i] = p[i];
+        return halves(padded);
+    }
+    static T from_bf16(__m128i narrow) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16));
+    }
+};
+
+}  // namespace
+}  // namespace headrace

@@ -1,0 +1,104 @@
+// The vector layer in plain C++: four lanes, no instruction set.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "widen.h"
+
+namespace headrace {
+namespace {
+
+struct Vec {
+    static constexpr int width = 4;
+    struct T {
+        float v[4];
+    };
+
+    template <class F>
+    static T each(const F &f) {
+        T out;
+        for (int i = 0; i < 4; ++i) out.v[i] = f(i);
+        return out;
+    }
+    static T zero() { return set(0.0f); }
+    static T set(float value) {
+        return each([&](int) { return value; });
+    }
+    static T load(const float *p) {
+        return each([&](int i) { return p[i]; });
+    }
+    static T load_some(const float *p, int n) {
+        return each([&](int i) { return i < n ? p[i] : 0.0f; });
+    }
+    static void store(float *p, const T &a) { std::memcpy(p, a.v, sizeof a.v); }
+    static void store_some(float *p, const T &a, int n) {
+        for (int i = 0; i < n; ++i) p[i] = a.v[i];
+    }
+    static T add(const T &a, const T &b) {
+        return each([&](int i) { return a.v[i] + b.v[i]; });
+    }
+    static T sub(const T &a, const T &b) {
+        return each([&](int i) { return a.v[i] - b.v[i]; });
+    }
+    static T mul(const T &a, const T &b) {
+        return each([&](int i) { return a.v[i] * b.v[i]; });
+    }
+    static T div(const T &a, const T &b) {
+        return each([&](int i) { return a.v[i] / b.v[i]; });
+    }
+    // a b + c. Two roundings here, one where there is an instruction for it.
+    static T fma(const T &a, const T &b, const T &c) {
+        return each([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+    }
+    // The second operand when either is NaN, as on x86.
+    static T min(const T &a, const T &b) {
+        return each([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+    }
+    static T max(const T &a, const T &b) {
+        return each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+    }
+    static T nearest(const T &a) {
+        return each([&](int i) { return std::nearbyintf(a.v[i]); });
+    }
+    static T pow2(const T &a) {  // integers in [-126, 128]; anything for NaN
+        return each([&](int i) {
+            const int n = a.v[i] == a.v[i] ? static_cast<int>(a.v[i]) : 0;
+            const std::uint32_t bits = static_cast<std::uint32_t>(n + 127) << 23;
+            float value;
+            std::memcpy(&value, &bits, sizeof value);
+            return value;
+        });
+    }
+    static T widen_bf16(const std::uint16_t *p) {
+        T out;
+        widen_bf16_plain(p, out.v, 4);
+        return out;
+    }
+    static T widen_f16(const std::uint16_t *p) {
+        T out;
+        widen_fp16_plain(p, out.v, 4);
+        return out;
+    }
+    static T widen_bf16_some(const std::uint16_t *p, int n) {
+        T out = zero();
+        widen_bf16_plain(p, out.v, static_cast<std::size_t>(n));
+        return out;
+    }
+    static T widen_f16_some(const std::uint16_t *p, int n) {
+        T out = zero();
+        widen_fp16_plain(p, out.v, static_cast<std::size_t>(n));
+        return out;
+    }
+    static void sum4(const T &a, const T &b, const T &c, const T &d, float *out) {
+        const T *all[] = {&a, &b, &c, &d};
+        for (int i = 0; i < 4; ++i) {
+            const float *v = all[i]->v;
+            out[i] = (v[0] + v[2]) + (v[1] + v[3]);
+        }
+    }
+};
+
+}  // namespace
+}  // namespace headrace

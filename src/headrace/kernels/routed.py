@@ -1,0 +1,54 @@
+"""Which rows go to which expert, and the rows that experts work on, as kernels are given them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Routing(NamedTuple):
+    """Who goes where, for one micro-batch, as tensors over one buffer.
+
+    ``ids`` int32 and ``gates`` fp32 are [mu, k] in row order. ``rows`` int32 and ``weights``
+    fp32, [mu k], hold the same sorted by expert: those of expert e are at
+    ``starts[e]:starts[e + 1]`` (int64 [E + 1]), rows ascending.
+    """
+
+    ids: Tensor
+    gates: Tensor
+    rows: Tensor
+    weights: Tensor
+    starts: Tensor
+
+    def of(self, expert: int) -> tuple[Tensor, Tensor]:
+        """Rows [m] and gate weights [m] of one expert."""
+        start, stop = self.starts[expert : expert + 2].tolist()
+        return self.rows[start:stop], self.weights[start:stop]
+
+    def size(self, expert: int) -> int:
+        """How many rows go to ``expert``."""
+        start, stop = self.starts[expert : expert + 2].tolist()
+        return int(stop - start)
+
+    def visits(self, expert: int) -> bool:
+        """Whether any row goes to ``expert``."""
+        return self.size(expert) > 0
+
+    def counts(self) -> list[int]:
+        """Rows per expert."""
+        return self.starts.diff().tolist()
+
+
+class Routed(NamedTuple):
+    """``rows`` r of one micro-batch before a layer's experts: normed rows ``x``, the ``hidden``
+    rows that results are added to, both fp32 [r, D], and who goes where.
+
+    The first half of a cut expert has no ``hidden``, the second no ``x``. ``routing`` None: every
+    row visits the only expert, with gate 1.
+    """
+
+    rows: int
+    x: Tensor | None
+    hidden: Tensor | None
+    routing: Routing | None

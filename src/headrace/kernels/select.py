@@ -1,0 +1,87 @@
+"""Which implementation of the arithmetic runs: the seam between op bodies and kernels.
+
+Op bodies call the functions of one ``Kernels`` value and know no other arithmetic. The torch
+reference defines every function; the native set replaces those it has and keeps the
+reference's for the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from headrace.errors import UsageError
+from headrace.kernels import reference
+from headrace.kernels.native import available, matrix
+from headrace.specs.policy import KERNELS
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Every function that op bodies call; signatures and contracts are the reference's.
+
+    ``numerics`` names what decides the bits of a result: the implementation, its arithmetic
+    path and, where results depend on it, the number of threads.
+    """
+
+    name: str
+    numerics: str
+    linear: Callable[..., Any]
+    rms_norm: Callable[..., Any]
+    apply_rope: Callable[..., Any]
+    attend: Callable[..., Any]
+    route: Callable[..., Any]
+    experts: Callable[..., Any]
+    expert_up: Callable[..., Any]
+    expert_down: Callable[..., Any]
+
+
+def select(choice: str = "auto", threads: int = 1) -> Kernels:
+    """The kernels for ``choice``; ``auto`` takes the native ones where they were built.
+
+    Native calls use at most ``threads`` threads; torch keeps its own setting. Raises UsageError
+    for an unknown choice, and for ``native`` where the module is missing.
+    """
+    if choice not in KERNELS:
+        raise UsageError("kernels", expected=" | ".join(KERNELS), got=choice)
+    if choice == "native" and not available():
+        raise UsageError(
+            "native kernels were not built",
+            hint="install a C++ compiler and reinstall, or use kernels=reference",
+        )
+    if choice == "reference" or not available():
+        return _reference(threads)
+    return _native(threads)
+
+
+def _reference(threads: int) -> Kernels:
+    capability = torch.backends.cpu.get_cpu_capability().lower()
+    return Kernels(
+        name="reference",
+        numerics=f"torch-{torch.__version__}-{capability}-threads_{threads}",
+        linear=reference.linear,
+        rms_norm=reference.rms_norm,
+        apply_rope=reference.apply_rope,
+        attend=reference.attend,
+        route=reference.route,
+        experts=reference.experts,
+        expert_up=reference.expert_up,
+        expert_down=reference.expert_down,
+    )
+
+
+def _native(threads: int) -> Kernels:
+    paths = "+".join(sorted({matrix.path_of(d) for d in (torch.float32, torch.bfloat16)}))
+    return replace(
+        _reference(threads),
+        name="native",
+        numerics=f"native-{paths}-torch-{torch.__version__}",
+        linear=partial(matrix.linear, threads=threads),
+        experts=partial(matrix.experts, threads=threads),
+        expert_up=partial(matrix.expert_up, threads=threads),
+        expert_down=partial(matrix.expert_down, threads=threads),
+    )
