@@ -29,6 +29,7 @@ def generate(
     kv_cache_dtype: options.KvCacheDtype = "f16",
     max_model_len: options.MaxModelLen = None,
     threads: options.Threads = None,
+    kernels: options.Kernels = "auto",
     json: options.Json = False,
     config: options.Config = None,
     verbose: options.Verbose = 0,
@@ -57,6 +58,7 @@ def generate(
         max_seqs=1,
         max_model_len=max_model_len,
         threads=threads,
+        kernels=kernels,
     ) as llm:
         pieces = llm.stream(_messages(text, system) if chat else text, params)
         _print(pieces, {"model": model, "prompt": text}, as_json=json)

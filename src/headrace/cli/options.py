@@ -80,6 +80,15 @@ Revision = Annotated[
     str | None,
     typer.Option("--revision", help="Branch, tag or commit of a repo id.", rich_help_panel=RUN),
 ]
+Kernels = Annotated[
+    str,
+    typer.Option(
+        "--kernels",
+        metavar="auto|native|reference",
+        help="The arithmetic: C++ where it was built, or torch.",
+        rich_help_panel=RUN,
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(

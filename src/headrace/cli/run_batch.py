@@ -38,6 +38,7 @@ def run_batch(
     max_num_batched_tokens: options.MaxNumBatchedTokens = None,
     max_model_len: options.MaxModelLen = None,
     threads: options.Threads = None,
+    kernels: options.Kernels = "auto",
     trace: options.Trace = None,
     dry_run: options.DryRun = False,
     json: options.Json = False,
@@ -70,6 +71,7 @@ def run_batch(
             max_rows=max_num_batched_tokens,
             max_model_len=max_model_len,
             threads=threads,
+            kernels=kernels,
         ) as llm,
     ):
         log.info("headrace %s", " ".join(sys.argv[1:]))

@@ -17,8 +17,8 @@ from headrace.engine.probe import measure_machine, usable_threads
 from headrace.engine.prompts import check_prompt, make_prompts, workload_of
 from headrace.engine.record import Record
 from headrace.engine.session import Session
-from headrace.engine.summary import numerics_version
 from headrace.errors import UsageError
+from headrace.kernels.select import select
 from headrace.memory.tiers import default_budget
 from headrace.planner.candidates import Situation
 from headrace.planner.plan import Overrides, Plan
@@ -54,6 +54,7 @@ class LLM:
         max_rows: int | None = None,
         max_model_len: int | None = None,
         threads: int | None = None,
+        kernels: str = "auto",
         direct: bool | None = None,
         hardware: Hardware | None = None,
     ) -> None:
@@ -62,6 +63,7 @@ class LLM:
         self.seed = seed
         self.kv_dtype = kv_dtype
         self.threads = threads or usable_threads()
+        self.kernels = select(kernels, self.threads)
         try:
             self.context = _context(max_model_len, self.loaded.model.max_positions)
         except UsageError:
@@ -73,6 +75,7 @@ class LLM:
             max_rows=max_rows,
             kv_dtype=kv_dtype,
             threads=self.threads,
+            kernels=self.kernels.name,
         )
         self._asked_memory = memory
         self._budget = memory
@@ -95,6 +98,7 @@ class LLM:
                 self.loaded,
                 self.clock,
                 threads=self.threads,
+                kernels=self.kernels.name,
                 kv_dtype=self.kv_dtype,
                 capacity_bytes=self.budget,
             )
@@ -111,7 +115,7 @@ class LLM:
     @property
     def numerics(self) -> str:
         """What of this run, beside weights and seed, decides a result's bits."""
-        return numerics_version(self.kv_dtype, self.threads)
+        return f"{self.kernels.numerics}-kv_{self.kv_dtype}"
 
     def signature(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
         """What results depend on; an output of another signature is not resumed.

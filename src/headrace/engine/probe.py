@@ -41,12 +41,12 @@ Clock = Callable[[], float]
 
 
 def measure_machine(
-    loaded: Loaded, clock: Clock, *, threads: int, kv_dtype: str, capacity_bytes: int
+    loaded: Loaded, clock: Clock, *, threads: int, kernels: str, kv_dtype: str, capacity_bytes: int
 ) -> Hardware:
     """This machine's roofs, and how close this model's operations come to them."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    bench = _Bench(loaded, threads, kv_dtype)
+    bench = _Bench(loaded, threads, kernels, kv_dtype)
     try:
         with torch.inference_mode():
             return measure(
@@ -107,7 +107,7 @@ def _sweep_memory(size: int = 64 << 20) -> float:
 class _Bench:
     """One layer's buffers and bodies, run task by task outside any machine."""
 
-    def __init__(self, loaded: Loaded, threads: int, kv_dtype: str) -> None:
+    def __init__(self, loaded: Loaded, threads: int, kernels: str, kv_dtype: str) -> None:
         self.model, self.table = loaded.one_layer()
         pages = self.table.pages
         rows = min(MAX_ROWS, max(16, (64 << 20) // (self.model.vocab * 4)))
@@ -123,6 +123,7 @@ class _Bench:
             kv_blocks=MAX_ROWS // 4 * CONTEXT // 16,
             kv_dtype=kv_dtype,
             threads=threads,
+            kernels=kernels,
         )
         page_bytes = {page.id: self.table.slot_bytes(page.id) for page in pages}
         sizes = buffer_sizes(self.model, pages, self.policy, page_bytes)

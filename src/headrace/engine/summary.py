@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from headrace.engine.record import Record
 from headrace.memory.tiers import peak_rss_bytes
 from headrace.planner.simulate import predict
@@ -141,9 +139,3 @@ def _lanes(record: Record, predicted: Mapping[str, float]) -> dict[str, dict[str
         }
         for name, seconds in busy.items()
     }
-
-
-def numerics_version(kv_dtype: str, threads: int) -> str:
-    """What, beside weights and seed, decides a result's bits."""
-    capability = torch.backends.cpu.get_cpu_capability().lower()
-    return f"torch-{torch.__version__}-{capability}-kv_{kv_dtype}-threads_{threads}"
