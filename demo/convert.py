@@ -7,6 +7,7 @@ The folder appears whole or not at all, and an existing one is kept.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -26,6 +27,14 @@ from demo.tokenizer_files import build_tokenizer, write_tokenizer
 from demo.upcycle import Recipe, expert_weight, router_weight
 
 SHARD_BYTES = 200_000_000
+CODE = (
+    "convert.py",
+    "dense.py",
+    "gguf_source.py",
+    "shards.py",
+    "tokenizer_files.py",
+    "upcycle.py",
+)
 Named = Iterator[tuple[str, np.ndarray]]
 
 
@@ -38,12 +47,30 @@ def main() -> None:
         parser.add_argument(f"--{entry.name}", type=type(entry.default), default=entry.default)
     options = vars(parser.parse_args())
     output, gguf = options.pop("output"), options.pop("gguf") or bundled_gguf()
-    if (output / "config.json").exists():
+    recipe = Recipe(**options)
+    if _stamp(output) == fingerprint(gguf, recipe):
         print(f"{output}: already converted")
         return
     start = time.perf_counter()
-    total = convert(GgufSource(gguf), output, Recipe(**options))
+    total = convert(GgufSource(gguf), output, recipe)
+    (output / "upcycling.json").write_text(json.dumps(fingerprint(gguf, recipe), indent=2) + "\n")
     print(f"{output}: {total / 1e9:.2f} GB in {time.perf_counter() - start:.0f} s")
+
+
+def fingerprint(gguf: Path, recipe: Recipe) -> dict[str, object]:
+    """What a converted folder depends on: the recipe, the source file, this code and its texts."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.iterdir()):
+        if file.name.startswith("calibration") or file.name in CODE:
+            digest.update(file.read_bytes())
+    return asdict(recipe) | {"gguf_bytes": gguf.stat().st_size, "code": digest.hexdigest()[:16]}
+
+
+def _stamp(output: Path) -> object:
+    try:
+        return json.loads((output / "upcycling.json").read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def convert(source: GgufSource, output: Path, recipe: Recipe) -> int:
@@ -62,7 +89,6 @@ def convert(source: GgufSource, output: Path, recipe: Recipe) -> int:
         )
         content = config(source, recipe)
         (unfinished / "config.json").write_text(json.dumps(content, indent=2) + "\n")
-        (unfinished / "upcycling.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
         shutil.rmtree(output, ignore_errors=True)
         unfinished.rename(output)
     finally:
@@ -79,10 +105,13 @@ def tensors(source: GgufSource, recipe: Recipe, tokenizer: Tokenizer) -> Named:
     del embedding
     for index in range(settings.layers):
         layer = source.layer(index)
-        hidden = attend(layer, hidden, settings)
-        x = rms_norm(hidden, layer.ffn_norm, settings.norm_eps)
+        x = np.empty_like(hidden)
+        for window in range(len(hidden)):  # one at a time: attention scores are large
+            at = slice(window, window + 1)
+            hidden[at] = attend(layer, hidden[at], settings)
+            x[at] = rms_norm(hidden[at], layer.ffn_norm, settings.norm_eps)
+            hidden[at] += feed_forward(layer, x[at])
         yield from _layer_tensors(layer, index, x.reshape(-1, settings.hidden), recipe)
-        hidden = hidden + feed_forward(layer, x)
     yield "model.norm.weight", to_bf16(source.weight("output_norm"))
 
 

@@ -50,14 +50,16 @@ def measure(folder: Path, gguf: Path, prompts: int = 12, tokens: int = 64) -> Fi
     tokenizer = AutoTokenizer.from_pretrained(folder)
     passage = torch.tensor([tokenizer.encode(PASSAGE.read_text())])
     dense = perplexity(dense_model(gguf), passage)
-    model = MixtralForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = MixtralForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, experts_implementation="eager"
+    ).eval()
     asked = [
         encode(tokenizer, messages) for messages in chat_prompts()[:: 132 // prompts][:prompts]
     ]
     with routed(model) as seen:
         upcycled = perplexity(model, passage)
         busiest_passage, gate = summarise(seen, model.config.num_local_experts)
-    answers = [answer(model, ids, tokens) for ids in asked]
+    answers = answer(model, asked, tokens)
     with routed(model) as seen:
         for ids, told in zip(asked, answers, strict=True):
             logits(model, ids + told)
@@ -65,7 +67,7 @@ def measure(folder: Path, gguf: Path, prompts: int = 12, tokens: int = 64) -> Fi
     told_base = [forced(model, a, b) for a, b in zip(asked, answers, strict=True)]
 
     def changes() -> Changes:
-        free = [answer(model, ids, tokens) for ids in asked]
+        free = answer(model, asked, tokens)
         told = [forced(model, a, b) for a, b in zip(asked, answers, strict=True)]
         return Changes(different(answers, free), different(told_base, told))
 
@@ -140,11 +142,17 @@ def encode(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
-def answer(model: Any, ids: list[int], tokens: int) -> list[int]:
-    """The greedy continuation, to its end or to ``tokens``."""
+def answer(model: Any, prompts: list[list[int]], tokens: int) -> list[list[int]]:
+    """Greedy continuations, each to its end or to ``tokens``; one batch, padded on the left."""
+    end, width = model.config.eos_token_id, max(map(len, prompts))
+    ids = torch.tensor([[end] * (width - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
     with torch.inference_mode():
-        out = model.generate(torch.tensor([ids]), max_new_tokens=tokens, do_sample=False)
-    return out[0, len(ids) :].tolist()
+        out = model.generate(
+            ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False, pad_token_id=end
+        )
+    told = [row.tolist() for row in out[:, width:]]
+    return [row[: row.index(end) + 1] if end in row else row for row in told]
 
 
 def forced(model: Any, ids: list[int], told: list[int]) -> list[int]:

@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+from headrace.models import ffn
 from tests.models.tiny import CASES, Runner, build, reference
 
 PROMPT = [5, 17, 80, 3, 44, 9, 61, 100, 23, 71, 12, 34, 56]
@@ -80,3 +81,61 @@ def test_mixed_chunked_micro_batches_and_cut_pages_equal_transformers(checkpoint
 def test_arena_holds_exactly_the_declared_sizes(checkpoint):
     runner = Runner(checkpoint, "stream")
     assert runner.arena.used == runner.arena.capacity_bytes
+
+
+@pytest.mark.parametrize("schedule", ["stream", "on_demand"])
+def test_threads_equal_list_order_bit_for_bit(schedule, tmp_path):
+    build("mixtral-e8", tmp_path, torch.bfloat16)
+    runners = [
+        Runner(tmp_path, schedule, micro_batches=2, cut_bytes=3000, threads=threads)
+        for threads in (False, True)
+    ]
+    sequences = [[runner.sequence(PROMPT), runner.sequence(PROMPT[::-1])] for runner in runners]
+    for step in range(8):
+        logits = []
+        for runner, pair in zip(runners, sequences, strict=True):
+            rows = 1 if step else len(PROMPT)
+            logits.append(runner.sweep(*([s.segment(i, rows)] for i, s in enumerate(pair))))
+            for sequence, row in zip(pair, logits[-1], strict=True):
+                sequence.tokens.append(int(row.argmax()))
+        assert torch.equal(*logits)
+    runners[1].machine.close()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_16_bits_are_multiplied_in_32(dtype, tmp_path):
+    build("olmoe-e64", tmp_path, dtype)
+    runner, wanted = Runner(tmp_path), expected(reference(tmp_path), PROMPT)
+    close(runner.sweep([runner.sequence(PROMPT).segment(0, len(PROMPT))])[0], wanted[-1])
+
+
+@pytest.mark.parametrize("case", ["llama-gqa", "mixtral-e8"])
+@pytest.mark.parametrize("cut_bytes", [1 << 20, 3000])
+def test_rows_beyond_a_block_are_multiplied_in_several(case, cut_bytes, tmp_path, monkeypatch):
+    monkeypatch.setattr(ffn, "ROW_BLOCK", 4)
+    build(case, tmp_path)
+    runner = Runner(tmp_path, micro_batches=2, cut_bytes=cut_bytes)
+    wanted = expected(reference(tmp_path), PROMPT)
+    pair = [[runner.sequence(PROMPT).segment(i, len(PROMPT))] for i in range(2)]
+    close(runner.sweep(*pair), wanted[-1].repeat(2, 1))
+
+
+def test_on_demand_reads_routed_experts_only_and_says_so(tmp_path):
+    build("olmoe-e64", tmp_path)
+    runner = Runner(tmp_path, "on_demand")
+    sweep = runner.run([runner.sequence(PROMPT[:2]).segment(0, 2)])
+    counts = [c for layer in range(runner.model.layers) for c in sweep.binding.routed[layer]]
+    assert sum(counts) == 2 * runner.model.top_k * runner.model.layers
+    experts = [p.id for p in runner.pages if p.expert is not None]
+    moved = [sweep.binding.page_bytes[i] for i in experts]
+    assert [bool(m) for m in moved] == [bool(c) for c in counts]
+    assert max(moved) <= max(runner.table.read_bytes(i) for i in experts)
+
+
+def test_a_sweep_without_rows_to_sample_still_fills_the_cache(tmp_path):
+    build("llama-gqa", tmp_path)
+    runner, wanted = Runner(tmp_path), expected(reference(tmp_path), PROMPT)
+    sequence = runner.sequence(PROMPT)
+    assert runner.sweep([sequence.segment(0, 6)]).shape == (0, runner.model.vocab)
+    assert runner.sweep([]).shape == (0, runner.model.vocab)
+    close(runner.sweep([sequence.segment(0, 7)])[0], wanted[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,15 +13,17 @@ import transformers
 from torch import Tensor
 
 from headrace.batching.batch import Batch, MicroBatch, Segment
+from headrace.machines.machine import Machine
 from headrace.machines.stepper import Stepper
+from headrace.machines.threads import Threads
 from headrace.memory.arena import Arena
 from headrace.memory.checkpoint import Checkpoint
-from headrace.memory.disk import align_up
 from headrace.memory.pages import PageTable
 from headrace.models.bodies import make_bodies
 from headrace.models.load import architecture, model_spec
 from headrace.models.sweep import RowIndex
 from headrace.models.workspace import Workspace
+from headrace.planner.memory_map import arena_bytes
 from headrace.schedule.binding import Binding, Extent
 from headrace.schedule.generate import generate, next_phase
 from headrace.schedule.sizes import buffer_sizes
@@ -99,10 +102,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def build(case: str, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Save a random checkpoint whose every parameter matters, norms and biases included."""
+def build(case: str, folder: Path, dtype: torch.dtype = torch.float32, **larger: int) -> None:
+    """Save a random checkpoint whose every parameter matters, norms and biases included.
+
+    ``larger`` are entries of the config that differ from the case's."""
     family, changes = CASES[case]
-    config = getattr(transformers, f"{family}Config")(**(_SMALL | changes))
+    config = getattr(transformers, f"{family}Config")(**(_SMALL | changes | larger))
     torch.manual_seed(7)
     model = getattr(transformers, f"{family}ForCausalLM")(config)
     with torch.no_grad():
@@ -159,6 +164,7 @@ class Runner:
         kv_dtype: str = "f32",
         kv_block: int = 4,
         ring_slots: int = 3,
+        threads: bool = False,
     ) -> None:
         checkpoint = Checkpoint.open(folder)
         module = architecture(checkpoint.config)
@@ -183,14 +189,16 @@ class Runner:
         )
         slots = {p.id: self.table.slot_bytes(p.id) for p in self.pages}
         sizes = buffer_sizes(self.model, self.pages, self.policy, slots)
-        arena = Arena("host", sum(align_up(s.bytes) for s in sizes.values() if s.tier == "host"))
+        arena = Arena("host", sum(arena_bytes(s.bytes) for s in sizes.values()))
         self.space = Workspace(self.model, self.table, self.policy, sizes, arena)
         self.space.load_resident()
         self.space.poison()
         self.arena = arena
         idle = dict.fromkeys((Op.BIND, Op.SAMPLE, Op.COMMIT), lambda *_: None)
         bodies = {**make_bodies(self.model, self.table, self.policy), **idle}
-        self.machine = Stepper(bodies, self.space.view, poison=self._poison)
+        self.machine: Machine = Stepper(bodies, self.space.view, poison=self._poison)
+        if threads:
+            self.machine = Threads(bodies, self.space.view, time.perf_counter)
         self.slots = slots
         self.phase = 0
         self._free = list(range(512))

@@ -9,7 +9,7 @@ from headrace.schedule.task import Buffer, Size
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Role, page_layout
 from headrace.specs.policy import Policy
-from headrace.specs.scratch import scratch_bytes
+from headrace.specs.scratch import routing_bytes, scratch_bytes
 
 MODEL = ModelSpec("toy", 2, 64, 4, 2, 16, 96, 100, experts=4, top_k=2)
 PAGES = page_layout(MODEL)
@@ -29,7 +29,7 @@ def test_activations_and_kv_follow_their_shapes() -> None:
     sizes = buffer_sizes(MODEL, PAGES, POLICY)
     assert sizes[Buffer("hidden", 1)] == Size("host", 16 * 64 * 4)
     assert sizes[Buffer("q")] == sizes[Buffer("attended")] == Size("host", 16 * 64 * 4)
-    assert sizes[Buffer("routing", 0)] == Size("host", 16 * 2 * 8)
+    assert sizes[Buffer("routing", 0)] == Size("host", routing_bytes(MODEL, POLICY))
     assert sizes[Buffer("kv", 1)] == Size("host", 2 * 5 * 16 * 32 * 2)
     assert sizes[Buffer("final")] == Size("host", 8 * 64 * 4)
     assert sizes[Buffer("logits")] == Size("host", 8 * 100 * 4)

@@ -10,30 +10,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
 
 from headrace.batching.admission import Footprint
 from headrace.batching.batch import Batch, Segment
 from headrace.batching.blocks import BlockPool, blocks_for
 from headrace.batching.choice import Choice
+from headrace.batching.counters import Counters
 from headrace.batching.limits import Limits
 from headrace.batching.microbatch import arrange
+from headrace.batching.outlook import Outlook
 from headrace.batching.request import Request, Sequence
 from headrace.errors import LineError
-
-
-@dataclass
-class Counters:
-    """Totals over committed sweeps. ``recomputed_tokens`` are prefill rows done twice."""
-
-    sweeps: int = 0
-    prefill_tokens: int = 0
-    recomputed_tokens: int = 0
-    decode_tokens: int = 0
-    sampled_tokens: int = 0
-    preemptions: int = 0
-    finished: int = 0
-    aborted: int = 0
 
 
 class Batcher:
@@ -105,15 +92,14 @@ class Batcher:
             self._release(sequence)
         self._waiting.clear()
 
-    def most_sweeps_left(self) -> int:
-        """Sweeps until everything now known has ended, if nobody ends early; a large number
-        while prompts are not read in full."""
-        if not self._active and not self._waiting:
-            return 0
-        active = self._active.values()
-        if self._waiting or any(s.computed + 1 < s.length or not s.generated for s in active):
-            return 1 << 30
-        return max(s.request.max_tokens - len(s.generated) for s in active)
+    def outlook(self) -> Outlook:
+        """What the next sweeps will be like, from what is known now."""
+        return Outlook(
+            tuple(self._active.values()),
+            tuple(self._waiting),
+            self._footprint.expected_blocks,
+            self.limits,
+        )
 
     @property
     def has_work(self) -> bool:
@@ -165,7 +151,7 @@ class Batcher:
         partial = []
         block = self.limits.kv_block
         for sequence in list(self._active.values()):
-            if sequence.computed + 1 < sequence.length or not sequence.generated:
+            if sequence.partial:
                 partial.append(sequence)
             elif sequence.computed < len(sequence.blocks) * block or self._grow(sequence):
                 choice.decodes.append(sequence)
@@ -200,8 +186,7 @@ class Batcher:
 
     def _prefill_room(self, choice: Choice) -> int:
         decodes = len(choice.decodes)
-        wanted = max(self.limits.compute_rows - decodes, self.limits.chunk)
-        return min(wanted, self.limits.max_rows - decodes) - (choice.rows - decodes)
+        return self.limits.prefill_rows(decodes) - (choice.rows - decodes)
 
     def _admit(self, choice: Choice) -> None:
         """Let waiting sequences in while rows, places and expected KV blocks last."""

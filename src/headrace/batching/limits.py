@@ -34,6 +34,11 @@ class Limits:
         """Most rows of one micro-batch."""
         return -(-self.max_rows // self.micro_batches)
 
+    def prefill_rows(self, decodes: int) -> int:
+        """Most prompt rows of a sweep beside ``decodes``."""
+        wanted = max(self.compute_rows - decodes, self.chunk)
+        return min(wanted, self.max_rows - decodes)
+
     @classmethod
     def of(cls, policy: Policy) -> Limits:
         """The limits that ``policy`` sets."""

@@ -42,6 +42,16 @@ class Sequence:
         """Tokens known: the prompt and what was generated."""
         return len(self.request.tokens) + len(self.generated)
 
+    @property
+    def partial(self) -> bool:
+        """Whether more than its newest token is missing from the cache."""
+        return self.computed + 1 < self.length or not self.generated
+
+    @property
+    def left(self) -> int:
+        """Tokens it may still generate."""
+        return self.request.max_tokens - len(self.generated)
+
     def tokens_between(self, start: int, stop: int) -> tuple[int, ...]:
         """Tokens at positions ``start .. stop - 1``."""
         prompt = self.request.tokens

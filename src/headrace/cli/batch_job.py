@@ -47,13 +47,13 @@ class BatchRun:
 
     def run(self, trace: Path | None) -> dict[str, Any]:
         """Print the plan, run the job, draw the trace; returns the summary."""
-        from headrace.engine.batch import run_job
+        from headrace.engine.batch import run_job, store_plan
 
         with self._open(self.output, self.retry_errors, self.fresh) as job:
             if not job.pending:
                 return self._nothing_left(job)
             plan, workload = self._plan(job)
-            job.store_plan(plan_dict(plan))
+            store_plan(self.llm, job, plan_dict(plan))
             tokens = workload.prompt_tokens + workload.gen_tokens
             with show_progress(self.console, plan.prediction.seconds, tokens) as progress:
                 done = run_job(self.llm, job, progress=progress, trace_path=trace)
@@ -65,18 +65,15 @@ class BatchRun:
 
     def _plan(self, job: Job) -> tuple[Plan, Workload]:
         """The plan, printed; with the workload that it is for."""
-        from headrace.engine.batch import job_shape
+        from headrace.engine.batch import plan_job
 
-        shape = job_shape(self.llm, job)
-        # Only lines at fault are left: they need no sweep, but their error lines are due.
-        workload = shape.workload if shape.workload.requests else Workload.uniform(1, 1, 1)
-        plan = self.llm.plan(workload)
+        plan, shape = plan_job(self.llm, job)
         print_plan(plan, self.console)
         for line in self._about(job, shape):
             self.console.print(f"note: {line}")
             log.info(line)
         log.info("plan\n%s", plan_text(plan))
-        return plan, workload
+        return plan, shape.workload
 
     def _about(self, job: Job, shape: Any) -> list[str]:
         lines = f"{job.pending} of {job.total} lines to do, in order of completion"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.errors import ModelError, UsageError
+from headrace.errors import UsageError
 from headrace.specs.model import ITEM_BYTES
 from headrace.specs.policy import SCHEDULES
 from headrace.specs.units import parse_size
@@ -18,7 +17,13 @@ if TYPE_CHECKING:
 
 @contextmanager
 def open_llm(
-    model: str, *, memory: str | None, schedule: str | None, kv_dtype: str, **settings: Any
+    model: str,
+    *,
+    memory: str | None,
+    schedule: str | None,
+    kv_dtype: str,
+    revision: str | None = None,
+    **settings: Any,
 ) -> Iterator[LLM]:
     """The engine, closed on the way out. Raises UsageError or ModelError, cheap ones first."""
     budget = None if memory is None else parse_size(memory)
@@ -26,10 +31,11 @@ def open_llm(
         raise UsageError("--schedule", expected=" | ".join(SCHEDULES), got=schedule)
     if kv_dtype not in ITEM_BYTES:
         raise UsageError("--kv-cache-dtype", expected=" | ".join(ITEM_BYTES), got=kv_dtype)
-    if not Path(model).expanduser().is_dir():
-        raise ModelError("no such checkpoint folder", got=model)
+    from headrace.engine.hub import local_folder
+
+    folder = local_folder(model, revision)
     from headrace.engine.llm import LLM
 
-    llm = LLM(model, memory=budget, schedule=schedule, kv_dtype=kv_dtype, **settings)
+    llm = LLM(folder, memory=budget, schedule=schedule, kv_dtype=kv_dtype, **settings)
     with closing(llm):
         yield llm

@@ -22,12 +22,14 @@ def generate(
     top_k: Annotated[int, typer.Option("--top-k", help="0 is no limit.")] = 0,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="May be repeated.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos")] = False,
+    revision: options.Revision = None,
     memory: options.Memory = None,
     schedule: options.Schedule = None,
     seed: options.Seed = 0,
     kv_cache_dtype: options.KvCacheDtype = "f16",
     max_model_len: options.MaxModelLen = None,
     threads: options.Threads = None,
+    kernels: options.Kernels = "auto",
     json: options.Json = False,
     config: options.Config = None,
     verbose: options.Verbose = 0,
@@ -49,12 +51,14 @@ def generate(
     with open_llm(
         model,
         memory=memory,
+        revision=revision,
         schedule=schedule,
         seed=seed,
         kv_dtype=kv_cache_dtype,
         max_seqs=1,
         max_model_len=max_model_len,
         threads=threads,
+        kernels=kernels,
     ) as llm:
         pieces = llm.stream(_messages(text, system) if chat else text, params)
         _print(pieces, {"model": model, "prompt": text}, as_json=json)

@@ -16,7 +16,9 @@ from headrace.specs.policy import SCHEDULES
 
 RUN, LIMITS, OUTPUT = "Run", "Limits", "Output and habits"
 
-Model = Annotated[str, typer.Argument(help="A local checkpoint folder (Hugging Face layout).")]
+Model = Annotated[
+    str, typer.Argument(help="A local checkpoint folder, or a Hugging Face repo id (org/name).")
+]
 
 # -- habits -----------------------------------------------------------------------------------
 Json = Annotated[
@@ -72,6 +74,19 @@ KvCacheDtype = Annotated[
     str,
     typer.Option(
         "--kv-cache-dtype", metavar="f16|bf16|f32", help="KV format.", rich_help_panel=RUN
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option("--revision", help="Branch, tag or commit of a repo id.", rich_help_panel=RUN),
+]
+Kernels = Annotated[
+    str,
+    typer.Option(
+        "--kernels",
+        metavar="auto|native|reference",
+        help="The arithmetic: C++ where it was built, or torch.",
+        rich_help_panel=RUN,
     ),
 ]
 Threads = Annotated[

@@ -109,6 +109,8 @@ def overhead_table(rows: list[dict[str, Any]], hardware: str) -> Table:
         *("per task", f"of a sweep on {hardware}"),
         box=None,
     )
+    for column in table.columns[:2]:
+        column.no_wrap, column.overflow = True, "ignore"
     for column in table.columns[2:]:
         column.justify = "right"
     for row in rows:

@@ -19,6 +19,7 @@ def run_batch(
         Path, typer.Option("--input", "-i", help="JSONL: OpenAI batch lines or plain prompts.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="JSONL, in order of completion.")],
+    revision: options.Revision = None,
     memory: options.Memory = None,
     schedule: options.Schedule = None,
     limit: Annotated[
@@ -37,6 +38,7 @@ def run_batch(
     max_num_batched_tokens: options.MaxNumBatchedTokens = None,
     max_model_len: options.MaxModelLen = None,
     threads: options.Threads = None,
+    kernels: options.Kernels = "auto",
     trace: options.Trace = None,
     dry_run: options.DryRun = False,
     json: options.Json = False,
@@ -61,6 +63,7 @@ def run_batch(
         open_llm(
             model,
             memory=memory,
+            revision=revision,
             schedule=schedule,
             seed=seed,
             kv_dtype=kv_cache_dtype,
@@ -68,6 +71,7 @@ def run_batch(
             max_rows=max_num_batched_tokens,
             max_model_len=max_model_len,
             threads=threads,
+            kernels=kernels,
         ) as llm,
     ):
         log.info("headrace %s", " ".join(sys.argv[1:]))

@@ -46,6 +46,7 @@ class _Answer:
 
     prompt: Prompt
     choice: int
+    group: int
     detokenizer: Any
     tokens: list[int] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
@@ -71,14 +72,15 @@ class Answers:
         self._context = context
         self._keep_deltas = keep_deltas
         self._open: dict[int, _Answer] = {}
-        self._whole: dict[str, list[CompletionOutput]] = {}
+        self._whole: dict[int, list[CompletionOutput]] = {}
         self._ready: deque[Delta | Answered] = deque()
 
     def open(self, sequences: Iterable[batching.Sequence], prompt: Prompt) -> None:
         """Start an answer for each sequence of ``prompt``."""
         for sequence in sequences:
+            group = sequence.id - sequence.choice  # the same for all choices, and no other's
             self._open[sequence.id] = _Answer(
-                prompt, sequence.choice, self._new_detokenizer(prompt)
+                prompt, sequence.choice, group, self._new_detokenizer(prompt)
             )
 
     def rows(self, sequences: Sequence[int]) -> list[SampleRow]:
@@ -97,11 +99,14 @@ class Answers:
                 ended.add(sequence)
         return tokens, ended
 
-    def take(self) -> list[Delta | Answered]:
-        """Everything that became ready since the last call, in order."""
-        ready = list(self._ready)
-        self._ready.clear()
-        return ready
+    def pop(self) -> Delta | Answered | None:
+        """What became ready first and was not popped yet; None when there is nothing."""
+        return self._ready.popleft() if self._ready else None
+
+    def clear(self) -> None:
+        """Forget what is open; what is ready stays."""
+        self._open.clear()
+        self._whole.clear()
 
     def _row(self, answer: _Answer) -> SampleRow:
         return SampleRow(
@@ -162,10 +167,10 @@ class Answers:
     def _close(self, answer: _Answer) -> None:
         assert answer.output is not None
         prompt = answer.prompt
-        done = self._whole.setdefault(prompt.key, [])
+        done = self._whole.setdefault(answer.group, [])
         done.append(answer.output)
         if len(done) == prompt.params.n:
-            del self._whole[prompt.key]
+            del self._whole[answer.group]
             outputs = tuple(sorted(done, key=lambda o: o.index))
             output = RequestOutput(prompt.key, prompt.text, prompt.tokens, outputs)
             self._ready.append(Answered(prompt, output))
@@ -178,7 +183,10 @@ def most_tokens(prompt: Prompt, context: int) -> int:
 
 
 def as_request(prompt: Prompt, context: int) -> batching.Request:
-    """``prompt`` as the batcher sees it. Raises LineError when the context has no room."""
+    """``prompt`` as the batcher sees it. Raises LineError when it is empty, or the context has no
+    room for an answer."""
+    if not prompt.tokens:
+        raise LineError("the prompt has no tokens", expected="at least one token", got=0)
     if len(prompt.tokens) >= context:
         raise LineError(
             "the prompt fills the context",

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from headrace.engine.answers import Answered, Prompt
-from headrace.engine.engine import Refused, SweepEnd
+from headrace.engine.engine import Event, Refused, SweepEnd
 from headrace.engine.jobs import Job, Result
-from headrace.engine.lines import BadLine, JobLine
-from headrace.engine.llm import LLM, workload_of
-from headrace.engine.sampler import check_params
+from headrace.engine.lines import JobLine
+from headrace.engine.llm import LLM
+from headrace.engine.prompts import workload_of
+from headrace.engine.record import Record
 from headrace.engine.summary import RunSummary, summarise
 from headrace.engine.timeline import planned_traces
 from headrace.errors import HeadraceError, LineError, ParameterError
 from headrace.machines.trace import chrome_trace
+from headrace.planner.plan import Plan
 from headrace.planner.prefixes import prefix_tokens_shared
 from headrace.specs.workload import Workload
 
@@ -47,15 +51,32 @@ class JobShape:
     sampled: int
 
 
+def plan_job(llm: LLM, job: Job) -> tuple[Plan, JobShape]:
+    """Plan what is left of ``job``; the plan stored with its output is kept if it can be."""
+    shape = job_shape(llm, job)
+    # Only lines at fault are left: they need no sweep, but their error lines are due.
+    workload = shape.workload if shape.workload.requests else Workload.uniform(1, 1, 1)
+    return llm.plan(workload, (job.plan or {}).get("kept")), shape
+
+
+def store_plan(llm: LLM, job: Job, shown: Mapping[str, Any]) -> None:
+    """Keep the plan in force with the output, beside what people read of it."""
+    job.store_plan({**shown, "kept": llm.stored_plan()})
+
+
 def job_shape(llm: LLM, job: Job) -> JobShape:
     """Lengths of the pending lines; lines at fault do not count."""
-    lines = [x for x in islice(job.scan(), SAMPLED_LINES) if isinstance(x, JobLine)]
-    prompts = [p for p in (_try_prompt(llm, line) for line in lines) if isinstance(p, Prompt)]
+    lines = (line for line in job.scan() if isinstance(line, JobLine))
+    prompts = _runnable(llm, islice(lines, SAMPLED_LINES))
+    sampled = len(prompts)
+    shared = prefix_tokens_shared([p.tokens for p in prompts])
     workload = workload_of(prompts, llm.context)
     if prompts and job.pending > SAMPLED_LINES:
         workload = _scaled(workload, job.pending / SAMPLED_LINES)
-    shared = prefix_tokens_shared([p.tokens for p in prompts])
-    return JobShape(workload, shared, len(prompts))
+        longest = max(_characters(p.payload) for p in prompts)
+        largest = workload_of(_runnable(llm, _record_lengths(lines, longest)), llm.context)
+        workload = workload.joined(largest)
+    return JobShape(workload, shared, sampled)
 
 
 def run_job(
@@ -70,14 +91,16 @@ def run_job(
     Lines are durable, a sweep's worth at a time, before they count. On Ctrl-C or an error
     everything that was finished is written first. The trace holds planned beside measured lanes.
     """
-    run = _Run(llm, job, progress)
     record = llm.new_record(keep_traces=trace_path is not None)
     session = llm.session
-    run.began = llm.clock()
+    run = _Run(llm, job, record, progress, llm.clock())
     try:
-        for event in session.run(run.prompts(), record):
-            run.take(event)
+        with closing(session.run(run.prompts(), record)) as events:
+            for event in events:
+                run.take(event)
     finally:
+        for event in session.engine.unclaimed():
+            run.take(event)
         run.flush()
     wall = llm.clock() - run.began
     if trace_path is not None:
@@ -90,12 +113,12 @@ def run_job(
 class _Run:
     llm: LLM
     job: Job
+    record: Record
     progress: Callable[[Progress], None]
-    began: float = 0.0
+    began: float
     results: list[Result] = field(default_factory=list)
     prompt_lens: list[int] = field(default_factory=list)
     gen_lens: list[int] = field(default_factory=list)
-    generated: int = 0
 
     def prompts(self) -> Iterator[Prompt]:
         """Pending lines as prompts; those that cannot run become results at once."""
@@ -106,7 +129,7 @@ class _Run:
             else:
                 self.results.append((line, prompt))
 
-    def take(self, event: object) -> None:
+    def take(self, event: Event) -> None:
         """Collect answers; write and report when a sweep has ended."""
         if isinstance(event, Answered):
             self.results.append((event.prompt.payload, event.output))
@@ -120,9 +143,9 @@ class _Run:
             self._report()
 
     def flush(self) -> None:
-        """Make all that is finished durable."""
-        results, self.results = self.results, []
-        self.job.write(results)
+        """Make all that is finished durable. What Ctrl-C leaves undone, the next call does."""
+        self.job.write(self.results)
+        self.results = []
 
     def workload(self) -> Workload:
         """The job with its realised lengths."""
@@ -133,7 +156,7 @@ class _Run:
         return {"lines": self.job.total, "done": self.job.done, "failed": self.job.failed}
 
     def _report(self) -> None:
-        counters = self.llm.session.batcher.counters
+        counters = self.llm.session.batcher.counters.since(self.record.before)
         self.progress(
             Progress(
                 done=self.job.done,
@@ -146,19 +169,35 @@ class _Run:
         )
 
 
-def _try_prompt(llm: LLM, line: JobLine | BadLine) -> Prompt | HeadraceError:
+def _try_prompt(llm: LLM, line: JobLine) -> Prompt | HeadraceError:
     """The line tokenised, or what is wrong with it."""
-    if isinstance(line, BadLine):
-        return line.error
     try:
         text = line.messages if line.prompt is None else line.prompt
-        tokens = llm.encode(text)  # type: ignore[arg-type]
-        check_params(line.params, llm.loaded.model.vocab, llm.tokenizer.eos_ids)
-    except ParameterError as error:
-        return LineError(error.message, expected=error.expected, got=error.got, hint=error.hint)
-    except LineError as error:
+        prompt = Prompt(line.key, llm.encode(text or ""), line.params, payload=line)
+        llm.check(prompt)
+    except (LineError, ParameterError) as error:
         return error
-    return Prompt(line.key, tokens, line.params, payload=line)
+    return prompt
+
+
+def _runnable(llm: LLM, lines: Iterable[JobLine]) -> list[Prompt]:
+    prompts = (_try_prompt(llm, line) for line in lines)
+    return [p for p in prompts if isinstance(p, Prompt)]
+
+
+def _record_lengths(lines: Iterable[JobLine], longest: int) -> Iterator[JobLine]:
+    """Lines longer, in characters, than ``longest`` and than all before: a plan must hold the
+    longest line, and of most files only a handful need to be tokenised to find it."""
+    for line in lines:
+        if (size := _characters(line)) > longest:
+            longest = size
+            yield line
+
+
+def _characters(line: JobLine) -> int:
+    if line.messages is not None:
+        return sum(len(str(message["content"])) for message in line.messages)
+    return len(line.prompt or "")
 
 
 def _scaled(workload: Workload, factor: float) -> Workload:

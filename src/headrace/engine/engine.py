@@ -2,22 +2,23 @@
 
 Two sweeps are in flight, so that reads of the next one start in the tail of this one. What a
 sweep computes is decided by its BIND task, right after the last sweep's COMMIT: the list of
-tasks is known long before, the amounts only then.
+tasks is known long before, the amounts only then. A sweep that finds nothing left to do, since
+all ended earlier than they might have, is cut short.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 from headrace.batching.batcher import Batcher
 from headrace.engine.answers import Answered, Answers, Delta, Prompt, as_request
 from headrace.engine.sampler import Sampler
 from headrace.engine.sweep import Sweep
-from headrace.errors import LineError
-from headrace.machines.machine import Body, Machine, Ticket, Views
+from headrace.errors import LineError, UsageError
+from headrace.machines.machine import Body, Cancelled, Machine, Ticket, Views
 from headrace.machines.trace import SweepTrace
 from headrace.schedule.task import Buffer, Op, Schedule, Task
 
@@ -40,11 +41,21 @@ class SweepEnd(NamedTuple):
 
 Event = Answered | Delta | Refused | SweepEnd
 ScheduleSource = Callable[[int], Schedule]
-"""Gives the list for the next sweep from the number of sequences that may be in it."""
+"""Gives the list for the next sweep from the number of rows that it is expected to have."""
+
+
+class Flight(NamedTuple):
+    """A sweep that was appended and has not been waited for."""
+
+    ticket: Ticket
+    sweep: Sweep
 
 
 class Engine:
-    """Runs prompts through a machine. One ``run`` at a time; ``bodies`` go to the machine."""
+    """Runs prompts through a machine. One ``run`` at a time; ``bodies`` go to the machine.
+
+    ``on_sweep`` gets the trace of each sweep that ended, ``on_cut`` those that were cut short.
+    """
 
     def __init__(
         self,
@@ -53,6 +64,7 @@ class Engine:
         new_answers: Callable[[bool], Answers],
         schedules: ScheduleSource,
         on_sweep: Callable[[SweepTrace], None],
+        on_cut: Callable[[Sweep], None],
         context: int,
     ) -> None:
         self._batcher = batcher
@@ -60,9 +72,11 @@ class Engine:
         self._new_answers = new_answers
         self._schedules = schedules
         self._on_sweep = on_sweep
+        self._on_cut = on_cut
         self._context = context
         self._answers = new_answers(False)
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # guards batcher and answers, which BIND and COMMIT change
+        self._busy = False
         self._sweeps = 0
         self._landed = 0
 
@@ -73,44 +87,59 @@ class Engine:
 
     def run(
         self, machine: Machine, prompts: Iterator[Prompt], stream: bool = False
-    ) -> Iterator[Event]:
+    ) -> Generator[Event]:
         """Answer ``prompts`` as they come; yields in completion order.
 
         ``stream`` adds a Delta for each piece of text. However it ends (an error, Ctrl-C, a
         closed iterator), the machine is left idle and nothing of an open request is kept.
+        Raises UsageError while another run is under way.
         """
+        if self._busy:
+            raise UsageError("a run is under way", hint="finish it, or close its iterator, first")
+        self._busy = True
         self._answers = self._new_answers(stream)
-        flights: deque[Ticket] = deque()
+        flights: deque[Flight] = deque()
         try:
             yield from self._feed(prompts)
-            while True:
-                while len(flights) < IN_FLIGHT and self._sweeps_left() > len(flights):
-                    flights.append(self._launch(machine))
-                if not flights:
-                    return
-                self._land(flights.popleft())
+            while self._has_work(flights):
+                self._launch(machine, flights)
+                self._land(flights)
                 yield from self._take()
                 yield SweepEnd(self._landed)
                 yield from self._feed(prompts)
         finally:
-            machine.cancel()
-            self._batcher.clear()
+            self._stop(machine, flights)
 
-    def _launch(self, machine: Machine) -> Ticket:
-        self._sweeps += 1
-        with self._lock:
-            sequences = self._batcher.active + self._batcher.waiting
-        return machine.append(self._schedules(sequences), Sweep(self._sweeps))
+    def unclaimed(self) -> list[Answered | Delta]:
+        """What was ready when the last run was stopped, and not taken from it."""
+        return list(self._take())
 
-    def _land(self, ticket: Ticket) -> None:
-        trace = ticket.wait()
+    def _launch(self, machine: Machine, flights: deque[Flight]) -> None:
+        """Append sweeps while they are sure to have rows, unless all end early."""
+        while len(flights) < IN_FLIGHT:
+            with self._lock:
+                outlook = self._batcher.outlook()
+            if outlook.sweeps_left <= len(flights):
+                return
+            rows = outlook.rows(after=len(flights))
+            self._sweeps += 1
+            sweep = Sweep(self._sweeps)
+            flights.append(Flight(machine.append(self._schedules(rows), sweep), sweep))
+
+    def _land(self, flights: deque[Flight]) -> None:
+        """Wait for the oldest sweep."""
+        try:
+            trace = flights[0].ticket.wait()
+        except Cancelled:
+            raise UsageError("the engine was closed during a run") from None
+        flight = flights.popleft()
         self._landed += 1
         self._on_sweep(trace)
-        trace.sweep.release()  # type: ignore[attr-defined]
+        flight.sweep.release()
 
     def _feed(self, prompts: Iterator[Prompt]) -> Iterator[Refused]:
         """Keep one sweep's worth of requests waiting, tokenised while the machine works."""
-        while self._batcher.needs_requests:
+        while self._needs_requests():
             prompt = next(prompts, None)
             if prompt is None:
                 return
@@ -121,13 +150,35 @@ class Engine:
             except LineError as error:
                 yield Refused(prompt, error)
 
-    def _take(self) -> list[Answered | Delta]:
-        with self._lock:
-            return self._answers.take()
+    def _take(self) -> Iterator[Answered | Delta]:
+        while True:
+            with self._lock:
+                event = self._answers.pop()
+            if event is None:
+                return
+            yield event
 
-    def _sweeps_left(self) -> int:
+    def _stop(self, machine: Machine, flights: deque[Flight]) -> None:
+        """Leave the machine idle; forget every open request."""
+        try:
+            machine.cancel()
+            for flight in flights:
+                self._on_cut(flight.sweep)
+        finally:
+            with self._lock:
+                self._batcher.clear()
+                self._answers.clear()
+            self._busy = False
+
+    def _has_work(self, flights: deque[Flight]) -> bool:
+        """Whether a request is open, or was when a sweep in flight was bound: its answers, if
+        all are whole by now, were not taken yet."""
         with self._lock:
-            return self._batcher.most_sweeps_left()
+            return self._batcher.has_work or any(f.sweep.batch.rows for f in flights)
+
+    def _needs_requests(self) -> bool:
+        with self._lock:
+            return self._batcher.needs_requests
 
     def _bind(self, task: Task, views: Views, sweep: Sweep) -> None:
         with self._lock:

@@ -15,9 +15,9 @@ Lines at fault are answered with error lines by the job itself.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from headrace.engine.bodies import answer_line, error_line
 from headrace.engine.durable import DurableLog
@@ -61,6 +61,7 @@ class Job:
         self._now = now
         self._done: set[str] = set()
         self._bad: list[BadLine] = []
+        self._writing: _Group | None = None
         self._scan = InputScan(0, 0, False, frozenset())
         self._signature: Signature = {}
         self.total = self.done = self.failed = 0
@@ -157,6 +158,7 @@ class Job:
 
         Raises StorageError when they could not be made durable: none of them counts then.
         """
+        self._count_durable()
         created = int(self._now())
         records = {bad.key: error_line(bad, bad.error) for bad in self._bad}
         for line, result in results:
@@ -168,11 +170,21 @@ class Job:
         fresh = {key: record for key, record in records.items() if key not in self._done}
         if not fresh:
             return
-        self._log.append(b"".join(_encode(record) for record in fresh.values()))
-        self._bad.clear()
-        self._done.update(fresh)
-        self.done += len(fresh)
-        self.failed += sum(record["error"] is not None for record in fresh.values())
+        data = b"".join(_encode(record) for record in fresh.values())
+        failed = sum(record["error"] is not None for record in fresh.values())
+        self._writing = _Group(self._log.size + len(data), fresh.keys(), failed)
+        self._log.append(data)
+        self._count_durable()
+
+    def _count_durable(self) -> None:
+        """Count the group that was last written, if it is durable. Ctrl-C may have come between;
+        written again then, its lines would stand in the output twice."""
+        group, self._writing = self._writing, None
+        if group is not None and self._log.size == group.end:
+            self._bad = [bad for bad in self._bad if bad.key not in group.keys]
+            self.done += len(group.keys - self._done)
+            self.failed += group.failed
+            self._done.update(group.keys)
 
     def _prepare(self, signature: Signature, retry_errors: bool, fresh: bool) -> None:
         """Check everything first; only then drop what is to be written again."""
@@ -198,6 +210,14 @@ class Job:
         if found.answered or found.failed:
             self._sidecar.check(signature)
         return found
+
+
+class _Group(NamedTuple):
+    """Lines on their way into the output, whose size they make ``end``."""
+
+    end: int
+    keys: Set[str]
+    failed: int
 
 
 def _encode(record: dict[str, Any]) -> bytes:

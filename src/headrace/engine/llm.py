@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from headrace.engine.answers import Answered, Delta, Prompt, as_request, most_tokens
+from headrace.engine.answers import Answered, Delta, Prompt
 from headrace.engine.engine import Event, Refused
+from headrace.engine.hub import local_folder
 from headrace.engine.loaded import Loaded
 from headrace.engine.outputs import RequestOutput
 from headrace.engine.probe import measure_machine, usable_threads
+from headrace.engine.prompts import check_prompt, make_prompts, workload_of
 from headrace.engine.record import Record
-from headrace.engine.sampler import check_params
 from headrace.engine.session import Session
-from headrace.engine.summary import numerics_version
 from headrace.errors import UsageError
+from headrace.kernels.select import select
 from headrace.memory.tiers import default_budget
+from headrace.planner.candidates import Situation
 from headrace.planner.plan import Overrides, Plan
-from headrace.planner.rules import make_plan
+from headrace.planner.rules import best_plan
+from headrace.planner.stored import restore_plan, store_plan
 from headrace.schedule.work import WorkModel
 from headrace.specs.hardware import Hardware
 from headrace.specs.sampling import SamplingParams
@@ -33,9 +37,9 @@ class LLM:
     """A model on this machine, within ``memory`` bytes for weights, KV, activations and scratch.
 
     ``memory`` None takes the default budget. ``schedule``, ``max_seqs`` (sequences in a sweep)
-    and ``max_rows`` (tokens in a sweep) override the plan's choice. The first use measures the
-    machine, plans, and takes the memory; later calls keep the plan. Not thread-safe. Use as a
-    context manager, or ``close`` it.
+    and ``max_rows`` (tokens in a sweep) override the plan's choice. ``hardware`` spares the
+    measurement of this machine. The first use measures, plans, and takes the memory; later calls
+    keep the plan while it suits. Not thread-safe. Use as a context manager, or ``close`` it.
     """
 
     def __init__(
@@ -50,24 +54,35 @@ class LLM:
         max_rows: int | None = None,
         max_model_len: int | None = None,
         threads: int | None = None,
+        kernels: str = "auto",
         direct: bool | None = None,
+        hardware: Hardware | None = None,
     ) -> None:
         self.clock: Callable[[], float] = time.perf_counter  # noqa: TID251 (the outermost layer)
-        self.loaded = Loaded.open(model, direct)
+        self.loaded = Loaded.open(local_folder(model), direct)
         self.seed = seed
         self.kv_dtype = kv_dtype
         self.threads = threads or usable_threads()
-        self.context = self._context(max_model_len)
+        self.kernels = select(kernels, self.threads)
+        try:
+            self.context = _context(max_model_len, self.loaded.model.max_positions)
+        except UsageError:
+            self.loaded.close()
+            raise
         self._overrides = Overrides(
             schedule=schedule,
             max_seqs=max_seqs,
             max_rows=max_rows,
             kv_dtype=kv_dtype,
             threads=self.threads,
+            kernels=self.kernels.name,
         )
-        self._memory = memory
-        self._hardware: Hardware | None = None
+        self._asked_memory = memory
+        self._budget = memory
+        self._hardware = hardware
         self._plan: Plan | None = None
+        self._planned: Workload | None = None  # what the plan was made for
+        self._own_plan = False  # nobody asked for this plan: it may change as prompts do
         self._session: Session | None = None
 
     @property
@@ -83,6 +98,7 @@ class LLM:
                 self.loaded,
                 self.clock,
                 threads=self.threads,
+                kernels=self.kernels.name,
                 kv_dtype=self.kv_dtype,
                 capacity_bytes=self.budget,
             )
@@ -91,15 +107,15 @@ class LLM:
     @property
     def budget(self) -> int:
         """Bytes that weights, ring, KV, activations and scratch may take together."""
-        if self._memory is None:
+        if self._budget is None:
             self.loaded.tokenizer.vocab_size  # noqa: B018 (loaded first: it counts as baseline)
-            self._memory = default_budget().budget_bytes
-        return self._memory
+            self._budget = default_budget().budget_bytes
+        return self._budget
 
     @property
     def numerics(self) -> str:
         """What of this run, beside weights and seed, decides a result's bits."""
-        return numerics_version(self.kv_dtype, self.threads)
+        return f"{self.kernels.numerics}-kv_{self.kv_dtype}"
 
     def signature(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
         """What results depend on; an output of another signature is not resumed.
@@ -117,27 +133,29 @@ class LLM:
         given = {k: config[k] for k in known if isinstance(config.get(k), int | float)}
         return {**given, "max_tokens": max_tokens}
 
-    def plan(self, workload: Workload) -> Plan:
+    def plan(self, workload: Workload, stored: object = None) -> Plan:
         """Choose the policy for ``workload``; later calls of this object run under it.
 
-        Raises BudgetError when the budget cannot work, naming the smallest one that can.
+        ``stored`` is what ``stored_plan`` was when an earlier run of the same job began: that
+        plan is kept if it still fits. Raises BudgetError when the budget cannot work, naming
+        the smallest one that can.
         """
         self._end_session()
-        self._plan = make_plan(
-            self.loaded.model,
-            self.loaded.pages,
-            self.loaded.page_bytes,
-            self.hardware,
-            workload,
-            self.budget,
-            self._overrides,
-        )
+        at = self._situation(workload)
+        kept = restore_plan(stored, at, self._asked_memory)
+        self._plan = kept or best_plan(at)
+        self._planned, self._own_plan = workload, False
         return self._plan
+
+    def stored_plan(self) -> dict[str, Any]:
+        """The plan in force as plain data, for ``plan``. Raises UsageError before there is one."""
+        at = self._situation(self._planned or Workload((), ()))
+        return store_plan(self.current_plan, at, self._asked_memory)
 
     def use(self, plan: Plan) -> None:
         """Run under ``plan`` from now on, as a comparison of schedules under one policy does."""
         self._end_session()
-        self._plan = plan
+        self._plan, self._planned, self._own_plan = plan, None, False
 
     def generate(
         self,
@@ -149,8 +167,8 @@ class LLM:
         ``params`` is one SamplingParams for all, or one each. Raises LineError for a prompt
         that cannot run, before any work.
         """
-        many: Sequence[PromptLike]
-        many = [prompts] if isinstance(prompts, str) or _is_tokens(prompts) else list(prompts)
+        single = isinstance(prompts, str) or _is_tokens(prompts)
+        many: list[Any] = [prompts] if single else list(prompts)
         encoded = [tuple(self.tokenizer.encode(p)) for p in many]
         texts = [p if isinstance(p, str) else None for p in many]
         return self._generate(encoded, texts, params)
@@ -170,14 +188,13 @@ class LLM:
         self, prompt: PromptLike | Messages, params: SamplingParams | None = None
     ) -> Iterator[str]:
         """Answer one prompt (or conversation) piece by piece as the text becomes safe."""
-        tokens = self.encode(prompt)
-        (request,) = self._prompts([tokens], [None], params)
-        session = self._ready([request])
-        for event in session.run(iter([request]), stream=True):
-            if isinstance(event, Delta):
-                yield event.text
-            elif isinstance(event, Refused):
-                raise event.error
+        prompts = self._prompts([self.encode(prompt)], [None], params)
+        with closing(self._ready(prompts).run(iter(prompts), stream=True)) as events:
+            for event in events:
+                if isinstance(event, Delta):
+                    yield event.text
+                elif isinstance(event, Refused):
+                    raise event.error
 
     def encode(self, prompt: PromptLike | Messages) -> tuple[int, ...]:
         """Token ids of a text, of ids, or of a conversation."""
@@ -185,7 +202,11 @@ class LLM:
             return tuple(self.tokenizer.encode_chat(prompt))
         return tuple(self.tokenizer.encode(prompt))
 
-    def events(self, prompts: Iterable[Prompt], record: Record | None = None) -> Iterator[Event]:
+    def check(self, prompt: Prompt) -> None:
+        """Raise ParameterError or LineError if ``prompt`` cannot run with this model."""
+        check_prompt(prompt, self.loaded.model.vocab, self.tokenizer.eos_ids, self.context)
+
+    def events(self, prompts: Iterable[Prompt], record: Record | None = None) -> Generator[Event]:
         """Run tokenised prompts under the plan made before; for batch jobs and benchmarks."""
         return self._open_session().run(iter(prompts), record)
 
@@ -228,11 +249,12 @@ class LLM:
         if not prompts:
             return []
         outputs: dict[str, RequestOutput] = {}
-        for event in self._ready(prompts).run(iter(prompts)):
-            if isinstance(event, Refused):
-                raise event.error
-            if isinstance(event, Answered):
-                outputs[event.prompt.key] = event.output
+        with closing(self._ready(prompts).run(iter(prompts))) as events:
+            for event in events:
+                if isinstance(event, Refused):
+                    raise event.error
+                if isinstance(event, Answered):
+                    outputs[event.prompt.key] = event.output
         return [outputs[p.key] for p in prompts]
 
     def _prompts(
@@ -242,27 +264,36 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None,
     ) -> list[Prompt]:
         """Requests with their keys; refuses what cannot run before anything is done."""
-        one = params is None or isinstance(params, SamplingParams)
-        each = [params or SamplingParams()] * len(encoded) if one else list(params)  # type: ignore[arg-type]
-        if len(each) != len(encoded):
-            raise UsageError(
-                "sampling parameters", expected=f"one, or {len(encoded)}", got=len(each)
-            )
-        prompts = [
-            Prompt(str(i), tokens, p, text)
-            for i, (tokens, text, p) in enumerate(zip(encoded, texts, each, strict=True))
-        ]
+        prompts = make_prompts(encoded, texts, params)
         for prompt in prompts:
-            check_params(prompt.params, self.loaded.model.vocab, self.tokenizer.eos_ids)
-            as_request(prompt, self.context)
+            self.check(prompt)
         return prompts
 
     def _ready(self, prompts: Sequence[Prompt]) -> Session:
         """A session whose KV holds the longest of ``prompts``; plans again if need be."""
         workload = workload_of(prompts, self.context)
-        if self._plan is None or _needs_more(self._plan, workload):
+        if self._plan is None or self._outgrown(self._plan, workload):
             self.plan(workload)
+            self._own_plan = True
         return self._open_session()
+
+    def _outgrown(self, plan: Plan, workload: Workload) -> bool:
+        """Whether ``plan`` cannot run ``workload``, or was made, unasked, for a far smaller one."""
+        if workload.longest > plan.policy.kv_blocks * plan.policy.kv_block:
+            return True
+        before = self._planned.requests if self._own_plan and self._planned else 1 << 30
+        return workload.requests > plan.policy.max_seqs and workload.requests >= 2 * before
+
+    def _situation(self, workload: Workload) -> Situation:
+        return Situation(
+            self.loaded.model,
+            self.loaded.pages,
+            self.loaded.page_bytes,
+            self.hardware,
+            workload,
+            self.budget,
+            self._overrides,
+        )
 
     def _open_session(self) -> Session:
         if self._session is None:
@@ -274,7 +305,7 @@ class LLM:
                 self.clock,
                 seed=self.seed,
                 context=self.context,
-                pick=lambda rows: pick_schedule(plan, rows),
+                pick=plan.schedule_for,
             )
         return self._session
 
@@ -283,34 +314,11 @@ class LLM:
             self._session.close()
             self._session = None
 
-    def _context(self, asked: int | None) -> int:
-        most = self.loaded.model.max_positions
-        if asked is not None and not 1 <= asked <= most:
-            raise UsageError("max_model_len", expected=f"1 to {most}", got=asked)
-        return asked or most
 
-
-def workload_of(prompts: Sequence[Prompt], context: int) -> Workload:
-    """Lengths of ``prompts``, every choice a sequence; outputs assumed at half their limit
-    unless EOS is ignored."""
-    each = [(p, most_tokens(p, context)) for p in prompts for _ in range(p.params.n)]
-    return Workload(
-        prompt_lens=tuple(len(p.tokens) for p, _ in each),
-        gen_lens=tuple(most if p.params.ignore_eos else -(-most // 2) for p, most in each),
-        max_lens=tuple(most for _, most in each),
-        assumed=not all(p.params.ignore_eos for p in prompts),
-    )
-
-
-def pick_schedule(plan: Plan, sequences: int) -> str:
-    """The plan's schedule, or ``on_demand`` once so few sequences are left that it is faster."""
-    if plan.policy.schedule == "stream" and sequences <= plan.on_demand_rows:
-        return "on_demand"
-    return plan.policy.schedule
-
-
-def _needs_more(plan: Plan, workload: Workload) -> bool:
-    return workload.longest > plan.policy.kv_blocks * plan.policy.kv_block
+def _context(asked: int | None, most: int) -> int:
+    if asked is not None and not 1 <= asked <= most:
+        raise UsageError("max_model_len", expected=f"1 to {most}", got=asked)
+    return asked or most
 
 
 def _is_tokens(prompts: object) -> bool:

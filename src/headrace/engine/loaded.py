@@ -45,10 +45,13 @@ class Loaded:
         dtypes = {name: entry.dtype for name, entry in checkpoint.tensors.items()}
         model = model_spec(checkpoint.config, dtypes)
         pages = page_layout(model)
+        names = architecture(checkpoint.config).tensor_name
         reader = DiskReader(checkpoint.files, direct)
-        table = PageTable(
-            pages, checkpoint, architecture(checkpoint.config).tensor_name, model, reader
-        )
+        try:
+            table = PageTable(pages, checkpoint, names, model, reader)
+        except ModelError:
+            reader.close()
+            raise
         return cls(path, checkpoint, model, pages, reader, table)
 
     @cached_property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from headrace.batching.counters import Counters
 from headrace.engine.sweep import Sweep
 from headrace.machines.trace import RunTotals, SweepTrace
 from headrace.memory.pages import PageTable
@@ -28,7 +29,8 @@ class Record:
     """Totals of one run. ``keep_traces`` keeps every span, for a timeline.
 
     ``disk_seconds`` is the time in which at least one page was being read: lanes of the same
-    disk are busy together.
+    disk are busy together. ``bytes_read`` counts sweeps cut short as well, ``before`` is where
+    the batcher's counters stood when the run began.
     """
 
     table: PageTable
@@ -39,6 +41,7 @@ class Record:
     bytes_read: int = 0
     disk_seconds: float = 0.0
     traces: list[SweepTrace] = field(default_factory=list)
+    before: Counters = field(default_factory=Counters)
     _disk_until: float = 0.0
     _last_end: float | None = None
 
@@ -50,12 +53,11 @@ class Record:
         began = trace.start if self._last_end is None else self._last_end
         self._last_end = trace.end
         self._add_disk(trace)
-        row_bytes = self._row_bytes(trace, sweep)
-        self.bytes_read += sum(sweep.binding.page_bytes.values()) + row_bytes
+        self.bytes_read += sweep.binding.bytes_read
         decodes = sweep.batch.decode_rows
         self.sweeps.append(
             SweepAmounts(
-                needed_bytes=self._needed(trace, sweep) + row_bytes,
+                needed_bytes=self._needed(trace, sweep),
                 flops=self.work.sweep_work(trace.schedule, sweep.binding).get(CPU_FLOPS, 0.0),
                 prefill_rows=sweep.batch.rows - decodes,
                 decode_rows=decodes,
@@ -64,6 +66,10 @@ class Record:
         )
         if self.keep_traces:
             self.traces.append(trace)
+
+    def cut(self, sweep: Sweep) -> None:
+        """Count the reads of a sweep that was cut short: nobody needed them."""
+        self.bytes_read += sweep.binding.bytes_read
 
     @property
     def needed_bytes(self) -> int:
@@ -95,15 +101,15 @@ class Record:
                 self._disk_until = max(self._disk_until, span.end)
 
     def _needed(self, trace: SweepTrace, sweep: Sweep) -> int:
+        """Bytes of pages that are not resident and that some row used, and of distinct rows."""
         if not sweep.batch.rows:
             return 0
         reads = (t for t in trace.schedule.tasks if t.op is Op.READ_PAGE)
-        return sum(self.table.needed_bytes(_page(t)) for t in reads if _used(t, sweep))
-
-    def _row_bytes(self, trace: SweepTrace, sweep: Sweep) -> int:
-        if all(t.op is not Op.READ_ROWS for t in trace.schedule.tasks):
-            return 0
-        return sweep.batch.rows * self.table.row_bytes()
+        pages = sum(self.table.needed_bytes(_page(t)) for t in reads if _used(t, sweep))
+        if sweep.binding.row_bytes is None:
+            return pages
+        segments = (s for m in sweep.batch.micro_batches for s in m.segments)
+        return pages + len({t for s in segments for t in s.tokens}) * self.table.row_bytes()
 
 
 def _used(task: Task, sweep: Sweep) -> bool:

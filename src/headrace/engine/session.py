@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 
@@ -16,22 +16,48 @@ from headrace.engine.engine import Engine, Event
 from headrace.engine.loaded import Loaded
 from headrace.engine.record import Record
 from headrace.engine.sampler import Sampler
-from headrace.machines.machine import Clock
+from headrace.engine.sweep import Sweep
+from headrace.errors import UsageError
+from headrace.machines.machine import Body, Clock, Machine
 from headrace.machines.threads import Threads
+from headrace.machines.trace import SweepTrace
 from headrace.memory.arena import Arena
 from headrace.models.bodies import make_bodies
 from headrace.models.workspace import Workspace
 from headrace.schedule.generate import generate, next_phase
 from headrace.schedule.sizes import buffer_sizes
-from headrace.schedule.task import Schedule
+from headrace.schedule.task import Op, Schedule
 from headrace.specs.policy import Policy
 
 SchedulePicker = Callable[[int], str]
-"""Names the schedule of the next sweep from the number of sequences that may be in it."""
+"""Names the schedule of the next sweep from the number of rows that it is expected to have."""
+
+MachineFactory = Callable[[Mapping[Op, Body], Workspace, Clock], Machine]
+"""Makes the machine that runs bodies over a workspace."""
+
+KEPT_TASKS = 20_000
+"""Tasks of schedules that are kept for reuse; about a kilobyte each."""
+
+
+def lanes_as_threads(bodies: Mapping[Op, Body], workspace: Workspace, clock: Clock) -> Machine:
+    """A worker per lane; what touches the requests shares the arithmetic's."""
+    threads = workspace.policy.threads
+    return Threads(
+        bodies,
+        workspace.view,
+        clock,
+        inline={"host": "cpu"},
+        on_start=lambda lane: _prepare_thread(lane, threads),
+    )
 
 
 class Session:
-    """Holds everything a run needs under one policy. Close it to give the memory back."""
+    """Holds everything a run needs under one policy. Close it to give the memory back.
+
+    ``pick`` names the schedule of each sweep (by default the policy's), ``machine`` makes what
+    runs it. Raises BudgetError when ``arena_bytes`` is not enough, StorageError when a resident
+    page cannot be read.
+    """
 
     def __init__(
         self,
@@ -44,15 +70,10 @@ class Session:
         context: int,
         pick: SchedulePicker | None = None,
         on_load: Callable[[int], None] | None = None,
+        machine: MachineFactory = lanes_as_threads,
     ) -> None:
         self.loaded = loaded
         self.policy = policy
-        self.arena = Arena("host", arena_bytes)
-        sizes = buffer_sizes(loaded.model, loaded.pages, policy, loaded.page_bytes)
-        self.workspace = Workspace(loaded.model, loaded.table, policy, sizes, self.arena)
-        before = clock()
-        self.loaded_bytes = self.workspace.load_resident(on_load)
-        self.load_seconds = clock() - before
         self.batcher = Batcher(Limits.of(policy))
         self._record: Record | None = None
         self.engine = Engine(
@@ -61,32 +82,47 @@ class Session:
             lambda stream: self._answers(context, stream),
             _Schedules(loaded, policy, pick or (lambda _: policy.schedule)),
             self._on_sweep,
+            self._on_cut,
             context,
         )
-        self.machine = Threads(
-            {**make_bodies(loaded.model, loaded.table, policy), **self.engine.bodies},
-            self.workspace.view,
-            clock,
-            inline={"host": "cpu"},
-            on_start=lambda lane: _prepare_thread(lane, policy.threads),
-        )
+        self.arena = Arena("host", arena_bytes)
+        try:
+            sizes = buffer_sizes(loaded.model, loaded.pages, policy, loaded.page_bytes)
+            workspace = Workspace(loaded.model, loaded.table, policy, sizes, self.arena)
+            before = clock()
+            self.loaded_bytes = workspace.load_resident(on_load)
+            self.load_seconds = clock() - before
+        except BaseException:
+            self.arena.close()
+            raise
+        bodies = {**make_bodies(loaded.model, loaded.table, policy), **self.engine.bodies}
+        self._machine: Machine | None = machine(bodies, workspace, clock)
 
     def run(
         self, prompts: Iterator[Prompt], record: Record | None = None, stream: bool = False
-    ) -> Iterator[Event]:
-        """Answer ``prompts``; see ``Engine.run``. ``record`` takes every sweep's trace."""
+    ) -> Generator[Event]:
+        """Answer ``prompts``; see ``Engine.run``. ``record`` takes what every sweep did."""
+        if self._machine is None:
+            raise UsageError("the session is closed")
         self._record = record
-        return self.engine.run(self.machine, prompts, stream)
+        if record is not None:
+            record.before = self.batcher.counters.copy()
+        return self.engine.run(self._machine, prompts, stream)
 
     def close(self) -> None:
-        """Stop the lanes and free the memory. Idempotent."""
-        self.machine.close()
-        del self.workspace, self.engine, self.machine
-        self.arena.close()
+        """Stop the lanes and free the memory, once nobody holds a view of it. Idempotent."""
+        machine, self._machine = self._machine, None
+        if machine is not None:
+            machine.close()
+            self.arena.close()
 
-    def _on_sweep(self, trace: object) -> None:
+    def _on_sweep(self, trace: SweepTrace) -> None:
         if self._record is not None:
-            self._record.add(trace)  # type: ignore[arg-type]
+            self._record.add(trace)
+
+    def _on_cut(self, sweep: Sweep) -> None:
+        if self._record is not None:
+            self._record.cut(sweep)
 
     def _answers(self, context: int, stream: bool) -> Answers:
         tokenizer = self.loaded.tokenizer
@@ -100,17 +136,19 @@ class Session:
 
 
 class _Schedules:
-    """The list of the next sweep. Lists are made once per name and place in the ring."""
+    """The list of the next sweep. Lists are made once per name and place in the ring, as far as
+    KEPT_TASKS go; making one again costs a few milliseconds."""
 
     def __init__(self, loaded: Loaded, policy: Policy, pick: SchedulePicker) -> None:
         self._loaded = loaded
         self._policy = policy
         self._pick = pick
         self._phase = 0
-        self._generate = lru_cache(maxsize=256)(self._make)
+        kept = max(2, KEPT_TASKS // (2 * len(loaded.pages)))  # a task per page, one per read
+        self._generate = lru_cache(maxsize=kept)(self._make)
 
-    def __call__(self, sequences: int) -> Schedule:
-        schedule = self._generate(self._pick(sequences), self._phase)
+    def __call__(self, rows: int) -> Schedule:
+        schedule = self._generate(self._pick(rows), self._phase)
         self._phase = next_phase(self._loaded.pages, self._policy, self._phase)
         return schedule
 

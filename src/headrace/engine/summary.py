@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from headrace.engine.record import Record
 from headrace.memory.tiers import peak_rss_bytes
 from headrace.planner.simulate import predict
@@ -23,7 +21,8 @@ class RunSummary:
     """Figures of one run; SI units. ``bytes_read`` and ``bytes_needed`` are of the sweeps,
     ``loaded_bytes`` of the resident pages before them. ``predicted_seconds`` was said before
     the run (output lengths assumed where ``predicted_assumed``), ``predicted_after_seconds``
-    is the same prediction with the lengths that came out; both include the loading."""
+    is the same prediction with the lengths that came out; like ``wall_seconds``, both leave the
+    loading out."""
 
     schedule: str
     numerics: str
@@ -72,10 +71,14 @@ def summarise(
     """Put measured beside planned. ``wall`` counts from the first sweep's start to the last
     durable line, loading apart."""
     plan, session, hardware = llm.current_plan, llm.session, llm.hardware
-    counters = session.batcher.counters
+    counters = session.batcher.counters.since(record.before)
     prefill, decode = record.rates()
     model, pages = llm.loaded.model, llm.loaded.pages
-    after = predict(model, pages, plan.policy, hardware, realised) if realised.requests else None
+    after = (
+        predict(model, pages, plan.policy, hardware, realised, plan.on_demand_rows)
+        if realised.requests
+        else None
+    )
     policy = {**asdict(plan.policy), "resident": len(plan.policy.resident)}
     tokens = counters.prefill_tokens + counters.sampled_tokens
     return RunSummary(
@@ -136,9 +139,3 @@ def _lanes(record: Record, predicted: Mapping[str, float]) -> dict[str, dict[str
         }
         for name, seconds in busy.items()
     }
-
-
-def numerics_version(kv_dtype: str, threads: int) -> str:
-    """What, beside weights and seed, decides a result's bits."""
-    capability = torch.backends.cpu.get_cpu_capability().lower()
-    return f"torch-{torch.__version__}-{capability}-kv_{kv_dtype}-threads_{threads}"

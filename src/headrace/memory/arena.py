@@ -45,8 +45,8 @@ class Arena:
 
     @property
     def used(self) -> int:
-        """Bytes handed out, alignment included."""
-        return self._used
+        """Bytes handed out, in whole memory pages."""
+        return -(-self._used // mmap.PAGESIZE) * mmap.PAGESIZE
 
     @property
     def layout(self) -> Mapping[str, Region]:

@@ -216,7 +216,7 @@ def _pieces(data: Any) -> Iterable[Any]:
     try:
         return (memoryview(data),)
     except TypeError:
-        return data  # type: ignore[no-any-return]
+        return data
 
 
 def _flat(piece: Any) -> memoryview:

@@ -72,8 +72,8 @@ class _Bodies:
     def read_rows(self, task: Task, views: Views, sweep: Sweep) -> None:
         """Embedding rows of the batch, in row order."""
         tokens = [t for m in sweep.batch.micro_batches for s in m.segments for t in s.tokens]
-        rows = views[Buffer("rows")]
-        self.table.read_rows(tokens, memoryview(rows.view(torch.uint8).view(-1).numpy()))
+        rows = views[Buffer("rows")].view(torch.uint8).view(-1)
+        sweep.binding.row_bytes = self.table.read_rows(tokens, memoryview(rows.numpy()))
 
     def read_page(self, task: Task, views: Views, sweep: Sweep) -> None:
         """One page into its slot; nothing when the routing is known and spares the expert."""
@@ -213,7 +213,7 @@ class _Bodies:
 
 
 def _page_view(task: Task, views: Views) -> Tensor:
-    return next(views[b] for b in task.reads if b.name in ("page", "slot"))  # type: ignore[no-any-return]
+    return next(views[b] for b in task.reads if b.name in ("page", "slot"))
 
 
 def _rounded(new: Tensor, dtype: torch.dtype, temp: Tensor) -> Tensor:

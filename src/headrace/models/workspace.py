@@ -58,6 +58,11 @@ class Workspace:
                     on_page(moved)
         return total
 
+    @property
+    def buffers(self) -> tuple[Buffer, ...]:
+        """Everything taken from the arena, in its order."""
+        return tuple(self._memory)
+
     def view(self, buffer: Buffer) -> Any:
         """The buffer's tensor, its ``Routing``, or None for state that no arena holds."""
         return self._views.get(buffer)

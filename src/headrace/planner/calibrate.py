@@ -14,6 +14,9 @@ from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Curve, Hardware
 
 Clock = Callable[[], float]
 
+LEAST_CALLS = 5
+"""Calls timed at least, however slow."""
+
 
 @dataclass(frozen=True)
 class OpProbe:
@@ -52,13 +55,14 @@ def measure(
     seconds_each: float = 0.08,
 ) -> Hardware:
     """Hardware with ``measured=True``. Each timing repeats for about ``seconds_each`` seconds,
-    at least three times, and takes the median. Costs the reads plus about
+    at least LEAST_CALLS times, and takes a rate near the best. Costs the reads plus about
     ``seconds_each`` x (2 + operations x rows)."""
     rates = {depth: probes.read_rate(depth) for depth in depths}
     disk = max(rates.values())
+    watch = _Watch(clock, seconds_each)
     roofs = {
-        CPU_FLOPS: _rate(probes.sgemm, clock, seconds_each),
-        DRAM: _rate(probes.sweep_memory, clock, seconds_each),
+        CPU_FLOPS: watch.rate(probes.sgemm),
+        DRAM: watch.rate(probes.sweep_memory),
         DISK: disk,
         HOST: 1.0,
     }
@@ -68,19 +72,16 @@ def measure(
         roofs=roofs,
         capacity=dict(capacity or {}),
         lane_rate=min(rates[min(depths)], disk),
-        efficiency={
-            op: _curve(probe, roofs, clock, seconds_each) for op, probe in probes.ops.items()
-        },
+        efficiency={op: _curve(probe, roofs, watch) for op, probe in probes.ops.items()},
         row_seconds=(
-            stock.row_seconds
-            if probes.sample is None
-            else 1.0 / _rate(probes.sample, clock, seconds_each)
+            stock.row_seconds if probes.sample is None else 1.0 / watch.rate(probes.sample)
         ),
         measured=True,
+        noise=watch.noise,
     )
 
 
-def _curve(probe: OpProbe, roofs: Mapping[str, float], clock: Clock, seconds_each: float) -> Curve:
+def _curve(probe: OpProbe, roofs: Mapping[str, float], watch: _Watch) -> Curve:
     """(rows, share of the roof) points; a share above 1 means the roof was measured low."""
     points = []
     for rows in probe.rows:
@@ -90,18 +91,38 @@ def _curve(probe: OpProbe, roofs: Mapping[str, float], clock: Clock, seconds_eac
             probe.run(rows)
             return 1.0
 
-        took = 1.0 / _rate(once, clock, seconds_each)
+        took = 1.0 / watch.rate(once)
         points.append((float(rows), min(1.0, max(least / took, 1e-6))))
     return tuple(points)
 
 
-def _rate(once: Callable[[], float], clock: Clock, seconds_each: float) -> float:
-    """Median units per second of ``once``, after one call to warm up."""
-    once()
-    rates: list[float] = []
-    started = clock()
-    while len(rates) < 3 or clock() - started < seconds_each:
-        before = clock()
-        units = once()
-        rates.append(units / max(clock() - before, 1e-9))
-    return statistics.median(rates)
+class _Watch:
+    """Times callables, and remembers how unsteady they were.
+
+    The rate kept is near the best one seen: what disturbs a short measurement (another
+    program on the core) makes it slower, never faster, and says little about a long run.
+    """
+
+    def __init__(self, clock: Clock, seconds_each: float) -> None:
+        self._clock = clock
+        self._seconds_each = seconds_each
+        self._slowdowns: list[float] = []
+
+    @property
+    def noise(self) -> float:
+        """How much slower than near-best the median call was, averaged: 0 on a quiet machine."""
+        return statistics.fmean(self._slowdowns) - 1.0 if self._slowdowns else 0.0
+
+    def rate(self, once: Callable[[], float]) -> float:
+        """Units per second of ``once``, after one call to warm up."""
+        once()
+        rates: list[float] = []
+        started = self._clock()
+        while len(rates) < LEAST_CALLS or self._clock() - started < self._seconds_each:
+            before = self._clock()
+            units = once()
+            rates.append(units / max(self._clock() - before, 1e-9))
+        rates.sort()
+        near_best = rates[len(rates) * 4 // 5]
+        self._slowdowns.append(near_best / statistics.median(rates))
+        return near_best

@@ -159,6 +159,7 @@ def _policy(at: Situation, seqs: int, rows: int, kv_blocks: int) -> Policy:
         kv_block=fixed.kv_block,
         kv_dtype=fixed.kv_dtype,
         threads=fixed.threads,
+        kernels=fixed.kernels,
     )
 
 

@@ -26,6 +26,7 @@ class Overrides:
     kv_dtype: str = "f16"
     chunk: int = 64
     threads: int = 1
+    kernels: str = "auto"
 
 
 @dataclass(frozen=True)

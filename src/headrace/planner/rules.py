@@ -26,6 +26,8 @@ from headrace.specs.workload import Workload
 
 _RANKING_STEPS = 20_000
 _FREE = Overrides()
+BUSY = 0.25
+"""Noise of a measurement above which the plan says that the machine is not quiet."""
 
 
 def make_plan(
@@ -43,7 +45,14 @@ def make_plan(
     estimates. Raises BudgetError with the smallest budget that works (which then does), and
     UsageError for an override that cannot be honoured.
     """
-    at = Situation(model, pages, page_bytes, hardware, workload, budget_bytes, overrides)
+    return best_plan(
+        Situation(model, pages, page_bytes, hardware, workload, budget_bytes, overrides)
+    )
+
+
+def best_plan(at: Situation) -> Plan:
+    """``make_plan`` for all that it depends on."""
+    overrides, budget_bytes = at.overrides, at.budget_bytes
     _check(overrides, at)
     least = at.map_of(smallest(at)).total_bytes
     if budget_bytes < least:
@@ -57,17 +66,22 @@ def make_plan(
     policy = _best(at)
     threshold = 0
     if policy.schedule == "stream" and overrides.schedule is None:
-        threshold = on_demand_rows(model, pages, policy, hardware, at.mean_kv)
-    prediction = predict(model, pages, policy, hardware, workload, threshold)
-    if prediction.rows_per_sweep <= threshold:
-        policy = replace(policy, schedule="on_demand")
+        threshold = on_demand_rows(at.model, at.pages, policy, at.hardware, at.mean_kv)
+    plan = plan_of(at, policy, threshold)
+    if plan.prediction.rows_per_sweep <= threshold:
+        return replace(plan, policy=replace(policy, schedule="on_demand"))
+    return plan
+
+
+def plan_of(at: Situation, policy: Policy, on_demand_rows: int) -> Plan:
+    """What running ``policy`` takes and does, whoever chose it."""
     return Plan(
         policy=policy,
         memory=at.map_of(policy),
-        prediction=prediction,
-        on_demand_rows=threshold,
-        smallest_bytes=least,
-        notes=_notes(at, policy, threshold),
+        prediction=predict(at.model, at.pages, policy, at.hardware, at.workload, on_demand_rows),
+        on_demand_rows=on_demand_rows,
+        smallest_bytes=at.map_of(smallest(at)).total_bytes,
+        notes=_notes(at, policy, on_demand_rows),
     )
 
 
@@ -125,6 +139,10 @@ def _notes(at: Situation, policy: Policy, threshold: int) -> tuple[str, ...]:
     notes.append(f"arithmetic hides behind reads up to {policy.compute_rows} rows in a sweep")
     if threshold:
         notes.append(f"sweeps of at most {threshold} rows read routed experts only")
+    if at.hardware.noise > BUSY:
+        notes.append(
+            f"the machine is busy: timings varied by {at.hardware.noise:.0%} while measuring it"
+        )
     if not at.hardware.measured:
         notes.append("the machine's rates are stock figures, not measured here")
     return tuple(notes)

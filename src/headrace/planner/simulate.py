@@ -93,13 +93,15 @@ def predict(
         times = FewRows(times_of(replace(policy, schedule="stream")), demand, on_demand_rows)
     best = simulate(times, workload)
     error = _MODEL_ERROR * (1 if hardware.measured else 2)
-    low, high = best.seconds * (1 - error), best.seconds * (1 + error)
+    busy = min(hardware.noise, 1.0)  # other programs can only make the job longer
+    low, high = best.seconds * (1 - error), best.seconds * (1 + error + busy)
     if workload.assumed:
         ends = [
             simulate(times, _scaled(workload, scale), STEPS // 8).seconds
             for scale in (_SHORTEST, _LONGEST)
         ]
-        low, high = min(low, *ends) * (1 - error), max(high, *ends) * (1 + error)
+        low = min(low, *(end * (1 - error) for end in ends))
+        high = max(high, *(end * (1 + error + busy) for end in ends))
     return replace(best, low=low, high=high)
 
 

@@ -30,18 +30,25 @@ class Binding:
 
     ``page_bytes`` holds what READ_PAGE really moved (page id -> bytes); it is empty before the
     run, when the page's own size is taken (``on_demand``: times the chance that it is routed).
+    ``row_bytes`` is what READ_ROWS moved, None before the run.
     """
 
     extents: tuple[tuple[Extent, ...], ...] = ()
     samples: tuple[int, ...] = ()
     routed: dict[int, tuple[float, ...]] = field(default_factory=dict)
     page_bytes: dict[int, int] = field(default_factory=dict)
+    row_bytes: int | None = None
     _sums: _Sums | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def rows(self) -> int:
         """Rows of the sweep."""
         return self._counted().rows
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that the sweep has moved from disk so far."""
+        return sum(self.page_bytes.values()) + (self.row_bytes or 0)
 
     def mb_rows(self, mb: int) -> int:
         """Rows of micro-batch ``mb`` (0 when the sweep has fewer micro-batches)."""

@@ -109,8 +109,10 @@ class WorkModel:
     # -- reads ---------------------------------------------------------------------------
 
     def _read_rows(self, task: Task, binding: Binding) -> Work:
-        row = self.model.hidden * self._item
-        moved = binding.rows * (math.ceil((row - 1) / BLOCK) + 1) * BLOCK
+        moved = binding.row_bytes
+        if moved is None:
+            row = self.model.hidden * self._item
+            moved = binding.rows * (math.ceil((row - 1) / BLOCK) + 1) * BLOCK
         return _disk(task.lane, moved, binding.rows)
 
     def _read_page(self, task: Task, binding: Binding) -> Work:

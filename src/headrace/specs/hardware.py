@@ -24,7 +24,8 @@ class Hardware:
     ``lane_rate`` caps what one disk request in flight reaches (bytes/s); ``disk`` is the roof
     all of them share. ``efficiency`` maps an op name to a curve over rows, each value <= 1.
     ``row_seconds`` is host work (sampling, detokenising) per row and ``task_seconds`` the
-    machine's own cost per task. ``measured`` tells a measurement from a stock figure.
+    machine's own cost per task. ``measured`` tells a measurement from a stock figure; ``noise``
+    is how much slower than near-best a typical timing was while measuring (0: quiet machine).
     """
 
     name: str
@@ -35,6 +36,7 @@ class Hardware:
     row_seconds: float = 50e-6
     task_seconds: float = 20e-6
     measured: bool = False
+    noise: float = 0.0
 
     def efficiency_of(self, op: str, rows: float) -> float:
         """Share of the roof that ``op`` reaches with ``rows`` rows, interpolated in log(rows)."""

@@ -73,7 +73,8 @@ def torch_bytes(model: ModelSpec, policy: Policy) -> int:
     """Most bytes that torch allocates beyond arenas while one sweep runs.
 
     Index tensors of the sweep's batch (positions, KV slots, block tables, cos and sin) plus
-    the temporaries of one op: small ones, or those of sampling. Blocks of one sequence are counted once per query block.
+    the temporaries of one op: small ones, or those of sampling. Blocks of one sequence are
+    counted once per query block.
     """
     temporary = max(_temporary_bytes(model, policy), sampling_bytes(model, policy))
     return _index_bytes(model, policy) + temporary

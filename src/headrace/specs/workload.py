@@ -53,6 +53,15 @@ class Workload:
         pairs = zip(self.prompt_lens, self.limits, strict=True)
         return max((prompt + most - 1 for prompt, most in pairs), default=1)
 
+    def joined(self, other: Workload) -> Workload:
+        """Both jobs as one, this one first."""
+        return Workload(
+            self.prompt_lens + other.prompt_lens,
+            self.gen_lens + other.gen_lens,
+            self.assumed or other.assumed,
+            self.limits + other.limits,
+        )
+
     def realised(self, gen_lens: tuple[int, ...]) -> Workload:
         """The same job once its generation lengths are known."""
         return replace(self, gen_lens=gen_lens, assumed=False, max_lens=self.limits)

@@ -1,0 +1,98 @@
+"""From what a user calls a model to a folder: a local one, or a Hugging Face repo id."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from headrace.errors import ModelError
+from headrace.specs.units import format_bytes
+
+REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.txt")
+"""What is fetched: weights as safetensors, configuration, tokenizer. Never pickles or code."""
+
+
+def local_folder(model: str | Path, revision: str | None = None) -> Path:
+    """The folder of ``model``. A repo id is downloaded into (or found in) the shared Hugging
+    Face cache, resumed where an earlier download stopped; free disk is checked first.
+
+    Raises ModelError when there is no such folder, or the hub says no, with what to try.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ModelError(
+            "not a checkpoint folder",
+            expected="the folder that holds config.json and *.safetensors",
+            got=str(model),
+        )
+    if not REPO_ID.fullmatch(str(model)):
+        raise ModelError(
+            "no such checkpoint folder",
+            expected="a folder with config.json and *.safetensors, or a repo id as org/name",
+            got=str(model),
+        )
+    return _download(str(model), revision)
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        _check_disk(repo, revision)
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(FILES)))
+    except GatedRepoError as error:
+        raise ModelError(
+            f"{repo} is gated",
+            got="no access with the token at hand",
+            hint="accept its terms on the hub, then set HF_TOKEN",
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"no model {repo} on the hub", hint="check the name; a private one needs HF_TOKEN"
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ModelError(
+            f"{repo} is neither a folder here nor in the cache, and the hub does not answer",
+            got=type(error).__name__,
+            hint="a local folder, or HF_HUB_OFFLINE=0 and a network",
+        ) from error
+
+
+def _check_disk(repo: str, revision: str | None) -> None:
+    """Refuse a download that cannot fit. Says nothing when the hub cannot be asked."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
+        return
+    names = tuple(pattern.lstrip("*") for pattern in FILES)
+    wanted = sum(f.size or 0 for f in info.siblings or () if f.rfilename.endswith(names))
+    cache = Path(HF_HUB_CACHE)
+    held = sum(f.stat().st_size for f in _cached_files(cache, repo))
+    base = next(p for p in (cache, *cache.parents) if p.exists())
+    free = shutil.disk_usage(base).free
+    if wanted - held > free:
+        raise ModelError(
+            f"{repo} does not fit on the disk of the Hugging Face cache",
+            expected=f"{format_bytes(wanted - held)} free",
+            got=f"{format_bytes(free)} in {base}",
+            hint="set HF_HUB_CACHE to a larger disk",
+        )
+
+
+def _cached_files(cache: Path, repo: str) -> list[Path]:
+    blobs = cache / f"models--{repo.replace('/', '--')}" / "blobs"
+    return [p for p in blobs.iterdir() if p.is_file()] if blobs.is_dir() else []
