@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-import headrace
 from headrace.engine import batch as batch_module
 from headrace.engine.batch import Progress, job_shape, plan_job, run_job, store_plan
 from headrace.errors import SignatureError, StorageError, TaskError
@@ -30,6 +26,7 @@ from .batches import (
     write_lines,
 )
 from .engines import least_memory, open_llm, workload
+from .processes import start
 
 
 @pytest.fixture(scope="module")
@@ -180,19 +177,27 @@ def test_the_plan_of_the_first_run_is_kept(mixtral, memory, source, tmp_path):
 # -- shapes ------------------------------------------------------------------------------
 
 
-def test_the_longest_line_is_found_beyond_the_sample(llm, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("late", "longest"),
+    [
+        ({"prompt": "c" * 150}, 151 + 6 - 1),
+        ({"prompt": "c", "max_tokens": 90}, 2 + 90 - 1),
+        ({"messages": [{"role": "user", "content": "d" * 90}]}, 115 + 6 - 1),
+        ({"prompt": "c"}, 3 + 6 - 1),
+    ],
+)
+def test_the_longest_line_is_found_beyond_the_sample(llm, tmp_path, monkeypatch, late, longest):
     monkeypatch.setattr(batch_module, "SAMPLED_LINES", 3)
     lines = [batch_line(f"{i}", prompt="ab") for i in range(9)]
-    lines[6] = batch_line("6", prompt="c" * 150)
-    lines[7] = batch_line("7", messages=[{"role": "user", "content": "d" * 90}])
+    lines[6] = batch_line("6", **late)
     with opened(llm, write_lines(tmp_path / "in", lines), tmp_path / "out") as job:
         shape = job_shape(llm, job)
         plan, _ = plan_job(llm, job)
         assert shape.sampled == 3
-        assert shape.workload.requests >= 9
-        assert shape.workload.longest == 151 + DEFAULTS["max_tokens"] - 1
+        assert 9 <= shape.workload.requests <= 10
+        assert shape.workload.longest == longest
         assert run_job(llm, job).failed == 0
-        assert plan.policy.kv_blocks * plan.policy.kv_block >= shape.workload.longest
+        assert plan.policy.kv_blocks * plan.policy.kv_block >= longest
 
 
 def test_prefixes_that_prompts_share_are_counted(llm, tmp_path):
@@ -345,27 +350,11 @@ def test_a_job_killed_again_and_again_loses_and_repeats_nothing(
 # -- the command itself --------------------------------------------------------------------
 
 
-def command(*arguments: object) -> subprocess.Popen[str]:
-    """``headrace ARGUMENTS`` in a fresh interpreter."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "headrace", *map(str, arguments)],
-        env={
-            **clean,
-            "PYTHONPATH": str(Path(headrace.__file__).parents[1]),
-            "OMP_NUM_THREADS": "1",
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def test_ctrl_c_saves_what_is_finished_and_exits_130_in_two_seconds(mixtral, memory, tmp_path):
     lines = [batch_line(f"{i}", prompt="Hello", ignore_eos=True) for i in range(2000)]
     source, output = write_lines(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
     settings = ("--memory", memory, "--threads", 1, "--max-tokens", 20, "--kv-cache-dtype", "f32")
-    process = command("run-batch", mixtral, "-i", source, "-o", output, *settings)
+    process = start("run-batch", mixtral, "-i", source, "-o", output, *settings)
     patience = time.monotonic() + 60
     while not (output.exists() and output.stat().st_size):
         assert process.poll() is None, process.communicate()[1]
