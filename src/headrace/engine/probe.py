@@ -17,8 +17,10 @@ from headrace.engine.loaded import Loaded
 from headrace.engine.sampler import Sampler, SampleRow
 from headrace.engine.sweep import Sweep
 from headrace.kernels.reference import Routing
+from headrace.kernels.select import select
 from headrace.memory.arena import Arena
 from headrace.memory.disk_rate import measure_rate
+from headrace.memory.kvcache import DTYPES
 from headrace.models.bodies import make_bodies
 from headrace.models.workspace import Workspace
 from headrace.planner.calibrate import OpProbe, Probes, measure
@@ -29,6 +31,7 @@ from headrace.schedule.work import WorkModel
 from headrace.specs.hardware import Hardware
 from headrace.specs.policy import Policy
 from headrace.specs.sampling import SamplingParams
+from headrace.specs.scratch import tile_elements
 
 MAX_ROWS = 256
 CONTEXT = 128
@@ -41,18 +44,24 @@ Clock = Callable[[], float]
 
 
 def measure_machine(
-    loaded: Loaded, clock: Clock, *, threads: int, kernels: str, kv_dtype: str, capacity_bytes: int
+    loaded: Loaded,
+    clock: Clock,
+    *,
+    threads: int,
+    kv_dtype: str,
+    capacity_bytes: int,
+    kernels: str = "auto",
 ) -> Hardware:
     """This machine's roofs, and how close this model's operations come to them."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    bench = _Bench(loaded, threads, kernels, kv_dtype)
+    bench = _Bench(loaded, threads, kv_dtype, kernels)
     try:
         with torch.inference_mode():
             return measure(
                 Probes(
                     read_rate=_ReadRate(loaded, clock),
-                    sgemm=_Sgemm(),
+                    sgemm=_Product(bench),
                     sweep_memory=_sweep_memory,
                     ops=bench.ops(),
                     sample=bench.sample,
@@ -85,16 +94,19 @@ class _ReadRate:
         return max(self._loaded.page_bytes, key=lambda page: self._loaded.page_bytes[page])
 
 
-class _Sgemm:
-    """One product at M = 512, large and square otherwise."""
+class _Product:
+    """One product of the kernels that will run, with weights as stored: M = 512, large and square
+    otherwise. This is the roof of arithmetic."""
 
-    def __init__(self, rows: int = 512, size: int = 2048) -> None:
-        self._a, self._b = torch.randn(rows, size), torch.randn(size, size)
-        self._out = torch.empty(rows, size)
+    def __init__(self, bench: _Bench, rows: int = 512, size: int = 2048) -> None:
+        self._linear = select(bench.policy.kernels, bench.policy.threads).linear
+        stored = DTYPES[bench.model.weight_dtype]
+        self._x, self._w = torch.randn(rows, size), torch.randn(size, size).to(stored)
+        self._out, self._tile = torch.empty(rows, size), torch.empty(tile_elements(size, size))
 
     def __call__(self) -> float:
-        torch.mm(self._a, self._b, out=self._out)
-        return 2.0 * self._a.shape[0] * self._b.numel()
+        self._linear(self._x, self._w, self._out, self._tile)
+        return 2.0 * self._x.shape[0] * self._w.numel()
 
 
 def _sweep_memory(size: int = 64 << 20) -> float:
@@ -107,7 +119,7 @@ def _sweep_memory(size: int = 64 << 20) -> float:
 class _Bench:
     """One layer's buffers and bodies, run task by task outside any machine."""
 
-    def __init__(self, loaded: Loaded, threads: int, kernels: str, kv_dtype: str) -> None:
+    def __init__(self, loaded: Loaded, threads: int, kv_dtype: str, kernels: str = "auto") -> None:
         self.model, self.table = loaded.one_layer()
         pages = self.table.pages
         rows = min(MAX_ROWS, max(16, (64 << 20) // (self.model.vocab * 4)))
