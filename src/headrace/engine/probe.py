@@ -37,8 +37,9 @@ MAX_ROWS = 256
 CONTEXT = 128
 """Rows at most, and KV tokens of each, in a probe."""
 
-READ_BYTES = 192_000_000
-"""What one measurement of the disk reads."""
+READ_BYTES, LEAST_READ_BYTES = 192_000_000, 24_000_000
+READ_SECONDS = 0.5
+"""What one measurement of the disk reads, and how long that should take at most."""
 
 Clock = Callable[[], float]
 
@@ -62,7 +63,7 @@ def measure_machine(
                 Probes(
                     read_rate=_ReadRate(loaded, clock),
                     sgemm=_Product(bench),
-                    sweep_memory=_sweep_memory,
+                    sweep_memory=_SweepMemory(),
                     ops=bench.ops(),
                     sample=bench.sample,
                 ),
@@ -79,19 +80,22 @@ class _ReadRate:
     """Sequential direct reads of the checkpoint itself, never the same bytes twice."""
 
     def __init__(self, loaded: Loaded, clock: Clock) -> None:
-        self._loaded = loaded
+        self._reader = loaded.reader
         self._clock = clock
+        self._request = max(1 << 20, min(max(loaded.page_bytes.values()), 16 << 20))
         self._start = 0
+        self._bytes: int | None = None
 
     def __call__(self, depth: int) -> float:
-        start, self._start = self._start, self._start + READ_BYTES
-        size = self._loaded.page_bytes[self._largest()]
-        request = max(1 << 20, min(size, 16 << 20))
-        rate = measure_rate(self._loaded.reader, READ_BYTES, depth, self._clock, request, start)
-        return rate.bytes_per_second
+        if self._bytes is None:  # a slow disk reads less
+            first = self._read(LEAST_READ_BYTES, depth)
+            self._bytes = max(LEAST_READ_BYTES, min(READ_BYTES, int(first * READ_SECONDS)))
+        return self._read(self._bytes, depth)
 
-    def _largest(self) -> int:
-        return max(self._loaded.page_bytes, key=lambda page: self._loaded.page_bytes[page])
+    def _read(self, nbytes: int, depth: int) -> float:
+        start, self._start = self._start, self._start + nbytes
+        rate = measure_rate(self._reader, nbytes, depth, self._clock, self._request, start)
+        return rate.bytes_per_second
 
 
 class _Product:
@@ -109,11 +113,16 @@ class _Product:
         return 2.0 * self._x.shape[0] * self._w.numel()
 
 
-def _sweep_memory(size: int = 64 << 20) -> float:
-    block = torch.empty(size // 4)
-    block.fill_(1.0)
-    block.sum()
-    return 2.0 * size
+class _SweepMemory:
+    """Memory read from end to end. It is taken and touched beforehand: page faults are not the
+    memory's time."""
+
+    def __init__(self, size: int = 64 << 20) -> None:
+        self._block = torch.ones(size // 4)
+
+    def __call__(self) -> float:
+        self._block.sum()
+        return float(self._block.nbytes)
 
 
 class _Bench:
