@@ -9,7 +9,6 @@ from torch import Tensor
 from headrace.memory.kvcache import DTYPES
 from headrace.memory.pages import PageTable
 
-
 KEPT_PAGES = 4096
 """Pages whose tensors are kept, about two kilobytes each."""
 
