@@ -55,6 +55,7 @@ class Toy:
         prompts = [rng.integers(0, case.model.vocab, n).tolist() for n, _ in case.prompts]
         self.requests = Requests(prompts, [0] * len(prompts))
         self.baton: list[str] = []
+        self.hidden: list[list[bytes]] = []  # what the last layer left, rows not sampled too
         self.memory = self._memory()
         self.bodies: Mapping[Op, Body] = {op: self._guarded(body) for op, body in self._ops()}
 
@@ -69,7 +70,7 @@ class Toy:
         """All that is left of a run, bit for bit."""
         log = [(seq, at, token, row.tobytes()) for seq, at, token, row in self.requests.log]
         kv = [self.memory[Buffer("kv", layer)].tobytes() for layer in range(self.model.layers)]
-        return (log, self.requests.tokens, self.requests.kv_len, kv, self.baton)
+        return (log, self.requests.tokens, self.requests.kv_len, kv, self.baton, self.hidden)
 
     def poison(self, buffer: Buffer) -> None:
         """Spoil ``buffer``: NaN, impossible ids, no object."""
@@ -226,6 +227,8 @@ class Toy:
 
     def _final(self, task: Task, views: Views, sweep: Sweep) -> None:
         last, w = [], self._page(task, views)
+        parts = enumerate(_batch(views).micro_batches)
+        self.hidden.append([views[Buffer("hidden", mb)][: m.rows].tobytes() for mb, m in parts])
         for mb, micro in enumerate(_batch(views).micro_batches):
             row = 0
             for s in micro.segments:

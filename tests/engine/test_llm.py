@@ -249,7 +249,7 @@ def test_a_signature_holds_all_that_results_depend_on(mixtral, checkpoint_of):
     for other in (
         signature(seed=1),
         signature(kv_dtype="f16"),
-        signature(threads=2),
+        signature(kernels="reference"),
         signature(max_model_len=99),
         signature(defaults=(("max_tokens", 8),)),
         signature(checkpoint_of("llama-gqa")),

@@ -17,7 +17,12 @@ def test_a_measured_machine_makes_a_plan_that_runs(mixtral):
     with open_llm(mixtral, least_memory(mixtral) * 5 // 4) as llm:
         began = time.perf_counter()
         hardware = measure_machine(
-            llm.loaded, time.perf_counter, threads=1, kv_dtype="f32", capacity_bytes=123
+            llm.loaded,
+            time.perf_counter,
+            threads=1,
+            kernels="auto",
+            kv_dtype="f32",
+            capacity_bytes=123,
         )
         assert time.perf_counter() - began < 30
         assert hardware.measured
@@ -42,7 +47,7 @@ def test_a_measured_machine_makes_a_plan_that_runs(mixtral):
 @pytest.mark.parametrize("case", ["mixtral-e8", "llama-mha-tied-biases"])
 def test_each_op_is_timed_on_its_own_page_and_every_row_counts(checkpoint_of, case):
     with open_llm(checkpoint_of(case)) as llm:
-        bench = _Bench(llm.loaded, threads=1, kv_dtype="f32")
+        bench = _Bench(llm.loaded, threads=1, kernels="auto", kv_dtype="f32")
         probes = bench.ops()
         probes["logits"].run(1)
         head = bench.workspace.view(Buffer("slot")).clone()

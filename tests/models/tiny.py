@@ -165,6 +165,7 @@ class Runner:
         kv_block: int = 4,
         ring_slots: int = 3,
         threads: bool = False,
+        kernels: str = "auto",
     ) -> None:
         checkpoint = Checkpoint.open(folder)
         module = architecture(checkpoint.config)
@@ -184,6 +185,7 @@ class Runner:
             kv_blocks=512,
             kv_block=kv_block,
             kv_dtype=kv_dtype,
+            kernels=kernels,
         )
         slots = {p.id: self.table.slot_bytes(p.id) for p in self.pages}
         sizes = buffer_sizes(self.model, self.pages, self.policy, slots)
