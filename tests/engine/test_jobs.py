@@ -426,3 +426,17 @@ def test_a_full_disk_while_rewriting_leaves_the_old_output(files: Files) -> None
     with pytest.raises(StorageError, match="No space"):
         files.open(retry_errors=True, faults=faults)
     assert files.output.read_bytes() == before
+
+
+def test_a_full_disk_at_the_signature_is_a_storage_error_and_nothing_is_begun(
+    files: Files,
+) -> None:
+    files.put(*plain("a"))
+
+    def faults(name: str) -> None:
+        if name == "replace.fsync":
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(StorageError, match="No space"):
+        files.open(faults=faults)
+    assert not files.output.exists()

@@ -84,6 +84,20 @@ def test_the_bound_is_the_longer_of_reading_and_multiplying(run):
     assert all(s.flops > 0 for s in record.sweeps)
 
 
+def test_a_long_run_keeps_the_spans_of_its_first_sweeps(run, monkeypatch, caplog):
+    llm, record, _ = run
+    few = sum(len(trace.spans) for trace in record.traces[:3])
+    monkeypatch.setattr("headrace.engine.record.MOST_SPANS", few + 1)
+    again = llm.new_record(keep_traces=True)
+    for trace in record.traces:
+        again.add(trace)
+    assert again.traces == record.traces[:3]
+    assert again.totals.tasks == record.totals.tasks
+    assert [r.getMessage() for r in caplog.records] == [
+        "the trace holds the first 3 sweeps, not all"
+    ]
+
+
 def test_without_traces_the_totals_are_kept_all_the_same(run):
     llm, record, _ = run
     again = llm.new_record()

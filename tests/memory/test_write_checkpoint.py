@@ -112,6 +112,20 @@ def test_a_failing_disk_is_a_storage_error_and_nothing_remains(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("call", ["json.dump", "headrace.memory.write_checkpoint._sync_folder"])
+def test_a_disk_that_is_full_at_the_very_end_leaves_nothing_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(call, full)
+        with pytest.raises(StorageError, match="No space left"):
+            write(tmp_path, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_written_shards_do_not_stay_in_the_page_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +71,7 @@ def role_bytes(model: ModelSpec) -> dict[str, int]:
     item, layers = ITEM_BYTES[model.weight_dtype], model.layers
 
     def size(shapes: Mapping[str, tuple[int, ...]]) -> int:
-        return item * sum(s[0] * (s[1] if len(s) > 1 else 1) for s in shapes.values())
+        return item * sum(map(math.prod, shapes.values()))
 
     layer, rest = model.layer_tensors(), model.global_tensors()
     router = {n: s for n, s in layer.items() if n == "router"}

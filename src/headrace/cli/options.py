@@ -120,7 +120,8 @@ Trace = Annotated[
     typer.Option(
         "--trace",
         metavar="FILE",
-        help="Chrome trace (opens in Perfetto), and FILE.svg: planned lanes beside measured.",
+        help="Chrome trace (opens in Perfetto) and FILE.svg: planned lanes beside measured, "
+        "of the first 100,000 tasks.",
         rich_help_panel=OUTPUT,
     ),
 ]

@@ -7,11 +7,10 @@ reader's light or dark setting and names each bar on hover.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
-from headrace.machines.trace import SweepTrace
 from headrace.schedule.task import Op
 from headrace.specs.units import format_seconds
 
@@ -56,18 +55,6 @@ class Bar(NamedTuple):
 
 Lanes = Mapping[str, Sequence[Bar]]
 """Lane name -> bars in order of start."""
-
-
-def lanes_of(traces: Iterable[SweepTrace]) -> dict[str, list[Bar]]:
-    """Bars per lane of some sweeps; time starts with the first span. Empty spans are left out."""
-    spans = [(t.schedule.tasks[s.task], s, t.index) for t in traces for s in t.spans]
-    origin = min((s.start for _, s, _ in spans), default=0.0)
-    lanes: dict[str, list[Bar]] = {task.lane: [] for task, _, _ in spans}
-    for task, span, sweep in sorted(spans, key=lambda found: found[1].start):
-        if span.end > span.start:
-            start, end = span.start - origin, span.end - origin
-            lanes[task.lane].append(Bar(start, end, kind_of(task.op), task.label, sweep))
-    return lanes
 
 
 def lanes_of_chrome(trace: Mapping[str, Any]) -> tuple[dict[str, list[Bar]], ...]:

@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from headrace.engine.pieces import byte_table
+
 UNKNOWN, BEGIN, END = "<unk>", "<s>", "</s>"
 
 CHAT_TEMPLATE = (
@@ -90,15 +92,8 @@ def tokenizer_json(vocab: int) -> dict[str, Any]:
 
 
 def byte_characters() -> list[str]:
-    """The 256 characters that stand for bytes in byte-level BPE, printable ASCII first.
-
-    Printable bytes stand for themselves, the others are shifted to code point 256 and up
-    (Radford et al. 2019).
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in printable]
-    characters = {b: chr(b) for b in printable}
-    characters |= {b: chr(256 + i) for i, b in enumerate(others)}
+    """The 256 characters that stand for bytes in byte-level BPE, printable ASCII first."""
+    characters = {byte: character for character, byte in byte_table().items()}
     first = [0x20, 0x0A, *range(0x21, 0x7F)]
     return [characters[b] for b in (*first, *(b for b in range(256) if b not in first))]
 

@@ -59,15 +59,21 @@ class DurableLog:
         self.size += len(data)
 
     def truncate(self, size: int) -> None:
-        """Cut the file to ``size`` bytes, durably."""
-        os.ftruncate(self._fd, size)
-        os.fsync(self._fd)
+        """Cut the file to ``size`` bytes, durably. Raises StorageError."""
+        try:
+            os.ftruncate(self._fd, size)
+            os.fsync(self._fd)
+        except OSError as error:
+            raise StorageError(f"cutting {self.path}: {error.strerror or error}") from error
         self.size = size
 
     def rewrite(self, lines: Iterable[bytes]) -> None:
         """Replace the content by ``lines``, all or nothing; the lock moves to the new file."""
         temporary = self.path.with_name(self.path.name + ".tmp")
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        except OSError as error:
+            raise StorageError(f"rewriting {self.path}: {error.strerror}") from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)  # before the rename: nobody finds it unlocked
             with open(fd, "wb", closefd=False) as file:
@@ -102,15 +108,15 @@ class DurableLog:
 
 
 def write_durably(path: Path, data: bytes, faults: Faults = no_faults) -> None:
-    """Write a small file, all or nothing."""
+    """Write a small file, all or nothing. Raises StorageError."""
     temporary = path.with_name(path.name + ".tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
-        with open(fd, "wb", closefd=False) as file:
+        with temporary.open("wb") as file:
             file.write(data)
-        replace_durably(fd, temporary, path, faults)
-    finally:
-        os.close(fd)
+            file.flush()
+            replace_durably(file.fileno(), temporary, path, faults)
+    except OSError as error:
+        raise StorageError(f"writing {path}: {error.strerror or error}") from error
 
 
 def replace_durably(fd: int, temporary: Path, path: Path, faults: Faults) -> None:

@@ -24,6 +24,7 @@ from headrace.memory.kvcache import DTYPES
 from headrace.models.bodies import make_bodies
 from headrace.models.workspace import Workspace
 from headrace.planner.calibrate import OpProbe, Probes, measure
+from headrace.planner.memory_map import arena_bytes
 from headrace.schedule.generate import generate
 from headrace.schedule.sizes import buffer_sizes
 from headrace.schedule.task import Buffer, Op, Task
@@ -148,7 +149,7 @@ class _Bench:
         )
         page_bytes = {page.id: self.table.slot_bytes(page.id) for page in pages}
         sizes = buffer_sizes(self.model, pages, self.policy, page_bytes)
-        total = sum(-(-size.bytes // 4096) * 4096 for size in sizes.values())
+        total = sum(arena_bytes(size.bytes) for size in sizes.values())
         self.arena = Arena("host", total + (1 << 20))
         self.workspace = Workspace(self.model, self.table, self.policy, sizes, self.arena)
         self.workspace.load_resident()

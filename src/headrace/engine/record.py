@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -12,6 +13,11 @@ from headrace.memory.pages import PageTable
 from headrace.schedule.task import Op, Task
 from headrace.schedule.work import WorkModel
 from headrace.specs.hardware import CPU_FLOPS, DISK, Hardware
+
+MOST_SPANS = 100_000
+"""Spans kept for a timeline: an overnight job has many millions, which no budget counts."""
+
+log = logging.getLogger("headrace.record")
 
 
 class SweepAmounts(NamedTuple):
@@ -26,7 +32,8 @@ class SweepAmounts(NamedTuple):
 
 @dataclass
 class Record:
-    """Totals of one run. ``keep_traces`` keeps every span, for a timeline.
+    """Totals of one run. ``keep_traces`` keeps the spans of its first sweeps, for a timeline:
+    all of them up to MOST_SPANS, and the log says when there were more.
 
     ``disk_seconds`` is the time in which at least one page was being read: lanes of the same
     disk are busy together. ``bytes_read`` counts sweeps cut short as well, ``before`` is where
@@ -44,6 +51,7 @@ class Record:
     before: Counters = field(default_factory=Counters)
     _disk_until: float = 0.0
     _last_end: float | None = None
+    _spans: int = 0
 
     def add(self, trace: SweepTrace) -> None:
         """Count a sweep that has ended. Sweeps arrive in order."""
@@ -65,7 +73,14 @@ class Record:
             )
         )
         if self.keep_traces:
+            self._keep(trace)
+
+    def _keep(self, trace: SweepTrace) -> None:
+        self._spans += len(trace.spans)
+        if self._spans <= MOST_SPANS:
             self.traces.append(trace)
+        elif self._spans - len(trace.spans) <= MOST_SPANS:
+            log.warning("the trace holds the first %d sweeps, not all", len(self.traces))
 
     def cut(self, sweep: Sweep) -> None:
         """Count the reads of a sweep that was cut short: nobody needed them."""

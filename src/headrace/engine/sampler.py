@@ -83,11 +83,6 @@ class Sampler:
         self.seed = seed
         self.vocab = vocab
 
-    @property
-    def scratch_bytes(self) -> int:
-        """The most that :meth:`sample` allocates at a time, results apart."""
-        return max(BLOCK_BYTES, ROW_BYTES * self.vocab)
-
     def sample(self, logits: Tensor, rows: Sequence[SampleRow]) -> list[SampledToken]:
         """Draw a token per row of ``logits`` [S, V] fp32, which is left as it is.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from headrace.errors import StorageError
@@ -25,21 +25,6 @@ class Rate:
     def bytes_per_second(self) -> float:
         """The rate."""
         return self.bytes / max(self.seconds, 1e-9)
-
-
-def rates_by_depth(
-    reader: DiskReader,
-    nbytes: int,
-    clock: Clock,
-    depths: Sequence[int] = (1, 2, 4),
-    request_bytes: int = 4 << 20,
-) -> tuple[Rate, ...]:
-    """One Rate per depth, each over ``nbytes`` that the ones before did not read (as long as
-    the files last): a cache below the file system must not flatter the later ones."""
-    return tuple(
-        measure_rate(reader, nbytes, depth, clock, request_bytes, start=i * nbytes)
-        for i, depth in enumerate(depths)
-    )
 
 
 def measure_rate(

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import torch
 
-from headrace.specs.model import ITEM_BYTES, ModelSpec
+from headrace.specs.model import ModelSpec
 from headrace.specs.policy import Policy
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -29,11 +29,6 @@ DTYPES: Mapping[str, torch.dtype] = {
 def kv_shape(model: ModelSpec, policy: Policy) -> tuple[int, int, int, int, int]:
     """``[2, blocks, block, KV, d]`` of one layer."""
     return (2, policy.kv_blocks, policy.kv_block, model.kv_heads, model.head_dim)
-
-
-def kv_layer_bytes(model: ModelSpec, policy: Policy) -> int:
-    """Bytes of one layer's KV."""
-    return math.prod(kv_shape(model, policy)) * ITEM_BYTES[policy.kv_dtype]
 
 
 def kv_tensor(view: memoryview, model: ModelSpec, policy: Policy) -> torch.Tensor:

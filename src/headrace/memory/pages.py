@@ -126,13 +126,6 @@ class PageTable:
         """Stored format of a global table."""
         return self._table(tensor).dtype
 
-    def row_range(self, row: int, tensor: str = "embed") -> tuple[FileRange, int]:
-        """The blocks that hold a row of a global table, and where in them it starts.
-
-        Raises HeadraceError when there is no such row.
-        """
-        return _row_range(self._table(tensor), row)
-
     def read_rows(self, rows: Sequence[int], into: memoryview, tensor: str = "embed") -> int:
         """Read rows of a global table one after the other into ``into``; returns bytes read.
 

@@ -39,6 +39,7 @@ class CheckpointWriter:
         self.total_bytes = 0
         self._weight_map: dict[str, int] = {}
         self._shards: list[_Shard] = []
+        self._index: Path | None = None
         self._closed = False
         with _storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +72,7 @@ class CheckpointWriter:
             if count == 1:
                 names = [SINGLE]
             for shard, name in zip(self._shards, names, strict=True):
-                shard.path.rename(self.folder / name)
+                shard.path = shard.path.rename(self.folder / name)
             if count > 1:
                 self._write_index(names)
             _sync_folder(self.folder)
@@ -81,6 +82,8 @@ class CheckpointWriter:
         """Remove what was written. Idempotent."""
         for shard in self._shards:
             shard.remove()
+        if self._index is not None:
+            self._index.unlink(missing_ok=True)
         self._closed = True
 
     def __enter__(self) -> CheckpointWriter:
@@ -113,10 +116,12 @@ class CheckpointWriter:
             "metadata": {"total_size": self.total_bytes},
             "weight_map": {name: names[i] for name, i in sorted(self._weight_map.items())},
         }
-        with (self.folder / INDEX).open("w") as file:
+        self._index = self.folder / f"{INDEX}.partial"
+        with self._index.open("w") as file:
             json.dump(index, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
+        self._index = self._index.rename(self.folder / INDEX)
 
 
 class _Shard:

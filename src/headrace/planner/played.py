@@ -70,9 +70,17 @@ class PlayedOverlap:
         return at_long + (layers - long) * (at_long - at_short) / (long - short)
 
     def _seconds_of(self, layers: int, load: Load) -> float:
-        kept = tuple(p for p in self.pages if p.layer is None or p.layer < layers)
-        policy = replace(self.policy, resident=self.policy.resident & {p.id for p in kept})
-        return steady_seconds(replace(self.model, layers=layers), kept, policy, self.hardware, load)
+        shorter = first_layers(layers, self.model, self.pages, self.policy)
+        return steady_seconds(*shorter, self.hardware, load)
+
+
+def first_layers(
+    layers: int, model: ModelSpec, pages: tuple[Page, ...], policy: Policy
+) -> tuple[ModelSpec, tuple[Page, ...], Policy]:
+    """The same model and policy with no more than the first ``layers`` layers."""
+    kept = tuple(p for p in pages if p.layer is None or p.layer < layers)
+    resident = policy.resident & {p.id for p in kept}
+    return replace(model, layers=layers), kept, replace(policy, resident=resident)
 
 
 def steady_seconds(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from headrace.planner.played import steady_seconds
+from headrace.planner.played import first_layers, steady_seconds
 from headrace.planner.sweeps import Load
 from headrace.specs.hardware import Hardware
 from headrace.specs.model import ModelSpec
@@ -53,13 +53,5 @@ def _seconds(
     kv: int,
 ) -> float:
     """Layers are alike: a few of them tell."""
-    layers = min(model.layers, 4)
-    kept = tuple(p for p in pages if p.layer is None or p.layer < layers)
-    resident = policy.resident & {p.id for p in kept}
-    return steady_seconds(
-        replace(model, layers=layers),
-        kept,
-        replace(policy, resident=resident),
-        hardware,
-        Load(rows, rows * kv, samples=rows),
-    )
+    shorter = first_layers(min(model.layers, 4), model, pages, policy)
+    return steady_seconds(*shorter, hardware, Load(rows, rows * kv, samples=rows))

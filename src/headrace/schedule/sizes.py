@@ -13,10 +13,7 @@ from headrace.schedule.task import Buffer, Size
 from headrace.specs.model import ITEM_BYTES, ModelSpec
 from headrace.specs.pages import Page, Role
 from headrace.specs.policy import Policy
-from headrace.specs.scratch import routing_bytes, scratch_bytes
-
-ALIGNMENT = 64
-"""Every size is a multiple of a cache line."""
+from headrace.specs.scratch import aligned, routing_bytes, scratch_bytes
 
 READ_SLACK = 8192
 """What an aligned direct read may bring along: up to a block in front and one behind."""
@@ -48,7 +45,7 @@ def buffer_sizes(
     if at.rows_from_disk:
         item = ITEM_BYTES[model.weight_dtype]
         bytes_of[Buffer("rows")] = policy.max_rows * model.hidden * item  # [N, D]
-    sizes = {buffer: Size("host", _aligned(count)) for buffer, count in bytes_of.items()}
+    sizes = {buffer: Size("host", aligned(count)) for buffer, count in bytes_of.items()}
     return sizes | {Buffer(name): Size("state", 0) for name in _STATE}
 
 
@@ -73,7 +70,3 @@ def _activations(model: ModelSpec, pages: tuple[Page, ...], policy: Policy) -> d
     if any(page.role is Role.EXPERT_UP for page in pages):
         bytes_of[Buffer("inter")] = N * model.ffn_width * _F32  # [N, W]
     return bytes_of
-
-
-def _aligned(count: int) -> int:
-    return -(-count // ALIGNMENT) * ALIGNMENT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -134,7 +135,7 @@ class ModelSpec:
 
     def _count(self, experts: int) -> int:
         def total(shapes: Mapping[str, tuple[int, ...]]) -> int:
-            return sum(s[0] * (s[1] if len(s) > 1 else 1) for s in shapes.values())
+            return sum(map(math.prod, shapes.values()))
 
         per_layer = total(self.layer_tensors()) + experts * total(self.expert_tensors())
         return self.layers * per_layer + total(self.global_tensors())
