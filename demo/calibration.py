@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from demo.gguf_source import GgufSource
 
 FOLDER = Path(__file__).parent
-WINDOW = 512
+WINDOW = 256
 
 
 def calibration_tokens(tokenizer: Tokenizer, source: GgufSource) -> np.ndarray:
@@ -31,7 +31,7 @@ def calibration_tokens(tokenizer: Tokenizer, source: GgufSource) -> np.ndarray:
     kinds = (
         "".join(template.render(messages=m) for m in talks),
         "".join(template.render(messages=m) for m in answered[::2]),
-        "\n\n".join(m[-1]["content"] for m in talks + answered),
+        "\n\n".join(m[-1]["content"] for m in talks + answered[1::2]),
         (FOLDER / "calibration.txt").read_text(),
     )
     return np.concatenate([_windows(tokenizer, text) for text in kinds])

@@ -31,7 +31,7 @@ class Recipe:
     damping: float = 0.2
     dims: int = 32
     draws: int = 8
-    seed: int = 2
+    seed: int = 7
 
 
 def expert_weight(dense: np.ndarray, recipe: Recipe, key: tuple[int, ...]) -> np.ndarray:

@@ -122,11 +122,36 @@ def test_dry_run_does_not_touch_an_output(checkpoint, batch, tmp_path, capsys):
     arguments = ["run-batch", str(checkpoint), *files, *MEMORY]
     run([*arguments, "--limit", "2"])
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    for more, pending in ((), 1), (("--fresh",), 3):
+    for more, pending in ((), 1), (("--fresh",), 3), (("--retry-errors",), 1):
         capsys.readouterr()
         assert run([*arguments, "--dry-run", "--json", *more]) == 0
         assert json.loads(capsys.readouterr().out)["pending"] == pending
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_dry_run_counts_the_errors_that_would_be_done_again(checkpoint, batch, tmp_path, capsys):
+    arguments = ["run-batch", str(checkpoint), *batch(*LINES, "{not json"), *MEMORY]
+    assert run(arguments) == 1
+    with (tmp_path / "out.jsonl").open("ab") as output:
+        output.write(b'{"torn')
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    capsys.readouterr()
+    assert run([*arguments, "--dry-run", "--json", "--retry-errors"]) == 0
+    assert json.loads(capsys.readouterr().out)["pending"] == 1
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_trace_never_replaces_a_file_of_the_job(checkpoint, batch, capsys):
+    files = batch(*LINES)
+    for name in (files[1], files[3]):
+        assert run(["run-batch", str(checkpoint), *files, *MEMORY, "--trace", name]) == 2
+    assert "--trace would replace" in capsys.readouterr().err
+
+
+def test_log_that_cannot_be_written_is_refused(checkpoint, batch, tmp_path, capsys):
+    (tmp_path / "out.jsonl.log").mkdir()
+    assert run(["run-batch", str(checkpoint), *batch(*LINES), *MEMORY]) == 2
+    assert "cannot write the log" in capsys.readouterr().err
 
 
 def test_budget_that_cannot_work_names_the_smallest(checkpoint, batch, capsys):
@@ -156,6 +181,7 @@ def test_throughput_reports_what_was_asked_for(checkpoint, tmp_path, capsys):
         (["--kv-cache-dtype", "int2"], "--kv-cache-dtype"),
         (["-i", "nowhere.jsonl"], "no such input file"),
         (["-o", "/nowhere/out.jsonl"], "existing folder"),
+        (["--trace", "/nowhere/trace.json"], "--trace"),
     ],
 )
 def test_bad_arguments_are_refused_before_torch_is_needed(checkpoint, batch, capsys, change, part):

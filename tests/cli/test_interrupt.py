@@ -93,6 +93,7 @@ def test_keyboard_interrupt_becomes_exit_code_130(monkeypatch, capsys):
 
     monkeypatch.setattr(main, "end_on_interrupt", lambda: None)
     monkeypatch.setattr(main, "run", interrupted)
+    monkeypatch.setattr(main, "leave_interrupted", lambda: sys.exit(130))
     with pytest.raises(SystemExit) as exit_:
         main.main([])
     assert exit_.value.code == 130

@@ -323,9 +323,11 @@ def test_closing_ends_every_thread_and_frees_the_memory(mixtral):
         assert len(lane_threads() - before) >= 3
         memory = weakref.ref(llm.session.arena._map)
         gc.disable()
-        llm.use(llm.current_plan)  # closes the session
-        assert memory() is None, "a reference cycle keeps the memory of a closed session"
-        gc.enable()
+        try:
+            llm.use(llm.current_plan)  # closes the session
+            assert memory() is None, "a reference cycle keeps the memory of a closed session"
+        finally:
+            gc.enable()
     assert lane_threads() <= before
 
 

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from headrace.engine.hub import FILES, local_folder
-from headrace.errors import ModelError
+from headrace.errors import ModelError, UsageError
 
 
 @pytest.fixture
@@ -59,6 +59,27 @@ def test_a_model_larger_than_the_disk_is_not_begun(hub):
     with pytest.raises(ModelError, match="does not fit on the disk"):
         local_folder("org/model")
     assert not hub.asked
+
+
+def test_a_revision_of_a_local_folder_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="--revision"):
+        local_folder(tmp_path, "main")
+
+
+@pytest.mark.parametrize("name", ["org/a..b", "org/a--b"])
+def test_what_the_hub_calls_no_repo_id_is_refused(name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="not a repo id"):
+        local_folder(name)
+
+
+def test_a_cached_model_is_found_without_a_network(hub, tmp_path):
+    class Deaf:
+        def model_info(self, repo, revision=None, files_metadata=False):
+            raise RuntimeError("a network library's own kind of error")
+
+    hub.monkeypatch.setattr(huggingface_hub, "HfApi", Deaf)
+    assert local_folder("org/model") == tmp_path
 
 
 def test_an_unreachable_hub_says_what_to_try(hub):

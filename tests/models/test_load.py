@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from headrace.errors import CheckpointError, ModelError, UnsupportedModelError
 from headrace.memory.checkpoint import Checkpoint
-from headrace.models.load import ARCHITECTURES, architecture, model_spec
+from headrace.models.load import ARCHITECTURES, architecture, checkpoint_spec, model_spec
 from tests.models.tiny import CASES, build
 
 LLAMA = {
@@ -130,6 +130,23 @@ def test_the_embeddings_stored_format_wins_over_the_announced_one():
 def test_what_cannot_be_run_is_refused_with_a_name(change, error):
     with pytest.raises(error):
         model_spec(LLAMA | change)
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_local_experts": 16384}, {"vocab_size": 1 << 24}, {"num_hidden_layers": 4096}]
+)
+def test_a_config_larger_than_its_weights_is_refused_before_pages_are_made(change, tmp_path):
+    build("mixtral-e8", tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match="more weights than the files hold"):
+        checkpoint_spec(Checkpoint.open(tmp_path))
+
+
+def test_yarn_needs_a_base_above_one():
+    yarn = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1.0}
+    with pytest.raises(CheckpointError, match="rope_theta with yarn"):
+        model_spec(LLAMA | {"rope_parameters": yarn})
 
 
 def test_refusals_of_experts_and_layer_patterns():

@@ -20,7 +20,7 @@ from headrace.memory.arena import Arena
 from headrace.memory.checkpoint import Checkpoint
 from headrace.memory.pages import PageTable
 from headrace.models.bodies import make_bodies
-from headrace.models.load import architecture, model_spec
+from headrace.models.load import architecture, checkpoint_spec
 from headrace.models.sweep import RowIndex
 from headrace.models.workspace import Workspace
 from headrace.planner.memory_map import arena_bytes
@@ -168,9 +168,7 @@ class Runner:
     ) -> None:
         checkpoint = Checkpoint.open(folder)
         module = architecture(checkpoint.config)
-        self.model = model_spec(
-            checkpoint.config, {n: t.dtype for n, t in checkpoint.tensors.items()}
-        )
+        self.model = checkpoint_spec(checkpoint)
         self.pages = page_layout(self.model, cut_bytes)
         self.table = PageTable(self.pages, checkpoint, module.tensor_name, self.model)
         everything = frozenset(p.id for p in self.pages)

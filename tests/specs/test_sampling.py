@@ -20,6 +20,10 @@ def test_a_single_stop_string_and_lists_become_tuples():
     assert params.allowed_token_ids == (3,)
 
 
+def test_none_stands_for_nothing_as_in_vllm():
+    assert SamplingParams(stop=None, stop_token_ids=None, logit_bias=None) == SamplingParams()
+
+
 @pytest.mark.parametrize(
     "fields",
     [

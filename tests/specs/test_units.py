@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headrace.errors import UsageError
-from headrace.specs.units import format_bytes, format_seconds, parse_size
+from headrace.specs.units import format_bytes, format_seconds, parse_size, size_argument
 
 
 @pytest.mark.parametrize(
@@ -24,7 +26,7 @@ def test_sizes_are_read_as_people_write_them(text, count):
     assert parse_size(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "GB", "8 apples", "-1GB", "1e9", "8GB extra"])
+@pytest.mark.parametrize("text", ["", "GB", "8 apples", "-1GB", "1e9", "8GB extra", "9" * 400])
 def test_anything_else_is_refused(text):
     with pytest.raises(UsageError, match="not a size"):
         parse_size(text)
@@ -44,6 +46,11 @@ def test_anything_else_is_refused(text):
 )
 def test_bytes_are_printed_with_three_digits(count, text):
     assert format_bytes(count) == text
+
+
+@given(st.integers(10**6, 10**14))
+def test_a_size_to_type_is_read_as_that_much_or_a_little_more(count):
+    assert count <= parse_size(size_argument(count)) <= count * 1.011
 
 
 @pytest.mark.parametrize(

@@ -266,7 +266,7 @@ class Batcher:
                 code="context_length_exceeded",
                 expected=f"prompt and max_tokens of at most {capacity + 1} tokens",
                 got=f"{len(request.tokens)} + {request.max_tokens}",
-                hint="a smaller max_tokens or a larger memory budget",
+                hint="a smaller max_tokens, a larger memory budget, or a run of its own",
             )
 
 

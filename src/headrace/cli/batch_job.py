@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -109,13 +110,13 @@ class BatchRun:
 
     @contextmanager
     def _untouched(self) -> Iterator[Job]:
-        """The job as it would be opened, on a scrap output where opening would change ours."""
-        if self.output.exists() and not self.fresh and not self.retry_errors:
-            with self._open(self.output, False, False) as job:
+        """The job as it would be opened, on a copy of what opening may change."""
+        from headrace.engine.sidecar import Sidecar
+
+        with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
+            copy = Path(folder) / self.output.name
+            for path in (self.output, Sidecar(self.output).path):
+                if path.exists() and not self.fresh:
+                    shutil.copyfile(path, Path(folder) / path.name)
+            with self._open(copy, self.retry_errors, False) as job:
                 yield job
-            return
-        with (
-            tempfile.TemporaryDirectory(prefix="headrace-") as folder,
-            self._open(Path(folder) / "output.jsonl", False, False) as job,
-        ):
-            yield job

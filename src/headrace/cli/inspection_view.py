@@ -7,7 +7,7 @@ from rich.table import Table
 
 from headrace.cli.inspection import Inspection, role_bytes
 from headrace.specs.model import ModelSpec
-from headrace.specs.units import format_bytes
+from headrace.specs.units import format_bytes, size_argument
 
 
 def print_inspection(found: Inspection, console: Console) -> None:
@@ -36,8 +36,8 @@ def _facts(found: Inspection) -> Table:
     if found.budgets is not None:
         b = found.budgets
         batch = f"{b.sequences} sequences of {b.tokens} tokens"
-        table.add_row("all resident", f"--memory {format_bytes(b.resident)} and up ({batch})")
-        table.add_row("smallest", f"--memory {format_bytes(b.smallest)}")
+        table.add_row("all resident", f"--memory {size_argument(b.resident)} and up ({batch})")
+        table.add_row("smallest", f"--memory {size_argument(b.smallest)}")
     return table
 
 

@@ -8,8 +8,11 @@ nothing is lost; the same command resumes.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -33,6 +36,16 @@ def end_on_interrupt(
     threading.Thread(
         target=_watch, args=(heard, grace_seconds, leave, sleep), name="interrupt", daemon=True
     ).start()
+
+
+def leave_interrupted() -> None:
+    """Exit with 130 now. All that is durable is on disk by then, and what the interpreter would
+    still tear down (torch's modules, above all) takes a second."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(EXIT_CODE)
 
 
 def _watch(

@@ -7,19 +7,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from headrace.errors import UsageError
+
 
 @contextmanager
 def log_beside(output: Path, keep: bool = True) -> Iterator[Path]:
     """While open, everything logged under ``headrace`` is appended to ``<output>.log``.
 
     Lines start with local time; several runs on one output follow each other in one file.
-    With ``keep`` off there is no log: a dry run leaves nothing behind.
+    With ``keep`` off there is no log: a dry run leaves nothing behind. Raises UsageError when
+    the log cannot be written.
     """
     path = output.with_name(output.name + ".log")
     if not keep:
         yield path
         return
-    handler = logging.FileHandler(path, encoding="utf-8")
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise UsageError("cannot write the log beside the output", got=str(error)) from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("headrace")
     before = logger.level

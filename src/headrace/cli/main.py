@@ -10,7 +10,7 @@ from typer.main import get_command
 
 from headrace import __version__
 from headrace.cli import bench, generate, inspect_, run_batch
-from headrace.cli.interrupt import EXIT_CODE, end_on_interrupt
+from headrace.cli.interrupt import EXIT_CODE, end_on_interrupt, leave_interrupted
 from headrace.cli.output import show_error, warn
 from headrace.cli.settings import bind_environment, unknown_variables
 from headrace.cli.startup import Command, Group
@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 1
     if code == EXIT_CODE:
         warn("interrupted")
+        leave_interrupted()
     sys.exit(code)
 
 

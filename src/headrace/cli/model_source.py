@@ -43,11 +43,10 @@ def find_model(text: str) -> Source:
 def local_model(folder: Path) -> Source:
     """Read config.json and the safetensors headers, no weights. Raises ModelError."""
     from headrace.memory.checkpoint import Checkpoint
-    from headrace.models.load import model_spec
+    from headrace.models.load import checkpoint_spec
 
     checkpoint = Checkpoint.open(folder)
-    spec = model_spec(checkpoint.config, {n: t.dtype for n, t in checkpoint.tensors.items()})
-    return Source(str(folder), spec, checkpoint)
+    return Source(str(folder), checkpoint_spec(checkpoint), checkpoint)
 
 
 def registry_model(name: str) -> Source:

@@ -55,8 +55,10 @@ def run_batch(
     from headrace.cli.logfile import log_beside
     from headrace.cli.output import console, emit_json
     from headrace.cli.summary_view import print_summary
+    from headrace.cli.trace_files import check_trace
 
     check_files(input, output)
+    check_trace(trace, input, output)
     said = console(stderr=True)
     with (
         log_beside(output, keep=not dry_run),

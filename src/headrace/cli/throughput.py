@@ -79,6 +79,9 @@ def run_throughput(
 ) -> dict[str, Any]:
     """Play the load ``repeats`` times, each time beside a one_by_one run of the same policy when
     something streams, and report. Plan and progress go to ``console``."""
+    from headrace.cli.trace_files import check_trace
+
+    check_trace(trace)
     with open_llm(load.model, seed=load.seed, **settings) as llm:
         plan = llm.plan(load.workload)
         print_plan(plan, console)
@@ -111,6 +114,7 @@ def one_by_one(llm: LLM, plan: Plan, workload: Workload) -> Plan:
 
 def play_load(llm: LLM, plan: Plan, load: Load, console: Console, trace: Path | None) -> Summary:
     """One run under ``plan``, memory taken anew; returns the figures of its summary."""
+    from headrace.engine.answers import Answered
     from headrace.engine.summary import summarise
 
     llm.use(plan)
@@ -121,7 +125,7 @@ def play_load(llm: LLM, plan: Plan, load: Load, console: Console, trace: Path | 
     tokens = load.batch * (load.prompt_len + load.gen_len)
     with show_progress(console, plan.prediction.seconds, tokens) as report:
         for event in llm.events(load.prompts(llm.loaded.model.vocab), record):
-            done += type(event).__name__ == "Answered"
+            done += isinstance(event, Answered)
             seconds = llm.clock() - began
             prefilled, drawn = counters.prefill_tokens, counters.sampled_tokens
             report(_Now(done, load.batch, prefilled, drawn, seconds))

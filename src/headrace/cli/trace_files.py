@@ -6,9 +6,21 @@ import json
 from pathlib import Path
 
 from headrace.cli.timeline import Bar, lanes_of_chrome, timeline_svg, window
+from headrace.errors import UsageError
 
 SHOWN_SWEEPS = 3
 """About as many sweeps as a picture of this width can show."""
+
+
+def check_trace(trace: Path | None, *others: Path) -> None:
+    """Refuse before the run a trace that could not be written after it, or that would replace one
+    of the ``others``. Raises UsageError."""
+    if trace is None:
+        return
+    if trace.is_dir() or not trace.absolute().parent.is_dir():
+        raise UsageError("--trace must be a file in an existing folder", got=str(trace))
+    if any(trace.resolve() == other.resolve() for other in others):
+        raise UsageError("--trace would replace a file of the job", got=str(trace))
 
 
 def draw_trace(trace: Path, title: str) -> Path:

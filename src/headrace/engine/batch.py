@@ -68,15 +68,13 @@ def job_shape(llm: LLM, job: Job) -> JobShape:
     """Lengths of the pending lines; lines at fault do not count."""
     lines = (line for line in job.scan() if isinstance(line, JobLine))
     prompts = _runnable(llm, islice(lines, SAMPLED_LINES))
-    sampled = len(prompts)
     shared = prefix_tokens_shared([p.tokens for p in prompts])
     workload = workload_of(prompts, llm.context)
     if prompts and job.pending > SAMPLED_LINES:
+        longest = _longest_beyond(llm, lines, prompts)
         workload = _scaled(workload, job.pending / SAMPLED_LINES)
-        longest = max(_characters(p.payload) for p in prompts)
-        largest = workload_of(_runnable(llm, _record_lengths(lines, longest)), llm.context)
-        workload = workload.joined(largest)
-    return JobShape(workload, shared, sampled)
+        workload = workload.joined(workload_of(longest, llm.context))
+    return JobShape(workload, shared, len(prompts))
 
 
 def run_job(
@@ -185,13 +183,22 @@ def _runnable(llm: LLM, lines: Iterable[JobLine]) -> list[Prompt]:
     return [p for p in prompts if isinstance(p, Prompt)]
 
 
-def _record_lengths(lines: Iterable[JobLine], longest: int) -> Iterator[JobLine]:
-    """Lines longer, in characters, than ``longest`` and than all before: a plan must hold the
-    longest line, and of most files only a handful need to be tokenised to find it."""
+def _longest_beyond(llm: LLM, lines: Iterable[JobLine], sampled: list[Prompt]) -> list[Prompt]:
+    """The prompt, if any, that can grow longer than all ``sampled`` and than the rest of
+    ``lines``: a plan must hold it. Only lines are tokenised that look long enough, at no more
+    tokens a character than any of the sample has."""
+    longest, found = workload_of(sampled, llm.context).longest, []
+    least = min(len(p.tokens) for p in sampled)
+    density = max((len(p.tokens) - least) / max(1, _characters(p.payload)) for p in sampled)
     for line in lines:
-        if (size := _characters(line)) > longest:
-            longest = size
-            yield line
+        most = line.params.max_tokens or llm.context
+        if least + density * _characters(line) + most <= longest:
+            continue
+        for prompt in _runnable(llm, [line]):
+            length = workload_of([prompt], llm.context).longest
+            if length > longest:
+                longest, found = length, [prompt]
+    return found
 
 
 def _characters(line: JobLine) -> int:

@@ -6,7 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
-from headrace.errors import ModelError
+from headrace.errors import ModelError, UsageError
 from headrace.specs.units import format_bytes
 
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -18,10 +18,13 @@ def local_folder(model: str | Path, revision: str | None = None) -> Path:
     """The folder of ``model``. A repo id is downloaded into (or found in) the shared Hugging
     Face cache, resumed where an earlier download stopped; free disk is checked first.
 
-    Raises ModelError when there is no such folder, or the hub says no, with what to try.
+    Raises ModelError when there is no such folder, or the hub says no, with what to try;
+    UsageError for a revision of a local folder.
     """
     path = Path(model).expanduser()
     if path.is_dir():
+        if revision is not None:
+            raise UsageError("--revision is for repo ids", got=f"the local folder {path}")
         return path
     if path.exists():
         raise ModelError(
@@ -42,9 +45,9 @@ def _download(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
+        HFValidationError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     try:
@@ -60,7 +63,15 @@ def _download(repo: str, revision: str | None) -> Path:
         raise ModelError(
             f"no model {repo} on the hub", hint="check the name; a private one needs HF_TOKEN"
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except RevisionNotFoundError as error:
+        raise ModelError(
+            f"{repo} has no such revision", expected="a branch, tag or commit", got=revision
+        ) from error
+    except HFValidationError as error:
+        raise ModelError("not a repo id", expected="org/name", got=repo) from error
+    except ModelError:
+        raise
+    except Exception as error:  # whatever the network library of this version of the hub raises
         raise ModelError(
             f"{repo} is neither a folder here nor in the cache, and the hub does not answer",
             got=type(error).__name__,
@@ -72,11 +83,10 @@ def _check_disk(repo: str, revision: str | None) -> None:
     """Refuse a download that cannot fit. Says nothing when the hub cannot be asked."""
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
         info = HfApi().model_info(repo, revision=revision, files_metadata=True)
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
+    except Exception:  # the download itself will say what is wrong, or find all in the cache
         return
     names = tuple(pattern.lstrip("*") for pattern in FILES)
     wanted = sum(f.size or 0 for f in info.siblings or () if f.rfilename.endswith(names))

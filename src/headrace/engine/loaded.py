@@ -12,7 +12,7 @@ from headrace.errors import ModelError
 from headrace.memory.checkpoint import Checkpoint
 from headrace.memory.disk import DiskReader
 from headrace.memory.pages import PageTable
-from headrace.models.load import architecture, model_spec
+from headrace.models.load import architecture, checkpoint_spec
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page, page_layout
 
@@ -42,8 +42,7 @@ class Loaded:
                 hint="a folder with config.json and *.safetensors",
             )
         checkpoint = Checkpoint.open(path)
-        dtypes = {name: entry.dtype for name, entry in checkpoint.tensors.items()}
-        model = model_spec(checkpoint.config, dtypes)
+        model = checkpoint_spec(checkpoint)
         pages = page_layout(model)
         names = architecture(checkpoint.config).tensor_name
         reader = DiskReader(checkpoint.files, direct)

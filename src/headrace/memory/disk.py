@@ -135,7 +135,8 @@ class DiskReader:
         self.close()
 
     def _request(self, file: int, offset: int, part: memoryview) -> int:
-        descriptor, direct = self._descriptors[file], self._direct[file]
+        direct = self._direct[file]  # first: a fall-back under way changes it last
+        descriptor = self._descriptors[file]
         try:
             got = os.preadv(descriptor, (part,), offset)
         except OSError as fault:

@@ -148,7 +148,9 @@ def _entry(name: str, value: object, start: int, file: str) -> HeaderEntry:
             f"dtype of {where}", expected="a safetensors dtype", got=_short(dtype)
         )
     if not _naturals(shape) or len(shape) > MAX_DIMENSIONS:
-        raise CheckpointError(f"shape of {where}", expected="sizes >= 0", got=_short(shape))
+        raise CheckpointError(
+            f"shape of {where}", expected="sizes from 0 to 2^63 - 1", got=_short(shape)
+        )
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise CheckpointError(
             f"data_offsets of {where}", expected="[begin, end]", got=_short(offsets)
@@ -190,7 +192,7 @@ def _check_tiling(
 
 
 def _naturals(value: object) -> bool:
-    return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
+    return isinstance(value, list) and all(type(v) is int and 0 <= v < 1 << 63 for v in value)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

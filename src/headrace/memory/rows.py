@@ -7,10 +7,10 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from headrace.memory.disk import DiskReader, FileRange
-
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
+
+    from headrace.memory.disk import DiskReader, FileRange
 
 BOUNCE_BYTES = 1 << 20
 """Memory taken beside the destination: blocks land here, rows are copied out."""

@@ -95,8 +95,13 @@ class Fields:
         if factor != 1.0:
             raise UnsupportedModelError("partial rotary embedding", expected="1.0", got=factor)
         kind = parameters.get("rope_type", parameters.get("type")) or "default"
+        theta = _positive(theta, "config.json: rope_theta")
+        if kind == "yarn" and theta <= 1:  # it divides by the logarithm
+            raise CheckpointError(
+                "config.json: rope_theta with yarn", expected="a number above 1", got=theta
+            )
         scaling = () if kind == "default" else self._scaling(kind, parameters, max_positions)
-        return Rope(_positive(theta, "config.json: rope_theta"), scaling)
+        return Rope(theta, scaling)
 
     def _scaling(
         self, kind: object, parameters: dict[str, Any], max_positions: int

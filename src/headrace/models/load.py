@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
 from headrace.errors import CheckpointError, UnsupportedModelError
+from headrace.memory.checkpoint import Checkpoint
 from headrace.models import llama, mixtral, olmoe
 from headrace.specs.model import ITEM_BYTES, ModelSpec
 
@@ -30,6 +32,26 @@ class Architecture(Protocol):
 
 ARCHITECTURES: tuple[Architecture, ...] = (llama, mixtral, olmoe)
 """All that run."""
+
+
+def checkpoint_spec(checkpoint: Checkpoint) -> ModelSpec:
+    """The spec of an opened checkpoint, no larger than what its files hold.
+
+    Page layouts grow with the spec: a config.json that announces a million experts must not
+    take memory for them. Raises CheckpointError and UnsupportedModelError.
+    """
+    tensors = checkpoint.tensors
+    spec = model_spec(checkpoint.config, {name: entry.dtype for name, entry in tensors.items()})
+    stored = sum(math.prod(entry.shape) for entry in tensors.values())
+    needed_tensors = spec.layers * spec.experts * len(spec.expert_tensors())
+    if spec.parameters() > stored or needed_tensors > len(tensors):
+        raise CheckpointError(
+            "config.json describes more weights than the files hold",
+            expected=f"{spec.parameters()} weights",
+            got=f"{stored} in {len(tensors)} tensors",
+            hint="does config.json belong to these weights?",
+        )
+    return spec
 
 
 def model_spec(config: Mapping[str, Any], dtypes: Mapping[str, str] | None = None) -> ModelSpec:

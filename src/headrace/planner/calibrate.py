@@ -35,7 +35,7 @@ class Probes:
     ``read_rate(depth)`` returns bytes/s of direct reads with ``depth`` requests in flight;
     ``sgemm()`` multiplies once at M = 512 and returns its FLOPs; ``sweep_memory()`` passes
     over memory well beyond the caches once and returns the bytes it touched. ``ops`` is keyed
-    by operation name. ``row_seconds``, if given, samples once and returns the rows sampled.
+    by operation name. ``sample``, if given, samples once and returns the rows sampled.
     """
 
     read_rate: Callable[[int], float]

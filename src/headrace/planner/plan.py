@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from headrace.planner.memory_map import MemoryMap
-from headrace.planner.simulate import Prediction
 from headrace.specs.policy import Policy
+
+if TYPE_CHECKING:
+    from headrace.planner.simulate import Prediction
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,9 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
+        for name, nothing in (("stop", ()), ("stop_token_ids", ()), ("logit_bias", {})):
+            if getattr(self, name) is None:  # as vLLM writes it
+                object.__setattr__(self, name, nothing)
         for name in ("stop", "stop_token_ids", "allowed_token_ids"):
             value = getattr(self, name)
             if isinstance(value, list):

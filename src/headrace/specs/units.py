@@ -25,7 +25,7 @@ _FACTORS = {
     "GIB": 1024**3,
     "TIB": 1024**4,
 }
-_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+_SIZE = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([A-Za-z]*)\s*")
 
 
 def parse_size(text: str | int) -> int:
@@ -36,7 +36,7 @@ def parse_size(text: str | int) -> int:
     factor = _FACTORS.get(match[2].upper()) if match else None
     if match is None or factor is None:
         raise UsageError("not a size", expected="a number and a unit, as 8GiB or 500MB", got=text)
-    return int(float(match[1]) * factor)
+    return round(float(match[1]) * factor)
 
 
 def format_bytes(count: float) -> str:
@@ -46,6 +46,14 @@ def format_bytes(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:,.3g} TB" if count < 1000 else f"{count:,.0f} TB"
+
+
+def size_argument(count: int) -> str:
+    """A size to type, as ``1.46GB``: never less than ``count``, and from 1 MB on hardly more."""
+    unit, factor = ("GB", 1000**3) if count >= 1000**3 else ("MB", 1000**2)
+    digits = max(0, 3 - len(str(count // factor)))
+    step = factor // 10**digits
+    return f"{-(-count // step) * step / factor:.{digits}f}{unit}"
 
 
 def format_seconds(seconds: float) -> str:

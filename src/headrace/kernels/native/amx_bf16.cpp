@@ -1,6 +1,7 @@
-// 16-bit weights on AMX tiles. fp32 activations are split into bf16 terms whose sum they are to
-// 2^-18 (two terms) or exactly (three); fp16 weights into two. Products of terms are summed in
-// fp32 by the tile unit, column pair by column pair, so a result is one chain along K.
+// 16-bit weights on AMX tiles. fp32 activations are split into bf16 terms: three, whose sum they
+// are exactly, or two, to 2^-17. fp16 weights are two bf16 terms. Products of terms are summed in
+// fp32 by the tile unit, column pair by column pair, so a result is one chain along K. Products
+// below the last bit of fp32 are left out.
 //
 // Weights are the left operand, tile rows as they lie in the checkpoint; activations the right
 // one, packed in pairs of columns. A tile of results is [16 weight rows, 16 rows of x].
@@ -12,18 +13,18 @@
 
 #include "epilogue.h"
 #include "local.h"
+#include "prefetch.h"
 #include "transpose16.h"
 
 namespace headrace {
 namespace {
 
-constexpr int TERMS = 2;          // of an activation
 constexpr int GRANULE = 16;       // rows of x in a tile
 constexpr int STEP = 32;          // columns in a tile
 constexpr int STEPS = 16;         // tiles along K that are packed at a time
 constexpr int TILE = 1024;        // bytes
 constexpr int SUM_TILES = 256;    // tiles of partial sums that a task may hold
-constexpr std::int64_t K_BLOCK = STEP * STEPS;
+constexpr int FEW_STEPS = 4;      // the same where each is used once: stays in the first cache
 
 std::int64_t steps_of(std::int64_t columns) { return (columns + STEP - 1) / STEP; }
 
@@ -47,38 +48,83 @@ struct Tiles {
     ~Tiles() { _tile_release(); }
 };
 
-// --- the panel: [granule][step][term] tiles of 16 column pairs x 16 rows ---
-
-std::size_t granule_bytes(std::int64_t columns) {
-    return static_cast<std::size_t>(steps_of(columns)) * TERMS * TILE;
-}
-
-std::size_t panel_bytes(std::int64_t rows, std::int64_t columns) {
-    return static_cast<std::size_t>((rows + GRANULE - 1) / GRANULE) * granule_bytes(columns);
-}
-
-__m512 low_half(__m512i pairs) {
-    return _mm512_castsi512_ps(
-        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(pairs)), 16));
-}
-
-__m512 high_half(__m512i pairs) {
-    return _mm512_castsi512_ps(
-        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(pairs, 1)), 16));
-}
-
-// What bf16 left of a value; nothing of one that is not finite.
-__m512 rest(__m512 value, __m512 taken) {
-    return _mm512_maskz_sub_ps(_knot_mask16(_mm512_fpclass_ps_mask(taken, 0x99)), value, taken);
-}
+// --- operands ---
 
 __mmask16 mask_of(std::int64_t lanes) {
     return lanes >= 16 ? 0xffff : lanes <= 0 ? 0 : static_cast<__mmask16>((1u << lanes) - 1);
 }
 
+// What a term left of a value; nothing of one that is not finite.
+__m512 rest(__m512 value, __m512 taken) {
+    return _mm512_maskz_sub_ps(_knot_mask16(_mm512_fpclass_ps_mask(taken, 0x99)), value, taken);
+}
+
+__m512 widened(__m256i bf16) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bf16), 16));
+}
+
+// Formats: how many terms a weight and an activation have, the order of a step's 32 columns, and
+// how weights become terms. Columns a are the first sixteen of a step, b the others.
+
+template <int TERMS>
+struct Bf16 {
+    static constexpr int terms = 1, right_terms = TERMS;
+
+    // Pairs of neighbours, as weights lie: a0 a1, a2 a3, ... b0 b1, ...
+    static __m512i pair(__m256i a, __m256i b) {
+        return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
+    }
+    static void store(__m512i weights, char *to) { _mm512_storeu_si512(to, weights); }
+};
+
+template <int TERMS>
+struct F16 {
+    static constexpr int terms = 2, right_terms = TERMS;
+
+    // a0 b0, a1 b1, ...: cheap to make of two registers.
+    static __m512i pair(__m256i a, __m256i b) {
+        return _mm512_or_si512(_mm512_cvtepu16_epi32(a),
+                               _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16));
+    }
+    // Eleven bits: the first eight, and the rest, which is exact.
+    static void store(__m512i weights, char *to) {
+        const __m512i a = _mm512_castps_si512(_mm512_cvtph_ps(_mm512_castsi512_si256(weights)));
+        const __m512i b =
+            _mm512_castps_si512(_mm512_cvtph_ps(_mm512_extracti64x4_epi64(weights, 1)));
+        _mm512_storeu_si512(to, upper_halves(a, b));
+        _mm512_storeu_si512(to + TILE, upper_halves(below(a), below(b)));
+    }
+
+ private:
+    static constexpr int UPPER = static_cast<int>(0xffff0000);
+
+    static __m512i below(__m512i value) {
+        const __m512i head = _mm512_and_si512(value, _mm512_set1_epi32(UPPER));
+        return _mm512_castps_si512(
+            _mm512_sub_ps(_mm512_castsi512_ps(value), _mm512_castsi512_ps(head)));
+    }
+    static __m512i upper_halves(__m512i a, __m512i b) {  // (a >> 16) | (b & UPPER)
+        return _mm512_ternarylogic_epi32(_mm512_srli_epi32(a, 16), b, _mm512_set1_epi32(UPPER),
+                                         0xf8);
+    }
+};
+
+// --- the panel: [granule][step][term] tiles of 16 column pairs x 16 rows ---
+
+template <class F>
+std::size_t granule_bytes(std::int64_t columns) {
+    return static_cast<std::size_t>(steps_of(columns)) * F::right_terms * TILE;
+}
+
+template <class F>
+std::size_t panel_bytes(std::int64_t rows, std::int64_t columns) {
+    return static_cast<std::size_t>((rows + GRANULE - 1) / GRANULE) * granule_bytes<F>(columns);
+}
+
+template <class F>
 void pack_step(const float *const *rows, int height, std::int64_t k, std::int64_t columns,
                char *to) {
-    __m512i terms[TERMS][16];
+    __m512i terms[F::right_terms][16];
     const __mmask16 first = mask_of(columns - k), second = mask_of(columns - k - 16);
     for (int m = 0; m < 16; ++m) {
         __m512 a = _mm512_setzero_ps(), b = a;
@@ -86,16 +132,17 @@ void pack_step(const float *const *rows, int height, std::int64_t k, std::int64_
             a = _mm512_maskz_loadu_ps(first, rows[m] + k);
             b = _mm512_maskz_loadu_ps(second, rows[m] + k + 16);
         }
-        for (int t = 0; t < TERMS; ++t) {
-            const __m512i pairs = (__m512i)_mm512_cvtne2ps_pbh(b, a);
-            terms[t][m] = pairs;
-            if (t + 1 < TERMS) {
-                a = rest(a, low_half(pairs));
-                b = rest(b, high_half(pairs));
+        for (int t = 0; t < F::right_terms; ++t) {
+            const auto head_a = (__m256i)_mm512_cvtneps_pbh(a);
+            const auto head_b = (__m256i)_mm512_cvtneps_pbh(b);
+            terms[t][m] = F::pair(head_a, head_b);
+            if (t + 1 < F::right_terms) {
+                a = rest(a, widened(head_a));
+                b = rest(b, widened(head_b));
             }
         }
     }
-    for (int t = 0; t < TERMS; ++t) {
+    for (int t = 0; t < F::right_terms; ++t) {
         transpose16(terms[t]);
         for (int pair = 0; pair < 16; ++pair) {
             _mm512_storeu_si512(to + t * TILE + pair * 64, terms[t][pair]);
@@ -103,14 +150,17 @@ void pack_step(const float *const *rows, int height, std::int64_t k, std::int64_
     }
 }
 
+template <class F>
 void pack(const float *const *rows, std::int64_t count, std::int64_t columns, std::int64_t first,
           std::int64_t last, void *panel) {
+    const std::size_t granule = granule_bytes<F>(columns);
     for (std::int64_t g = first; g < last; ++g) {
-        char *to = static_cast<char *>(panel) + static_cast<std::size_t>(g) * granule_bytes(columns);
+        char *to = static_cast<char *>(panel) + static_cast<std::size_t>(g) * granule;
         const std::int64_t left = count - g * GRANULE;
         const int height = left < GRANULE ? static_cast<int>(left) : GRANULE;
         for (std::int64_t s = 0; s < steps_of(columns); ++s) {
-            pack_step(rows + g * GRANULE, height, s * STEP, columns, to + s * TERMS * TILE);
+            pack_step<F>(rows + g * GRANULE, height, s * STEP, columns,
+                         to + s * F::right_terms * TILE);
         }
     }
 }
@@ -118,8 +168,8 @@ void pack(const float *const *rows, std::int64_t count, std::int64_t columns, st
 // --- left operands ---
 
 struct Local {
-    alignas(64) float sums[SUM_TILES][256];             // [n][m] each
-    alignas(64) char left[2][STEPS][2 * TILE];          // two operands, up to two terms
+    alignas(64) float sums[SUM_TILES][256];     // [n][m] each
+    alignas(64) char left[2][STEPS][2 * TILE];  // two operands, up to two terms
     alignas(64) float row[16][16];
 };
 static_assert(sizeof(Local) <= LOCAL_BYTES, "a task's memory");
@@ -130,29 +180,11 @@ struct Left {
     std::int64_t stride, step, term;
 };
 
-struct Bf16 {
-    static constexpr int terms = 1;
-    static void widen(__m512i pairs, char *to) { _mm512_storeu_si512(to, pairs); }
-};
-
-struct F16 {
-    static constexpr int terms = 2;
-    static void widen(__m512i halves, char *to) {
-        const __m512 a = _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
-        const __m512 b = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1));
-        const __m512i head = (__m512i)_mm512_cvtne2ps_pbh(b, a);
-        const __m512 a_rest = rest(a, low_half(head)), b_rest = rest(b, high_half(head));
-        _mm512_storeu_si512(to, head);
-        _mm512_storeu_si512(to + TILE, (__m512i)_mm512_cvtne2ps_pbh(b_rest, a_rest));
-    }
-};
-
-// Weight rows n .. n + 16 (fewer at the end: zeros) over columns k .. k + K_BLOCK.
+// Weight rows n .. n + 16 (fewer at the end: zeros) over `columns` columns from k on.
 template <class F>
-Left left_of(const Weight &w, std::int64_t n, std::int64_t n1, std::int64_t k, bool copy,
-             char (&memory)[STEPS][2 * TILE]) {
+Left left_of(const Weight &w, std::int64_t n, std::int64_t n1, std::int64_t k,
+             std::int64_t columns, bool copy, char (&memory)[STEPS][2 * TILE]) {
     const std::int64_t height = n1 - n < 16 ? n1 - n : 16;
-    const std::int64_t columns = w.columns - k < K_BLOCK ? w.columns - k : K_BLOCK;
     const bool whole = height == 16 && columns % STEP == 0;
     if (F::terms == 1 && whole && !copy) return {w.row(n) + 2 * k, 2 * w.columns, 64, 0};
     const std::int64_t steps = steps_of(columns);
@@ -161,8 +193,7 @@ Left left_of(const Weight &w, std::int64_t n, std::int64_t n1, std::int64_t k, b
         for (std::int64_t s = 0; s < steps; ++s) {
             const std::int64_t left = from == nullptr ? 0 : columns - s * STEP;
             const __mmask32 mask = left >= STEP ? ~0u : (1u << left) - 1;
-            const __m512i pairs = _mm512_maskz_loadu_epi16(mask, from + 64 * s);
-            F::widen(pairs, memory[s] + 64 * i);
+            F::store(_mm512_maskz_loadu_epi16(mask, from + 64 * s), memory[s] + 64 * i);
         }
     }
     return {memory[0], 64, 2 * TILE, TILE};
@@ -204,7 +235,7 @@ void advance(const Left (&left)[2], const char *right0, const char *right1, std:
             if (LEFT > 1) {
                 _tile_loadd(5, left[1].at + s * left[1].step + v * left[1].term, left[1].stride);
             }
-            for (int t = 0; t + v < TERMS; ++t) {
+            for (int t = 0; t + v < F::right_terms; ++t) {
                 _tile_loadd(6, right0 + t * TILE, 64);
                 _tile_dpbf16ps(0, 4, 6);
                 if (LEFT > 1) _tile_dpbf16ps(1, 5, 6);
@@ -215,8 +246,8 @@ void advance(const Left (&left)[2], const char *right0, const char *right1, std:
                 }
             }
         }
-        right0 += TERMS * TILE;
-        right1 += TERMS * TILE;
+        right0 += F::right_terms * TILE;
+        right1 += F::right_terms * TILE;
     }
 }
 
@@ -228,7 +259,12 @@ void advance(const Left (&left)[2], const char *right0, const char *right1, std:
 namespace headrace {
 
 const Engine *amx_engine(Format format) {
-    static const Engine bf16 = engine<Bf16>(), f16 = engine<F16>();
+    static const Engine bf16 = engine<Bf16<3>>("amx"), f16 = engine<F16<3>>("amx");
+    return format == Format::bf16 ? &bf16 : format == Format::f16 ? &f16 : nullptr;
+}
+
+const Engine *amx_fast_engine(Format format) {
+    static const Engine bf16 = engine<Bf16<2>>("amx_fast"), f16 = engine<F16<2>>("amx_fast");
     return format == Format::bf16 ? &bf16 : format == Format::f16 ? &f16 : nullptr;
 }
 
@@ -237,5 +273,6 @@ const Engine *amx_engine(Format format) {
 #else
 
 const headrace::Engine *headrace::amx_engine(Format) { return nullptr; }
+const headrace::Engine *headrace::amx_fast_engine(Format) { return nullptr; }
 
 #endif

@@ -49,18 +49,27 @@ template <class F, class PairOf, class Finish>
 void run(std::int64_t pairs, const PairOf &pair_of, const void *panel, std::int64_t K,
          std::int64_t n1, std::int64_t g0, std::int64_t g1, Local &local, const Finish &finish) {
     const Tiles tiles;
-    const std::size_t granule = granule_bytes(K);
-    const bool few = g1 - g0 <= 2;  // sums stay in tiles, weights are used where they lie
-    const std::int64_t blocks = K == 0 ? 1 : (K + K_BLOCK - 1) / K_BLOCK;
+    const std::size_t granule = granule_bytes<F>(K);
+    const bool few = g1 - g0 <= 2;  // sums stay in tiles, 16-bit weights are used where they lie
+    const std::int64_t k_block = STEP * (few && F::terms > 1 ? FEW_STEPS : STEPS);
+    const std::int64_t blocks = K == 0 ? 1 : (K + k_block - 1) / k_block;
     const auto visit = [&](std::int64_t p, std::int64_t b) {
         const Pair pair = pair_of(p);
-        const std::int64_t k = b * K_BLOCK, left_columns = K - k;
-        const std::int64_t steps = steps_of(left_columns < K_BLOCK ? left_columns : K_BLOCK);
+        const std::int64_t k = b * k_block, columns = K - k < k_block ? K - k : k_block;
+        const std::int64_t steps = steps_of(columns);
         Left left[2] = {};
         for (int i = 0; i < pair.size; ++i) {
-            left[i] = left_of<F>(*pair.weights[i], pair.rows[i], n1, k, !few, local.left[i]);
+            left[i] = left_of<F>(*pair.weights[i], pair.rows[i], n1, k, columns, !few, local.left[i]);
         }
+        const Pair next = pair_of(p + 1);
         for (std::int64_t g = g0; g < g1; g += 2) {
+            for (int i = 0; !few && i < 2 && next.rows[i] < n1; ++i) {
+                const std::int64_t last = next.rows[i] + 16;
+                prefetch_rows(next.weights[i]->row(next.rows[i]) + 2 * k,
+                              static_cast<std::size_t>(2 * K),
+                              (last < n1 ? last : n1) - next.rows[i],
+                              static_cast<std::size_t>(64 * steps), g - g0, g1 - g0 + 1);
+            }
             const int rights = g1 - g < 2 ? 1 : 2;
             const std::int64_t slot =
                 blocks == 1 || few ? 0 : 2 * (p * up_to_even(g1 - g0) + g - g0);
@@ -68,7 +77,7 @@ void run(std::int64_t pairs, const PairOf &pair_of, const void *panel, std::int6
                                 local.sums + slot + 3};
             const char *right = static_cast<const char *>(panel) +
                                 static_cast<std::size_t>(g) * granule +
-                                static_cast<std::size_t>(k / STEP) * TERMS * TILE;
+                                static_cast<std::size_t>(k / STEP) * F::right_terms * TILE;
             block<F>(pair.size, rights, left, right, granule, steps, b == 0, at, few);
             if (!few || b + 1 == blocks) store(pair.size, rights, at);
             if (b + 1 == blocks) finish(pair, g, rights, at);
@@ -158,14 +167,14 @@ void gated(const Weight &gate, const Weight &up, const void *panel, std::int64_t
 // As many weight rows as partial sums have room for when K takes several blocks.
 std::int64_t task_rows(std::int64_t rows, std::int64_t columns, int matrices) {
     const std::int64_t granules = (rows + GRANULE - 1) / GRANULE;
-    if (granules <= 2 || columns <= K_BLOCK) return 64 / matrices;
+    if (granules <= 2 || columns <= STEP * STEPS) return 64 / matrices;
     const std::int64_t room = SUM_TILES / up_to_even(granules) / matrices * 16;
     return room < 256 ? room : 256;
 }
 
 template <class F>
-Engine engine() {
-    return {"amx", GRANULE, 32, panel_bytes, pack, task_rows, multiply<F>, gated<F>};
+Engine engine(const char *name) {
+    return {name, GRANULE, 32, panel_bytes<F>, pack<F>, task_rows, multiply<F>, gated<F>};
 }
 
 }  // namespace

@@ -13,8 +13,9 @@ struct Family {
     bool (*usable)();
 };
 
-// Best first.
+// Best first; amx_fast only when asked for.
 const Family families[] = {
+    {"amx_fast", amx_fast_engine, [] { return amx_allowed(); }},
     {"amx", amx_engine, [] { return amx_allowed(); }},
     {"avx512", avx512_engine, [] { return features().avx512f && features().avx512bw; }},
     {"avx2", avx2_engine,
@@ -27,9 +28,10 @@ const Family families[] = {
 
 const Engine &choose_engine(Format format, const char *path) {
     const std::string wanted = path;
-    bool from_here = wanted == "auto";
+    bool from_here = false;
     for (const Family &family : families) {
-        from_here = from_here || wanted == family.name;
+        from_here = from_here || wanted == family.name ||
+                    (wanted == "auto" && family.engine != amx_fast_engine);
         if (!from_here || !family.usable()) continue;
         if (const Engine *engine = family.engine(format)) return *engine;
     }

@@ -40,6 +40,7 @@ const Engine *neon_engine(Format format);
 const Engine *avx2_engine(Format format);
 const Engine *avx512_engine(Format format);
 const Engine *amx_engine(Format format);
+const Engine *amx_fast_engine(Format format);  // activations to 2^-17
 
 // The engine for `format` on `path` ("auto": the best that this processor has).
 // Throws std::invalid_argument for a path that is unknown or that this processor lacks.

@@ -37,12 +37,15 @@ struct Vec {
     static T widen_bf16_some(const std::uint16_t *p, int n) { return from_bf16(some(p, n)); }
     static T widen_f16_some(const std::uint16_t *p, int n) { return _mm256_cvtph_ps(some(p, n)); }
 
-    // out[i]: the sum of the lanes of the i-th, by the same tree for each.
-    static void sum4(T a, T b, T c, T d, float *out) {
+    // Lane i: the sum of the lanes of the i-th, by the same tree for each.
+    using Quad = __m128;
+    static Quad sum4(T a, T b, T c, T d) {
         const T pairs = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-        _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(pairs),
-                                      _mm256_extractf128_ps(pairs, 1)));
+        return _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
     }
+    static Quad load4(const float *p) { return _mm_loadu_ps(p); }
+    static void store4(float *p, Quad a) { _mm_storeu_ps(p, a); }
+    static Quad add4(Quad a, Quad b) { return _mm_add_ps(a, b); }
 
  private:
     static __m256i lanes(int n) {

@@ -45,16 +45,20 @@ struct Vec {
         return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes(n), p));
     }
 
-    // out[i]: the sum of the lanes of the i-th, by the same tree for each.
-    static void sum4(T a, T b, T c, T d, float *out) {
+    // Lane i: the sum of the lanes of the i-th, by the same tree for each.
+    using Quad = __m128;
+    static Quad sum4(T a, T b, T c, T d) {
         const T ab = halves(a, b), cd = halves(c, d);  // two quarters of each
         const T quarters = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88),
                                          _mm512_shuffle_f32x4(ab, cd, 0xdd));  // a, b, c, d
         const T pairs = _mm512_add_ps(quarters, _mm512_permute_ps(quarters, 0x4e));
         const T sums = _mm512_add_ps(pairs, _mm512_permute_ps(pairs, 0xb1));
         const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
-        _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(first, sums)));
+        return _mm512_castps512_ps128(_mm512_permutexvar_ps(first, sums));
     }
+    static Quad load4(const float *p) { return _mm_loadu_ps(p); }
+    static void store4(float *p, Quad a) { _mm_storeu_ps(p, a); }
+    static Quad add4(Quad a, Quad b) { return _mm_add_ps(a, b); }
 
  private:
     static __mmask16 lanes(int n) { return static_cast<__mmask16>((1u << n) - 1); }

@@ -55,10 +55,12 @@ struct Vec {
         return widen_f16(padded);
     }
 
-    // out[i]: the sum of the lanes of the i-th, by the same tree for each.
-    static void sum4(T a, T b, T c, T d, float *out) {
-        vst1q_f32(out, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
-    }
+    // Lane i: the sum of the lanes of the i-th, by the same tree for each.
+    using Quad = float32x4_t;
+    static Quad sum4(T a, T b, T c, T d) { return vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)); }
+    static Quad load4(const float *p) { return load(p); }
+    static void store4(float *p, Quad a) { store(p, a); }
+    static Quad add4(Quad a, Quad b) { return add(a, b); }
 };
 
 }  // namespace

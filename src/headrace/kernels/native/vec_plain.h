@@ -91,13 +91,19 @@ struct Vec {
         widen_fp16_plain(p, out.v, static_cast<std::size_t>(n));
         return out;
     }
-    static void sum4(const T &a, const T &b, const T &c, const T &d, float *out) {
+
+    // Lane i: the sum of the lanes of the i-th, by the same tree for each.
+    using Quad = T;
+    static Quad sum4(const T &a, const T &b, const T &c, const T &d) {
         const T *all[] = {&a, &b, &c, &d};
-        for (int i = 0; i < 4; ++i) {
+        return each([&](int i) {
             const float *v = all[i]->v;
-            out[i] = (v[0] + v[2]) + (v[1] + v[3]);
-        }
+            return (v[0] + v[2]) + (v[1] + v[3]);
+        });
     }
+    static Quad load4(const float *p) { return load(p); }
+    static void store4(float *p, const Quad &a) { store(p, a); }
+    static Quad add4(const Quad &a, const Quad &b) { return add(a, b); }
 };
 
 }  // namespace

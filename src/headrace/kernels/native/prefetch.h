@@ -1,0 +1,24 @@
+// Asking for memory before it is needed. Only hints: any address will do.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace headrace {
+namespace {
+
+inline void prefetch(const void *at) { __builtin_prefetch(at, 0, 2); }
+
+// Part `part` of `parts` of `rows` stretches of `bytes`, `stride` bytes apart.
+inline void prefetch_rows(const void *first, std::size_t stride, std::int64_t rows,
+                          std::size_t bytes, std::int64_t part, std::int64_t parts) {
+    const auto lines = static_cast<std::int64_t>((bytes + 63) / 64);
+    const std::int64_t last = rows * lines * (part + 1) / parts;
+    for (std::int64_t i = rows * lines * part / parts; i < last; ++i) {
+        prefetch(static_cast<const char *>(first) + static_cast<std::size_t>(i / lines) * stride +
+                 static_cast<std::size_t>(i % lines) * 64);
+    }
+}
+
+}  // namespace
+}  // namespace headrace
