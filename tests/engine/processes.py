@@ -5,19 +5,27 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import headrace
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
-    """``headrace ARGUMENTS`` in a fresh interpreter with one thread."""
+@contextmanager
+def running(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """``headrace ARGUMENTS`` in a fresh interpreter with one thread; gone when the block ends."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
     own = {"PYTHONPATH": str(Path(headrace.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "headrace", *map(str, arguments)],
         env={**clean, **own},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()

@@ -26,7 +26,7 @@ from .batches import (
     write_lines,
 )
 from .engines import least_memory, open_llm, workload
-from .processes import start
+from .processes import running
 
 
 @pytest.fixture(scope="module")
@@ -354,17 +354,17 @@ def test_ctrl_c_saves_what_is_finished_and_exits_130_in_two_seconds(mixtral, mem
     lines = [batch_line(f"{i}", prompt="Hello", ignore_eos=True) for i in range(2000)]
     source, output = write_lines(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
     settings = ("--memory", memory, "--threads", 1, "--max-tokens", 20, "--kv-cache-dtype", "f32")
-    process = start("run-batch", mixtral, "-i", source, "-o", output, *settings)
-    patience = time.monotonic() + 60
-    while not (output.exists() and output.stat().st_size):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < patience
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    began = time.monotonic()
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert time.monotonic() - began < 2.0
+    with running("run-batch", mixtral, "-i", source, "-o", output, *settings) as process:
+        patience = time.monotonic() + 80
+        while not (output.exists() and output.stat().st_size):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < patience, "no answer yet"
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        _, said = process.communicate(timeout=30)
+        assert time.monotonic() - began < 2.0
+        assert process.returncode == 130
     assert "interrupted" in said
     assert "Traceback" not in said
     saved = results(output)

@@ -10,7 +10,7 @@ from headrace.cli.make_checkpoint import make_checkpoint, small_spec
 from headrace.memory.tiers import page_cache_bytes
 
 from .batches import write_lines
-from .processes import start
+from .processes import running
 
 SHAPE = {"layers": 6, "hidden": 512, "ffn_width": 1792, "vocab": 4096}
 BUDGET = 100_000_000
@@ -26,8 +26,9 @@ def run(tmp_path_factory):
     lines = [{"prompt": f"{i} bottles", "max_tokens": 4, "ignore_eos": True} for i in range(24)]
     source = write_lines(folder / "in.jsonl", lines)
     files = ("-i", source, "-o", folder / "out.jsonl")
-    process = start("run-batch", folder / "m", *files, "--memory", BUDGET, "--json", "--threads", 1)
-    output, said = process.communicate(timeout=100)
+    command = ("run-batch", folder / "m", *files, "--memory", BUDGET, "--json", "--threads", 1)
+    with running(*command) as process:
+        output, said = process.communicate(timeout=100)
     assert process.returncode == 0, said
     return json.loads(output), sorted((folder / "m").glob("*.safetensors"))
 
