@@ -30,8 +30,8 @@ def calibration_tokens(tokenizer: Tokenizer, source: GgufSource) -> np.ndarray:
     answered = _messages(FOLDER / "calibration_answers.jsonl")
     kinds = (
         "".join(template.render(messages=m) for m in talks),
-        "".join(template.render(messages=m) for m in answered[::2]),
-        "\n\n".join(m[-1]["content"] for m in talks + answered[1::2]),
+        "".join(template.render(messages=m) for m in answered[::3]),
+        "\n\n".join(m[-1]["content"] for m in talks + answered[1::3]),
         (FOLDER / "calibration.txt").read_text(),
     )
     return np.concatenate([_windows(tokenizer, text) for text in kinds])

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import torch
 
 from headrace.engine.answers import Answered, Prompt
-from headrace.engine.llm import LLM, workload_of
+from headrace.engine.llm import LLM
+from headrace.engine.prompts import workload_of
 from headrace.errors import BudgetError
 from headrace.specs.sampling import SamplingParams
 from headrace.specs.units import format_bytes

@@ -33,10 +33,12 @@ class Changes:
 
 @dataclass(frozen=True)
 class Figures:
-    """What is measured. ``busiest_*``: the largest part of rows that one expert of a layer gets."""
+    """What is measured. ``busiest``: the largest part of rows that one expert of a layer gets,
+    over the passage and the answers together; the same for each of them alone."""
 
     dense_perplexity: float
     perplexity: float
+    busiest: float
     busiest_passage: float
     busiest_answers: float
     mean_first_gate: float
@@ -56,14 +58,15 @@ def measure(folder: Path, gguf: Path, prompts: int = 12, tokens: int = 64) -> Fi
     asked = [
         encode(tokenizer, messages) for messages in chat_prompts()[:: 132 // prompts][:prompts]
     ]
-    with routed(model) as seen:
+    with routed(model) as read:
         upcycled = perplexity(model, passage)
-        busiest_passage, gate = summarise(seen, model.config.num_local_experts)
     answers = answer(model, asked, tokens)
-    with routed(model) as seen:
+    with routed(model) as spoken:
         for ids, told in zip(asked, answers, strict=True):
             logits(model, ids + told)
-        busiest_answers, _ = summarise(seen, model.config.num_local_experts)
+    everything = [a + b for a, b in zip(read, spoken, strict=True)]
+    experts = model.config.num_local_experts
+    busiest, gate = summarise(everything, experts)
     told_base = [forced(model, a, b) for a, b in zip(asked, answers, strict=True)]
 
     def changes() -> Changes:
@@ -78,8 +81,9 @@ def measure(folder: Path, gguf: Path, prompts: int = 12, tokens: int = 64) -> Fi
     return Figures(
         dense,
         upcycled,
-        busiest_passage,
-        busiest_answers,
+        busiest,
+        summarise(read, experts)[0],
+        summarise(spoken, experts)[0],
         gate,
         swapped,
         top_1,

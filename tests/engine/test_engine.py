@@ -58,7 +58,7 @@ def one_thread():
 
 @pytest.mark.parametrize("case", CASES)
 def test_greedy_tokens_equal_transformers_under_every_schedule_and_budget(checkpoint_of, case):
-    folder, prompts, count = checkpoint_of(case), PROMPTS[:5], 6
+    folder, prompts, count = checkpoint_of(case), PROMPTS[:4], 6
     expected = reference_tokens(folder, prompts, count)
     job = workload(prompts, count)
     least = least_memory(folder, job)
@@ -107,8 +107,7 @@ def test_the_bits_are_the_same_whichever_machine_runs_the_list_in_whichever_orde
                 seen = bits[name] = []
                 changes = {"schedule": schedule, "max_seqs": 3, "micro_batches": 2}
                 with session_of(llm, machine=watched(machine, seen), **changes) as session:
-                    tokens = token_ids(answers_of(session).values())
-                assert len(tokens) == len(PROMPTS)
+                    assert len(answers_of(session, PROMPTS[:5], greedy(4))) == 5
             assert all(seen == bits["in order"] for seen in bits.values())
 
 
@@ -198,10 +197,12 @@ def test_a_job_that_ends_early_cuts_its_last_sweep_short(steady):
 
 
 def test_a_prompt_draws_the_same_alone_and_among_others(mixtral):
-    params = SamplingParams(temperature=1.3, max_tokens=12, n=3, top_p=0.95)
+    params = SamplingParams(temperature=1.3, max_tokens=9, n=3, top_p=0.95)
+    prompts = PROMPTS[:4]
     with open_llm(mixtral, least_memory(mixtral) * 5 // 4) as llm:
-        among = llm.generate(PROMPTS, params)
-        alone = [llm.generate([p], params)[0] for p in PROMPTS]
+        llm.plan(workload(prompts * 3, 9))
+        among = llm.generate(prompts, params)
+        alone = [llm.generate([p], params)[0] for p in prompts]
     assert token_ids(among) == token_ids(alone)
     choices = [o.token_ids for o in among[1].outputs]
     assert [o.index for o in among[1].outputs] == [0, 1, 2]

@@ -157,6 +157,11 @@ def test_a_budget_that_cannot_work_names_one_that_does(mixtral):
         assert llm.session.arena.used == plan.memory.arena_bytes <= least
 
 
+def test_a_stream_has_one_choice(llm):
+    with pytest.raises(UsageError, match="choices"):
+        next(llm.stream(PROMPTS[0], greedy(2, n=2)))
+
+
 def test_folders_that_are_no_checkpoint_and_contexts_beyond_the_model_are_refused(
     mixtral, tmp_path
 ):

@@ -187,7 +187,11 @@ class LLM:
     def stream(
         self, prompt: PromptLike | Messages, params: SamplingParams | None = None
     ) -> Iterator[str]:
-        """Answer one prompt (or conversation) piece by piece as the text becomes safe."""
+        """Answer one prompt (or conversation) piece by piece as the text becomes safe.
+
+        Raises UsageError when ``params`` asks for several choices."""
+        if params is not None and params.n > 1:
+            raise UsageError("choices of a stream", expected=1, got=params.n)
         prompts = self._prompts([self.encode(prompt)], [None], params)
         with closing(self._ready(prompts).run(iter(prompts), stream=True)) as events:
             for event in events:

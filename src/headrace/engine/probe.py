@@ -17,8 +17,10 @@ from headrace.engine.loaded import Loaded
 from headrace.engine.sampler import Sampler, SampleRow
 from headrace.engine.sweep import Sweep
 from headrace.kernels.reference import Routing
+from headrace.kernels.select import select
 from headrace.memory.arena import Arena
 from headrace.memory.disk_rate import measure_rate
+from headrace.memory.kvcache import DTYPES
 from headrace.models.bodies import make_bodies
 from headrace.models.workspace import Workspace
 from headrace.planner.calibrate import OpProbe, Probes, measure
@@ -30,31 +32,39 @@ from headrace.schedule.work import WorkModel
 from headrace.specs.hardware import Hardware
 from headrace.specs.policy import Policy
 from headrace.specs.sampling import SamplingParams
+from headrace.specs.scratch import tile_elements
 
 MAX_ROWS = 256
 CONTEXT = 128
 """Rows at most, and KV tokens of each, in a probe."""
 
-READ_BYTES = 192_000_000
-"""What one measurement of the disk reads."""
+READ_BYTES, LEAST_READ_BYTES = 192_000_000, 24_000_000
+READ_SECONDS = 0.5
+"""What one measurement of the disk reads, and how long that should take at most."""
 
 Clock = Callable[[], float]
 
 
 def measure_machine(
-    loaded: Loaded, clock: Clock, *, threads: int, kernels: str, kv_dtype: str, capacity_bytes: int
+    loaded: Loaded,
+    clock: Clock,
+    *,
+    threads: int,
+    kv_dtype: str,
+    capacity_bytes: int,
+    kernels: str = "auto",
 ) -> Hardware:
     """This machine's roofs, and how close this model's operations come to them."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    bench = _Bench(loaded, threads, kernels, kv_dtype)
+    bench = _Bench(loaded, threads, kv_dtype, kernels)
     try:
         with torch.inference_mode():
             return measure(
                 Probes(
                     read_rate=_ReadRate(loaded, clock),
-                    sgemm=_Sgemm(),
-                    sweep_memory=_sweep_memory,
+                    sgemm=_Product(bench),
+                    sweep_memory=_SweepMemory(),
                     ops=bench.ops(),
                     sample=bench.sample,
                 ),
@@ -71,44 +81,55 @@ class _ReadRate:
     """Sequential direct reads of the checkpoint itself, never the same bytes twice."""
 
     def __init__(self, loaded: Loaded, clock: Clock) -> None:
-        self._loaded = loaded
+        self._reader = loaded.reader
         self._clock = clock
+        self._request = max(1 << 20, min(max(loaded.page_bytes.values()), 16 << 20))
         self._start = 0
+        self._bytes: int | None = None
 
     def __call__(self, depth: int) -> float:
-        start, self._start = self._start, self._start + READ_BYTES
-        size = self._loaded.page_bytes[self._largest()]
-        request = max(1 << 20, min(size, 16 << 20))
-        rate = measure_rate(self._loaded.reader, READ_BYTES, depth, self._clock, request, start)
+        if self._bytes is None:  # a slow disk reads less
+            first = self._read(LEAST_READ_BYTES, depth)
+            self._bytes = max(LEAST_READ_BYTES, min(READ_BYTES, int(first * READ_SECONDS)))
+        return self._read(self._bytes, depth)
+
+    def _read(self, nbytes: int, depth: int) -> float:
+        start, self._start = self._start, self._start + nbytes
+        rate = measure_rate(self._reader, nbytes, depth, self._clock, self._request, start)
         return rate.bytes_per_second
 
-    def _largest(self) -> int:
-        return max(self._loaded.page_bytes, key=lambda page: self._loaded.page_bytes[page])
 
+class _Product:
+    """One product of the kernels that will run, with weights as stored: M = 512, large and square
+    otherwise. This is the roof of arithmetic."""
 
-class _Sgemm:
-    """One product at M = 512, large and square otherwise."""
-
-    def __init__(self, rows: int = 512, size: int = 2048) -> None:
-        self._a, self._b = torch.randn(rows, size), torch.randn(size, size)
-        self._out = torch.empty(rows, size)
+    def __init__(self, bench: _Bench, rows: int = 512, size: int = 2048) -> None:
+        self._linear = select(bench.policy.kernels, bench.policy.threads).linear
+        stored = DTYPES[bench.model.weight_dtype]
+        self._x, self._w = torch.randn(rows, size), torch.randn(size, size).to(stored)
+        self._out, self._tile = torch.empty(rows, size), torch.empty(tile_elements(size, size))
 
     def __call__(self) -> float:
-        torch.mm(self._a, self._b, out=self._out)
-        return 2.0 * self._a.shape[0] * self._b.numel()
+        self._linear(self._x, self._w, self._out, self._tile)
+        return 2.0 * self._x.shape[0] * self._w.numel()
 
 
-def _sweep_memory(size: int = 64 << 20) -> float:
-    block = torch.empty(size // 4)
-    block.fill_(1.0)
-    block.sum()
-    return 2.0 * size
+class _SweepMemory:
+    """Memory read from end to end. It is taken and touched beforehand: page faults are not the
+    memory's time."""
+
+    def __init__(self, size: int = 64 << 20) -> None:
+        self._block = torch.ones(size // 4)
+
+    def __call__(self) -> float:
+        self._block.sum()
+        return float(self._block.nbytes)
 
 
 class _Bench:
     """One layer's buffers and bodies, run task by task outside any machine."""
 
-    def __init__(self, loaded: Loaded, threads: int, kernels: str, kv_dtype: str) -> None:
+    def __init__(self, loaded: Loaded, threads: int, kv_dtype: str, kernels: str = "auto") -> None:
         self.model, self.table = loaded.one_layer()
         pages = self.table.pages
         rows = min(MAX_ROWS, max(16, (64 << 20) // (self.model.vocab * 4)))

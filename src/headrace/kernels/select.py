@@ -79,7 +79,7 @@ def _native(threads: int) -> Kernels:
     return replace(
         _reference(threads),
         name="native",
-        numerics=f"native-{paths}-torch-{torch.__version__}",
+        numerics=f"native-{paths}-torch-{torch.__version__}-threads_{threads}",  # attention's
         linear=partial(matrix.linear, threads=threads),
         experts=partial(matrix.experts, threads=threads),
         expert_up=partial(matrix.expert_up, threads=threads),

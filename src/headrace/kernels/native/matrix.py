@@ -164,7 +164,8 @@ def _batches(
 ) -> list[tuple[int, ...]]:
     """Addresses and strides of the micro-batches, once ``x`` has ``x_columns``, ``hidden`` the
     columns asked for, and ``inter`` a row for every visitor of the expert."""
-    described, visitors = [], 0
+    described: list[tuple[int, ...]] = []
+    visitors = 0
     for batch in batches:
         x, to = (0, 0), (0, 0)
         if x_columns is not None:
