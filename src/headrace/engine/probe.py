@@ -15,6 +15,7 @@ import torch
 from headrace.batching.batch import Batch, MicroBatch, Segment
 from headrace.engine.loaded import Loaded
 from headrace.engine.sampler import Sampler, SampleRow
+from headrace.engine.session import torch_threads
 from headrace.engine.sweep import Sweep
 from headrace.kernels.reference import Routing
 from headrace.kernels.select import select
@@ -56,8 +57,8 @@ def measure_machine(
 ) -> Hardware:
     """This machine's roofs, and how close this model's operations come to them."""
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     bench = _Bench(loaded, threads, kv_dtype, kernels)
+    torch.set_num_threads(torch_threads(bench.policy))
     try:
         with torch.inference_mode():
             return measure(
