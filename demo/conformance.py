@@ -71,7 +71,11 @@ class Reference:
     def __init__(self, folder: str) -> None:
         from transformers import MixtralForCausalLM
 
-        self.model = MixtralForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        torch.set_num_threads(1)  # of this thread: a team would spin beside the engine's lanes
+        loaded = MixtralForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, experts_implementation="eager"
+        )
+        self.model = loaded.eval()
         self.top_k = self.model.config.num_experts_per_tok
         self._known: dict[tuple[tuple[int, ...], tuple[int, ...]], Verdict] = {}
 

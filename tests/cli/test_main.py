@@ -75,8 +75,11 @@ def test_refusal_exits_with_the_errors_own_code_and_says_what_to_try(capsys):
     assert "try: mixtral-8x7b" in error
 
 
-def test_refusal_is_json_when_json_was_asked_for(capsys):
-    assert run(["inspect", "mixtral-8x8", "--json"]) == 2
+@pytest.mark.parametrize("variable", [False, True])
+def test_refusal_is_json_when_json_was_asked_for(variable, monkeypatch, capsys):
+    if variable:
+        monkeypatch.setenv("HEADRACE_JSON", "true")
+    assert run(["inspect", "mixtral-8x8", *([] if variable else ["--json"])]) == 2
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["type"] == "UsageError"
     assert error["got"] == "mixtral-8x8"

@@ -114,6 +114,24 @@ def test_existing_files_and_full_disks_are_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "huge").exists()
 
 
+def test_what_is_cut_short_leaves_an_empty_folder_that_may_be_named_again(tmp_path):
+    spec, folder = shape_spec("llama", None, "bf16", SIZES), tmp_path / "m"
+
+    def interrupt(nbytes: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_checkpoint(spec, folder, written=interrupt)
+    assert list(folder.iterdir()) == []
+    assert make_checkpoint(spec, folder) == Checkpoint.open(folder).total_bytes
+
+
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot make"):
+        make_checkpoint(shape_spec("llama", None, "bf16", SIZES), tmp_path / "file" / "m")
+
+
 def test_unknown_architecture_has_no_config():
     with pytest.raises(UnsupportedModelError):
         config_of(ModelSpec("gpt", 1, 8, 1, 1, 8, 8, 8))

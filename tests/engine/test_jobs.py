@@ -282,6 +282,15 @@ def test_unusable_paths_are_named(files: Files, tmp_path: Path) -> None:
         Job.open(files.input, tmp_path / "no" / "out", SIGNATURE)
 
 
+@pytest.mark.parametrize("text", [b"a note without an end", b'{"mine": 1', b'{"id"x'])
+def test_a_foreign_line_without_an_end_is_not_taken_for_a_torn_one(files: Files, text) -> None:
+    files.put({"prompt": "a"})
+    files.output.write_bytes(text)
+    with pytest.raises(JobError, match="not an output of Headrace"):
+        files.open()
+    assert files.output.read_bytes() == text
+
+
 def test_a_foreign_file_is_not_touched(files: Files) -> None:
     files.put(*plain("a"))
     files.output.write_bytes(b"my diary\n")

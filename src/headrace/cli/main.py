@@ -48,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         command(list(arguments), prog_name="headrace")
     except HeadraceError as error:
-        show_error(error, as_json="--json" in arguments, verbose=_verbose(arguments))
+        show_error(error, as_json=_json(arguments), verbose=_verbose(arguments))
         return error.exit_code
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
@@ -100,6 +100,11 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"headrace {__version__}")
         raise typer.Exit
+
+
+def _json(arguments: Sequence[str]) -> bool:
+    variable = os.environ.get("HEADRACE_JSON", "").strip().lower()
+    return "--json" in arguments or variable in ("1", "true", "t", "yes", "y", "on")
 
 
 def _verbose(arguments: Sequence[str]) -> bool:

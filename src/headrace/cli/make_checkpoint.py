@@ -127,17 +127,28 @@ def make_checkpoint(
 ) -> int:
     """Write weights, config and tokenizer into a new ``folder``; returns bytes of weights.
 
-    Memory stays at a few tens of MB. ``written`` hears of each piece as it is on its way.
-    Raises UsageError when the folder has files in it, StorageError when the disk is too full.
+    Memory stays at a few tens of MB. ``written`` hears of each piece as it is on its way. What
+    is cut short leaves an empty folder. Raises UsageError when the folder has files in it,
+    StorageError when the disk is too full.
     """
     config = config_of(spec)
     sizes = spec.parameters() * ITEM_BYTES[spec.weight_dtype]
-    _claim(folder, sizes)
-    _write_json(folder / "config.json", config)
-    generation = {"bos_token_id": 1, "eos_token_id": 2, "do_sample": False}
-    _write_json(folder / "generation_config.json", generation)
-    write_tokenizer(folder, spec.vocab, spec.max_positions)
-    _write_weights(spec, config, folder, seed, shard_bytes, written)
+    try:
+        _claim(folder, sizes)
+    except OSError as error:
+        raise StorageError(f"cannot make {folder}", got=error.strerror) from error
+    try:
+        _write_json(folder / "config.json", config)
+        generation = {"bos_token_id": 1, "eos_token_id": 2, "do_sample": False}
+        _write_json(folder / "generation_config.json", generation)
+        write_tokenizer(folder, spec.vocab, spec.max_positions)
+        _write_weights(spec, config, folder, seed, shard_bytes, written)
+    except BaseException as error:
+        for path in folder.iterdir():  # all ours: the folder was empty
+            path.unlink()
+        if isinstance(error, OSError):
+            raise StorageError(f"writing to {folder} failed", got=error.strerror) from error
+        raise
     return sizes
 
 

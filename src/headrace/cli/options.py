@@ -121,7 +121,7 @@ Trace = Annotated[
         "--trace",
         metavar="FILE",
         help="Chrome trace (opens in Perfetto) and FILE.svg: planned lanes beside measured, "
-        "of the first 100,000 tasks.",
+        "of the first 12,000 tasks.",
         rich_help_panel=OUTPUT,
     ),
 ]

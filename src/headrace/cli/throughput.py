@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -140,10 +139,10 @@ def write_trace(llm: LLM, record: Record, trace: Path) -> None:
     """Chrome trace and picture: planned lanes above measured ones."""
     from headrace.cli.trace_files import draw_trace
     from headrace.engine.timeline import planned_traces
-    from headrace.machines.trace import chrome_trace
+    from headrace.machines.trace import write_chrome_trace
 
-    events = chrome_trace(record.traces, planned_traces(record, llm.hardware))
-    trace.write_text(json.dumps(events), encoding="utf-8")
+    with trace.open("w", encoding="utf-8") as file:
+        write_chrome_trace(file, record.traces, planned_traces(record, llm.hardware))
     draw_trace(trace, f"{llm.current_plan.policy.schedule}: predicted above measured")
 
 

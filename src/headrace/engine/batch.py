@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from headrace.engine.record import Record
 from headrace.engine.summary import RunSummary, summarise
 from headrace.engine.timeline import planned_traces
 from headrace.errors import HeadraceError, LineError, ParameterError
-from headrace.machines.trace import chrome_trace
+from headrace.machines.trace import write_chrome_trace
 from headrace.planner.plan import Plan
 from headrace.planner.prefixes import prefix_tokens_shared
 from headrace.specs.workload import Workload
@@ -103,7 +102,8 @@ def run_job(
     wall = llm.clock() - run.began
     if trace_path is not None:
         planned = planned_traces(record, llm.hardware)
-        trace_path.write_text(json.dumps(chrome_trace(record.traces, planned)))
+        with trace_path.open("w", encoding="utf-8") as file:
+            write_chrome_trace(file, record.traces, planned)
     return summarise(llm, record, wall, run.workload(), run.counts())
 
 

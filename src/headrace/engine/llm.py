@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from headrace.engine.record import Record
 from headrace.engine.session import Session
 from headrace.errors import UsageError
 from headrace.kernels.select import select
-from headrace.memory.tiers import default_budget
+from headrace.memory.tiers import DefaultBudget, default_budget
 from headrace.planner.candidates import Situation
 from headrace.planner.plan import Overrides, Plan
 from headrace.planner.rules import best_plan
@@ -27,6 +28,7 @@ from headrace.planner.stored import restore_plan, store_plan
 from headrace.schedule.work import WorkModel
 from headrace.specs.hardware import Hardware
 from headrace.specs.sampling import SamplingParams
+from headrace.specs.units import format_bytes, parse_size
 from headrace.specs.workload import Workload
 
 Messages = Sequence[Mapping[str, Any]]
@@ -36,8 +38,9 @@ PromptLike = str | Sequence[int]
 class LLM:
     """A model on this machine, within ``memory`` bytes for weights, KV, activations and scratch.
 
-    ``memory`` None takes the default budget. ``schedule``, ``max_seqs`` (sequences in a sweep)
-    and ``max_rows`` (tokens in a sweep) override the plan's choice. ``hardware`` spares the
+    ``memory`` is bytes or a size as "8GiB"; None takes the default budget. ``schedule``,
+    ``max_seqs`` (sequences in a sweep) and ``max_rows`` (tokens in a sweep) override the plan's
+    choice. ``hardware`` spares the
     measurement of this machine. The first use measures, plans, and takes the memory; later calls
     keep the plan while it suits. Not thread-safe. Use as a context manager, or ``close`` it.
     """
@@ -46,7 +49,7 @@ class LLM:
         self,
         model: str | Path,
         *,
-        memory: int | None = None,
+        memory: int | str | None = None,
         schedule: str | None = None,
         seed: int = 0,
         kv_dtype: str = "f16",
@@ -63,8 +66,8 @@ class LLM:
         self.seed = seed
         self.kv_dtype = kv_dtype
         self.threads = threads or usable_threads()
-        self.kernels = select(kernels, self.threads)
         try:
+            self.kernels = select(kernels, self.threads)
             self.context = _context(max_model_len, self.loaded.model.max_positions)
         except UsageError:
             self.loaded.close()
@@ -77,8 +80,8 @@ class LLM:
             threads=self.threads,
             kernels=self.kernels.name,
         )
-        self._asked_memory = memory
-        self._budget = memory
+        self._asked_memory = self._budget = None if memory is None else parse_size(memory)
+        self._budget_note: tuple[str, ...] = ()
         self._hardware = hardware
         self._plan: Plan | None = None
         self._planned: Workload | None = None  # what the plan was made for
@@ -109,7 +112,8 @@ class LLM:
         """Bytes that weights, ring, KV, activations and scratch may take together."""
         if self._budget is None:
             self.loaded.tokenizer.vocab_size  # noqa: B018 (loaded first: it counts as baseline)
-            self._budget = default_budget().budget_bytes
+            found = default_budget()
+            self._budget, self._budget_note = found.budget_bytes, (_said(found),)
         return self._budget
 
     @property
@@ -143,7 +147,8 @@ class LLM:
         self._end_session()
         at = self._situation(workload)
         kept = restore_plan(stored, at, self._asked_memory)
-        self._plan = kept or best_plan(at)
+        plan = kept or best_plan(at)
+        self._plan = replace(plan, notes=(*self._budget_note, *plan.notes))
         self._planned, self._own_plan = workload, False
         return self._plan
 
@@ -327,3 +332,14 @@ def _context(asked: int | None, most: int) -> int:
 
 def _is_tokens(prompts: object) -> bool:
     return isinstance(prompts, list | tuple) and bool(prompts) and isinstance(prompts[0], int)
+
+
+def _said(budget: DefaultBudget) -> str:
+    """Where the default budget comes from, for the plan."""
+    limit = "no cgroup limit"
+    if budget.cgroup_bytes is not None:
+        limit = f"{format_bytes(budget.cgroup_bytes)} in the cgroup"
+    return (
+        f"budget: 0.9 x what is free ({format_bytes(budget.available_bytes)}, {limit}) less "
+        f"{format_bytes(budget.baseline_bytes)} that Python, torch and tokenizer take"
+    )

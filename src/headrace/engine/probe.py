@@ -6,8 +6,13 @@ any budget and takes a few seconds.
 
 from __future__ import annotations
 
+import itertools
+import mmap
 import os
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +20,7 @@ import torch
 from headrace.batching.batch import Batch, MicroBatch, Segment
 from headrace.engine.loaded import Loaded
 from headrace.engine.sampler import Sampler, SampleRow
+from headrace.engine.session import torch_threads
 from headrace.engine.sweep import Sweep
 from headrace.kernels.reference import Routing
 from headrace.kernels.select import select
@@ -38,6 +44,9 @@ MAX_ROWS = 256
 CONTEXT = 128
 """Rows at most, and KV tokens of each, in a probe."""
 
+LANES = 2
+"""Reads in flight while operations are timed, as in a run."""
+
 READ_BYTES, LEAST_READ_BYTES = 192_000_000, 24_000_000
 READ_SECONDS = 0.5
 """What one measurement of the disk reads, and how long that should take at most."""
@@ -54,10 +63,12 @@ def measure_machine(
     capacity_bytes: int,
     kernels: str = "auto",
 ) -> Hardware:
-    """This machine's roofs, and how close this model's operations come to them."""
+    """This machine's roofs, and how close this model's operations come to them: beside reads,
+    if the model does not fit ``capacity_bytes`` and will stream."""
+    streams = sum(loaded.page_bytes.values()) > capacity_bytes
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     bench = _Bench(loaded, threads, kv_dtype, kernels)
+    torch.set_num_threads(torch_threads(bench.policy))
     try:
         with torch.inference_mode():
             return measure(
@@ -67,6 +78,7 @@ def measure_machine(
                     sweep_memory=_SweepMemory(),
                     ops=bench.ops(),
                     sample=bench.sample,
+                    beside=partial(_reads, loaded) if streams else nullcontext,
                 ),
                 clock,
                 name="this machine",
@@ -97,6 +109,32 @@ class _ReadRate:
         start, self._start = self._start, self._start + nbytes
         rate = measure_rate(self._reader, nbytes, depth, self._clock, self._request, start)
         return rate.bytes_per_second
+
+
+@contextmanager
+def _reads(loaded: Loaded) -> Iterator[None]:
+    """Two lanes that read pages one after the other, as in a run that streams: what they take
+    of memory and of the cores is missing from the arithmetic."""
+    stop = threading.Event()
+    pages = sorted(loaded.page_bytes, key=lambda page: -loaded.page_bytes[page])[:64]
+
+    def lane(first: int) -> None:
+        size = max(loaded.page_bytes[page] for page in pages)
+        with mmap.mmap(-1, size) as area, memoryview(area) as slot:
+            for page in itertools.cycle(pages[first::LANES]):
+                if stop.is_set():
+                    return
+                loaded.table.read(page, slot)
+
+    lanes = [threading.Thread(target=lane, args=(i,), daemon=True) for i in range(LANES)]
+    for thread in lanes:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in lanes:
+            thread.join()
 
 
 class _Product:

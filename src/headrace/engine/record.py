@@ -14,7 +14,7 @@ from headrace.schedule.task import Op, Task
 from headrace.schedule.work import WorkModel
 from headrace.specs.hardware import CPU_FLOPS, DISK, Hardware
 
-MOST_SPANS = 100_000
+MOST_SPANS = 12_000
 """Spans kept for a timeline: an overnight job has many millions, which no budget counts."""
 
 log = logging.getLogger("headrace.record")

@@ -11,6 +11,9 @@ from headrace.engine.bodies import key_of
 from headrace.engine.durable import DurableLog
 from headrace.errors import JobError
 
+BEGINNING = b'{"id": '
+"""How every output line begins."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
@@ -56,9 +59,12 @@ def keep_answered(log: DurableLog) -> Iterator[bytes]:
 
 
 def _check_ours(log: DurableLog) -> None:
-    """Never cut a file that has no line of ours but whole lines of somebody's."""
+    """Never cut a file that has no line of ours but something of somebody's: whole lines, or
+    a beginning that is not that of a line of ours."""
     for _, raw in log.lines():
-        if raw.endswith(b"\n") and raw.strip(b"\0\n"):
+        text = raw.strip(b"\0\n")
+        begun = text[: len(BEGINNING)] == BEGINNING[: len(text)]
+        if text and (raw.endswith(b"\n") or not begun):
             raise JobError(
                 f"{log.path} exists and is not an output of Headrace",
                 hint="name another output, or overwrite it with --fresh",

@@ -41,7 +41,7 @@ KEPT_TASKS = 20_000
 
 def lanes_as_threads(bodies: Mapping[Op, Body], workspace: Workspace, clock: Clock) -> Machine:
     """A worker per lane; what touches the requests shares the arithmetic's."""
-    threads = workspace.policy.threads
+    threads = torch_threads(workspace.policy)
     return Threads(
         bodies,
         workspace.view,
@@ -155,6 +155,12 @@ class _Schedules:
     def _make(self, name: str, phase: int) -> Schedule:
         policy = replace(self._policy, schedule=name)
         return generate(self._loaded.model, self._loaded.pages, policy, phase)
+
+
+def torch_threads(policy: Policy) -> int:
+    """Threads for what torch still computes. Beside native kernels it gets one: its team would
+    spin on the cores that they need, and what is left to it is small."""
+    return 1 if policy.kernels == "native" else policy.threads
 
 
 def _prepare_thread(lane: str, threads: int) -> None:

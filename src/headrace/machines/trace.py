@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from headrace.schedule.task import Schedule
 
@@ -129,13 +130,28 @@ def chrome_trace(
     measured: Iterable[SweepTrace], predicted: Iterable[SweepTrace] = ()
 ) -> dict[str, Any]:
     """Chrome-trace JSON (opens in Perfetto): planned lanes beside measured ones, each from 0."""
-    events: list[dict[str, Any]] = []
+    return {"traceEvents": list(_events(measured, predicted)), "displayTimeUnit": "ms"}
+
+
+def write_chrome_trace(
+    file: TextIO, measured: Iterable[SweepTrace], predicted: Iterable[SweepTrace] = ()
+) -> None:
+    """The same, written an event at a time: a long trace is never held as a whole."""
+    file.write('{"displayTimeUnit": "ms", "traceEvents": [')
+    for number, event in enumerate(_events(measured, predicted)):
+        file.write(",\n" if number else "\n")
+        json.dump(event, file)
+    file.write("\n]}\n")
+
+
+def _events(
+    measured: Iterable[SweepTrace], predicted: Iterable[SweepTrace]
+) -> Iterator[dict[str, Any]]:
     for process, (name, traces) in enumerate((("planned", predicted), ("measured", measured)), 1):
         found = list(traces)
         if found:
-            events.append(_named("process_name", name, process))
-            events += _process(process, found)
-    return {"traceEvents": events, "displayTimeUnit": "ms"}
+            yield _named("process_name", name, process)
+            yield from _process(process, found)
 
 
 def _process(process: int, traces: list[SweepTrace]) -> Iterable[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Curve, Hardware
@@ -36,6 +37,7 @@ class Probes:
     ``sgemm()`` multiplies once at M = 512 and returns its FLOPs; ``sweep_memory()`` passes
     over memory well beyond the caches once and returns the bytes it touched. ``ops`` is keyed
     by operation name. ``sample``, if given, samples once and returns the rows sampled.
+    ``beside`` is what runs while operations are timed: reads, where the run will read.
     """
 
     read_rate: Callable[[int], float]
@@ -43,6 +45,7 @@ class Probes:
     sweep_memory: Callable[[], float]
     ops: Mapping[str, OpProbe] = field(default_factory=dict)
     sample: Callable[[], int] | None = None
+    beside: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 def measure(
@@ -55,7 +58,8 @@ def measure(
     seconds_each: float = 0.08,
 ) -> Hardware:
     """Hardware with ``measured=True``. Each timing repeats for about ``seconds_each`` seconds,
-    at least LEAST_CALLS times, and takes a rate near the best. Costs the reads plus about
+    at least LEAST_CALLS times; a roof is a rate near the best, an operation's efficiency the
+    median beside what ``probes.beside`` keeps running. Costs the reads plus about
     ``seconds_each`` x (2 + operations x rows)."""
     rates = {depth: probes.read_rate(depth) for depth in depths}
     disk = max(rates.values())
@@ -66,13 +70,15 @@ def measure(
         DISK: disk,
         HOST: 1.0,
     }
+    with probes.beside():
+        efficiency = {op: _curve(probe, roofs, watch) for op, probe in probes.ops.items()}
     stock = Hardware(name, roofs)
     return Hardware(
         name=name,
         roofs=roofs,
         capacity=dict(capacity or {}),
         lane_rate=min(rates[min(depths)], disk),
-        efficiency={op: _curve(probe, roofs, watch) for op, probe in probes.ops.items()},
+        efficiency=efficiency,
         row_seconds=(
             stock.row_seconds if probes.sample is None else 1.0 / watch.rate(probes.sample)
         ),
@@ -91,7 +97,7 @@ def _curve(probe: OpProbe, roofs: Mapping[str, float], watch: _Watch) -> Curve:
             probe.run(rows)
             return 1.0
 
-        took = 1.0 / watch.rate(once)
+        took = 1.0 / watch.typical(once)
         points.append((float(rows), min(1.0, max(least / took, 1e-6))))
     return tuple(points)
 
@@ -99,7 +105,7 @@ def _curve(probe: OpProbe, roofs: Mapping[str, float], watch: _Watch) -> Curve:
 class _Watch:
     """Times callables, and remembers how unsteady they were.
 
-    The rate kept is near the best one seen: what disturbs a short measurement (another
+    Of a roof the rate kept is near the best one seen: what disturbs a short measurement (another
     program on the core) makes it slower, never faster, and says little about a long run.
     """
 
@@ -114,7 +120,17 @@ class _Watch:
         return statistics.fmean(self._slowdowns) - 1.0 if self._slowdowns else 0.0
 
     def rate(self, once: Callable[[], float]) -> float:
-        """Units per second of ``once``, after one call to warm up."""
+        """Units per second of ``once``, near the best, after one call to warm up."""
+        rates = self._rates(once)
+        near_best = rates[len(rates) * 4 // 5]
+        self._slowdowns.append(near_best / statistics.median(rates))
+        return near_best
+
+    def typical(self, once: Callable[[], float]) -> float:
+        """The median: of operations that are disturbed in the run just as they are here."""
+        return statistics.median(self._rates(once))
+
+    def _rates(self, once: Callable[[], float]) -> list[float]:
         once()
         rates: list[float] = []
         started = self._clock()
@@ -122,7 +138,4 @@ class _Watch:
             before = self._clock()
             units = once()
             rates.append(units / max(self._clock() - before, 1e-9))
-        rates.sort()
-        near_best = rates[len(rates) * 4 // 5]
-        self._slowdowns.append(near_best / statistics.median(rates))
-        return near_best
+        return sorted(rates)

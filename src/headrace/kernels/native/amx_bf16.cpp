@@ -9,195 +9,10 @@
 
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__)
 
-#include "vec_avx512.h"
-
-#include "epilogue.h"
-#include "local.h"
-#include "prefetch.h"
-#include "transpose16.h"
+#include "amx_operands.h"
 
 namespace headrace {
 namespace {
-
-constexpr int GRANULE = 16;       // rows of x in a tile
-constexpr int STEP = 32;          // columns in a tile
-constexpr int STEPS = 16;         // tiles along K that are packed at a time
-constexpr int TILE = 1024;        // bytes
-constexpr int SUM_TILES = 256;    // tiles of partial sums that a task may hold
-constexpr int FEW_STEPS = 4;      // the same where each is used once: stays in the first cache
-
-std::int64_t steps_of(std::int64_t columns) { return (columns + STEP - 1) / STEP; }
-
-void fence() { __asm__ volatile("" ::: "memory"); }  // tile intrinsics do not declare memory
-
-// Eight full tiles for the life of the object.
-struct Tiles {
-    Tiles() {
-        alignas(64) struct {
-            std::uint8_t palette = 1, start = 0, reserved[14] = {};
-            std::uint16_t row_bytes[16] = {};
-            std::uint8_t rows[16] = {};
-        } config;
-        for (int i = 0; i < 8; ++i) {
-            config.row_bytes[i] = 64;
-            config.rows[i] = 16;
-        }
-        __asm__ volatile("" ::"r"(&config) : "memory");
-        _tile_loadconfig(&config);
-    }
-    ~Tiles() { _tile_release(); }
-};
-
-// --- operands ---
-
-__mmask16 mask_of(std::int64_t lanes) {
-    return lanes >= 16 ? 0xffff : lanes <= 0 ? 0 : static_cast<__mmask16>((1u << lanes) - 1);
-}
-
-// What a term left of a value; nothing of one that is not finite.
-__m512 rest(__m512 value, __m512 taken) {
-    return _mm512_maskz_sub_ps(_knot_mask16(_mm512_fpclass_ps_mask(taken, 0x99)), value, taken);
-}
-
-__m512 widened(__m256i bf16) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bf16), 16));
-}
-
-// Formats: how many terms a weight and an activation have, the order of a step's 32 columns, and
-// how weights become terms. Columns a are the first sixteen of a step, b the others.
-
-template <int TERMS>
-struct Bf16 {
-    static constexpr int terms = 1, right_terms = TERMS;
-
-    // Pairs of neighbours, as weights lie: a0 a1, a2 a3, ... b0 b1, ...
-    static __m512i pair(__m256i a, __m256i b) {
-        return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
-    }
-    static void store(__m512i weights, char *to) { _mm512_storeu_si512(to, weights); }
-};
-
-template <int TERMS>
-struct F16 {
-    static constexpr int terms = 2, right_terms = TERMS;
-
-    // a0 b0, a1 b1, ...: cheap to make of two registers.
-    static __m512i pair(__m256i a, __m256i b) {
-        return _mm512_or_si512(_mm512_cvtepu16_epi32(a),
-                               _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16));
-    }
-    // Eleven bits: the first eight, and the rest, which is exact.
-    static void store(__m512i weights, char *to) {
-        const __m512i a = _mm512_castps_si512(_mm512_cvtph_ps(_mm512_castsi512_si256(weights)));
-        const __m512i b =
-            _mm512_castps_si512(_mm512_cvtph_ps(_mm512_extracti64x4_epi64(weights, 1)));
-        _mm512_storeu_si512(to, upper_halves(a, b));
-        _mm512_storeu_si512(to + TILE, upper_halves(below(a), below(b)));
-    }
-
- private:
-    static constexpr int UPPER = static_cast<int>(0xffff0000);
-
-    static __m512i below(__m512i value) {
-        const __m512i head = _mm512_and_si512(value, _mm512_set1_epi32(UPPER));
-        return _mm512_castps_si512(
-            _mm512_sub_ps(_mm512_castsi512_ps(value), _mm512_castsi512_ps(head)));
-    }
-    static __m512i upper_halves(__m512i a, __m512i b) {  // (a >> 16) | (b & UPPER)
-        return _mm512_ternarylogic_epi32(_mm512_srli_epi32(a, 16), b, _mm512_set1_epi32(UPPER),
-                                         0xf8);
-    }
-};
-
-// --- the panel: [granule][step][term] tiles of 16 column pairs x 16 rows ---
-
-template <class F>
-std::size_t granule_bytes(std::int64_t columns) {
-    return static_cast<std::size_t>(steps_of(columns)) * F::right_terms * TILE;
-}
-
-template <class F>
-std::size_t panel_bytes(std::int64_t rows, std::int64_t columns) {
-    return static_cast<std::size_t>((rows + GRANULE - 1) / GRANULE) * granule_bytes<F>(columns);
-}
-
-template <class F>
-void pack_step(const float *const *rows, int height, std::int64_t k, std::int64_t columns,
-               char *to) {
-    __m512i terms[F::right_terms][16];
-    const __mmask16 first = mask_of(columns - k), second = mask_of(columns - k - 16);
-    for (int m = 0; m < 16; ++m) {
-        __m512 a = _mm512_setzero_ps(), b = a;
-        if (m < height) {
-            a = _mm512_maskz_loadu_ps(first, rows[m] + k);
-            b = _mm512_maskz_loadu_ps(second, rows[m] + k + 16);
-        }
-        for (int t = 0; t < F::right_terms; ++t) {
-            const auto head_a = (__m256i)_mm512_cvtneps_pbh(a);
-            const auto head_b = (__m256i)_mm512_cvtneps_pbh(b);
-            terms[t][m] = F::pair(head_a, head_b);
-            if (t + 1 < F::right_terms) {
-                a = rest(a, widened(head_a));
-                b = rest(b, widened(head_b));
-            }
-        }
-    }
-    for (int t = 0; t < F::right_terms; ++t) {
-        transpose16(terms[t]);
-        for (int pair = 0; pair < 16; ++pair) {
-            _mm512_storeu_si512(to + t * TILE + pair * 64, terms[t][pair]);
-        }
-    }
-}
-
-template <class F>
-void pack(const float *const *rows, std::int64_t count, std::int64_t columns, std::int64_t first,
-          std::int64_t last, void *panel) {
-    const std::size_t granule = granule_bytes<F>(columns);
-    for (std::int64_t g = first; g < last; ++g) {
-        char *to = static_cast<char *>(panel) + static_cast<std::size_t>(g) * granule;
-        const std::int64_t left = count - g * GRANULE;
-        const int height = left < GRANULE ? static_cast<int>(left) : GRANULE;
-        for (std::int64_t s = 0; s < steps_of(columns); ++s) {
-            pack_step<F>(rows + g * GRANULE, height, s * STEP, columns,
-                         to + s * F::right_terms * TILE);
-        }
-    }
-}
-
-// --- left operands ---
-
-struct Local {
-    alignas(64) float sums[SUM_TILES][256];     // [n][m] each
-    alignas(64) char left[2][STEPS][2 * TILE];  // two operands, up to two terms
-    alignas(64) float row[16][16];
-};
-static_assert(sizeof(Local) <= LOCAL_BYTES, "a task's memory");
-
-// Sixteen weight rows over one block of K: terms of a step lie `term` bytes apart, steps `step`.
-struct Left {
-    const char *at;
-    std::int64_t stride, step, term;
-};
-
-// Weight rows n .. n + 16 (fewer at the end: zeros) over `columns` columns from k on.
-template <class F>
-Left left_of(const Weight &w, std::int64_t n, std::int64_t n1, std::int64_t k,
-             std::int64_t columns, bool copy, char (&memory)[STEPS][2 * TILE]) {
-    const std::int64_t height = n1 - n < 16 ? n1 - n : 16;
-    const bool whole = height == 16 && columns % STEP == 0;
-    if (F::terms == 1 && whole && !copy) return {w.row(n) + 2 * k, 2 * w.columns, 64, 0};
-    const std::int64_t steps = steps_of(columns);
-    for (std::int64_t i = 0; i < 16; ++i) {
-        const char *from = i < height ? w.row(n + i) + 2 * k : nullptr;
-        for (std::int64_t s = 0; s < steps; ++s) {
-            const std::int64_t left = from == nullptr ? 0 : columns - s * STEP;
-            const __mmask32 mask = left >= STEP ? ~0u : (1u << left) - 1;
-            F::store(_mm512_maskz_loadu_epi16(mask, from + 64 * s), memory[s] + 64 * i);
-        }
-    }
-    return {memory[0], 64, 2 * TILE, TILE};
-}
 
 // --- tiles: sums in 0..3 (left 0: 0 and 2, left 1: 1 and 3), left in 4, 5, right in 6, 7 ---
 
@@ -251,12 +66,105 @@ void advance(const Left (&left)[2], const char *right0, const char *right1, std:
     }
 }
 
+template <class F, int LEFT, int RIGHT>
+void block(const Left (&left)[2], const char *right, std::size_t granule, std::int64_t steps,
+           bool fresh, Sums const (&at)[4], bool keep) {
+    if (fresh) {
+        zero_sums<LEFT, RIGHT>();
+    } else if (!keep) {
+        load_sums<LEFT, RIGHT>(at);
+    }
+    advance<F, LEFT, RIGHT>(left, right, right + granule, steps);
+}
+
+template <class F>
+void block(int lefts, int rights, const Left (&left)[2], const char *right, std::size_t granule,
+           std::int64_t steps, bool fresh, Sums const (&at)[4], bool keep) {
+    if (lefts == 2) {
+        if (rights == 2) return block<F, 2, 2>(left, right, granule, steps, fresh, at, keep);
+        return block<F, 2, 1>(left, right, granule, steps, fresh, at, keep);
+    }
+    if (rights == 2) return block<F, 1, 2>(left, right, granule, steps, fresh, at, keep);
+    return block<F, 1, 1>(left, right, granule, steps, fresh, at, keep);
+}
+
+void store(int lefts, int rights, Sums const (&at)[4]) {
+    if (lefts == 2) return rights == 2 ? store_sums<2, 2>(at) : store_sums<2, 1>(at);
+    return rights == 2 ? store_sums<1, 2>(at) : store_sums<1, 1>(at);
+}
+
+// Runs `pairs` over granules g0 .. g1 and hands every finished set of sums to `finish(pair, g,
+// rights, sums)`. Weight rows at n1 and beyond do not exist.
+template <class F, class PairOf, class Finish>
+void run(std::int64_t pairs, const PairOf &pair_of, const void *panel, std::int64_t K,
+         std::int64_t n1, std::int64_t g0, std::int64_t g1, const Finish &finish) {
+    Local &local = *static_cast<Local *>(local_memory());
+    const Tiles tiles;
+    const std::size_t granule = granule_bytes<F>(K);
+    const bool few = g1 - g0 <= 2;  // sums stay in tiles, 16-bit weights are used where they lie
+    const std::int64_t k_block = STEP * (few && F::terms > 1 ? FEW_STEPS : STEPS);
+    const std::int64_t blocks = K == 0 ? 1 : (K + k_block - 1) / k_block;
+    const auto visit = [&](std::int64_t p, std::int64_t b) {
+        const Pair pair = pair_of(p);
+        const std::int64_t k = b * k_block, columns = K - k < k_block ? K - k : k_block;
+        const std::int64_t steps = steps_of(columns);
+        Left left[2] = {};
+        for (int i = 0; i < pair.size; ++i) {
+            left[i] = left_of<F>(*pair.weights[i], pair.rows[i], n1, k, columns, !few, local.left[i]);
+        }
+        const Pair next = pair_of(p + 1);
+        for (std::int64_t g = g0; g < g1; g += 2) {
+            for (int i = 0; !few && i < 2 && next.rows[i] < n1; ++i) {
+                const std::int64_t last = next.rows[i] + 16;
+                prefetch_rows(next.weights[i]->row(next.rows[i]) + 2 * k,
+                              static_cast<std::size_t>(2 * K),
+                              (last < n1 ? last : n1) - next.rows[i],
+                              static_cast<std::size_t>(64 * steps), g - g0, g1 - g0 + 1);
+            }
+            const int rights = g1 - g < 2 ? 1 : 2;
+            const std::int64_t slot =
+                blocks == 1 || few ? 0 : 2 * (p * up_to_even(g1 - g0) + g - g0);
+            Sums const at[4] = {local.sums + slot, local.sums + slot + 1, local.sums + slot + 2,
+                                local.sums + slot + 3};
+            const char *right = static_cast<const char *>(panel) +
+                                static_cast<std::size_t>(g) * granule +
+                                static_cast<std::size_t>(k / STEP) * F::right_terms * TILE;
+            block<F>(pair.size, rights, left, right, granule, steps, b == 0, at, few);
+            if (!few || b + 1 == blocks) store(pair.size, rights, at);
+            if (b + 1 == blocks) finish(pair, g, rights, at);
+        }
+    };
+    if (few) {
+        for (std::int64_t p = 0; p < pairs; ++p) {
+            for (std::int64_t b = 0; b < blocks; ++b) visit(p, b);
+        }
+    } else {
+        for (std::int64_t b = 0; b < blocks; ++b) {
+            for (std::int64_t p = 0; p < pairs; ++p) visit(p, b);
+        }
+    }
+}
+
+template <class F>
+struct Products {
+    template <class PairOf, class Finish>
+    static void run(std::int64_t pairs, const PairOf &pair_of, const void *panel, const Weight &w,
+                    std::int64_t n1, std::int64_t g0, std::int64_t g1, const Finish &finish) {
+        headrace::run<F>(pairs, pair_of, panel, w.columns, n1, g0, g1, finish);
+    }
+};
+
+std::int64_t task_rows(std::int64_t rows, std::int64_t columns, int matrices) {
+    return amx_task_rows(rows, columns, matrices, STEP * STEPS);
+}
+
+template <class F>
+Engine engine(const char *name) {
+    return {name, GRANULE, 32, panel_bytes<F>, pack<F>, task_rows, multiply<Products<F>>,
+            gated<Products<F>>};
+}
+
 }  // namespace
-}  // namespace headrace
-
-#include "amx_task.h"
-
-namespace headrace {
 
 const Engine *amx_engine(Format format) {
     static const Engine bf16 = engine<Bf16<3>>("amx"), f16 = engine<F16<3>>("amx");

@@ -27,11 +27,13 @@ T *at(Address address) {
     return reinterpret_cast<T *>(address);
 }
 
+constexpr const char *NAMES[] = {"f32", "bf16", "f16", "i8", "u8", "u4"};
+
 Format format_of(const std::string &name) {
-    if (name == "f32") return Format::f32;
-    if (name == "bf16") return Format::bf16;
-    if (name == "f16") return Format::f16;
-    throw std::invalid_argument("format: expected f32, bf16 or f16, got " + name);
+    for (int i = 0; i < 6; ++i) {
+        if (name == NAMES[i]) return static_cast<Format>(i);
+    }
+    throw std::invalid_argument("format: expected f32, bf16, f16, i8, u8 or u4, got " + name);
 }
 
 Weight make_weight(Address data, std::int64_t rows, std::int64_t columns,
@@ -40,9 +42,26 @@ Weight make_weight(Address data, std::int64_t rows, std::int64_t columns,
     w.format = format_of(format);
     w.rows = rows;
     w.columns = columns;
+    w.row_bytes = static_cast<std::size_t>(columns) * (w.format == Format::f32 ? 4 : 2);
     w.data = at<const void>(data);
-    w.bias = at<const void>(bias);
-    w.bias_format = format_of(bias_format);
+    w.bias = {at<const void>(bias), format_of(bias_format)};
+    return w;
+}
+
+Weight make_quantised(Address data, std::int64_t rows, std::int64_t columns,
+                      std::size_t row_bytes, const std::string &format, Address scales,
+                      const std::string &scale_format, Address zeros, std::int64_t group,
+                      Address bias, const std::string &bias_format) {
+    Weight w = make_weight(data, rows, columns, format, bias, bias_format);
+    w.row_bytes = row_bytes;
+    w.scales = {at<const void>(scales), format_of(scale_format)};
+    w.zeros = at<const void>(zeros);
+    w.group = group;
+    const bool shared = group >= columns || group == 32 || group == 64 || group % 128 == 0;
+    if (columns < 1 || group < 1 || !shared || w.groups() > 1024) {
+        throw std::invalid_argument("group: expected 32, 64, a multiple of 128 or all columns, got " +
+                                    std::to_string(group));
+    }
     return w;
 }
 
@@ -159,7 +178,8 @@ std::string path_of(const std::string &format, const std::string &path) {
 void bind_matrix(nb::module_ &module) {
     nb::class_<Weight>(module, "Weight").def_static(
         "make", &make_weight, "data"_a, "rows"_a, "columns"_a, "format"_a, "bias"_a = 0,
-        "bias_format"_a = "f32");
+        "bias_format"_a = "f32").def_static(
+        "quantised", &make_quantised);
     nb::class_<ExpertWeights>(module, "ExpertWeights")
         .def("__init__", [](ExpertWeights *self, const Weight &gate, const Weight &up,
                             const Weight &down) { new (self) ExpertWeights{gate, up, down}; });

@@ -13,29 +13,55 @@ struct Family {
     bool (*usable)();
 };
 
-// Best first; amx_fast only when asked for.
+bool has_avx2() { return features().avx2 && features().fma && features().f16c; }
+
+bool has_avx512() { return features().avx512f && features().avx512bw && has_avx2(); }
+
+// Best first.
 const Family families[] = {
-    {"amx_fast", amx_fast_engine, [] { return amx_allowed(); }},
-    {"amx", amx_engine, [] { return amx_allowed(); }},
-    {"avx512", avx512_engine, [] { return features().avx512f && features().avx512bw; }},
-    {"avx2", avx2_engine,
-     [] { return features().avx2 && features().fma && features().f16c; }},
+    {"amx", amx_engine, amx_allowed},
+    {"amx_int", amx_int_engine, amx_allowed},
+    {"avx512", avx512_engine, has_avx512},
+    {"avx512_vnni", avx512_vnni_engine,
+     [] { return has_avx512() && features().avx512_vnni; }},
+    {"avx_vnni", avx_vnni_engine, [] { return has_avx2() && features().avx_vnni; }},
+    {"avx2", avx2_engine, has_avx2},
     {"neon", neon_engine, [] { return features().neon; }},
     {"plain", plain_engine, [] { return true; }},
 };
+const Family fast[] = {{"amx_fast", amx_fast_engine, amx_allowed}};
+const Family exact[] = {
+    {"exact_avx512", avx512_exact_engine, has_avx512},
+    {"exact_avx2", avx2_exact_engine, has_avx2},
+    {"exact_plain", plain_exact_engine, [] { return true; }},
+};
+
+// The first usable engine of a list, from the family of that name on; any name when empty.
+template <int N>
+const Engine *find(const Family (&list)[N], Format format, const std::string &name) {
+    bool from_here = name.empty();
+    for (const Family &family : list) {
+        from_here = from_here || name == family.name;
+        if (!from_here || !family.usable()) continue;
+        if (const Engine *engine = family.engine(format)) return engine;
+    }
+    return nullptr;
+}
 
 }  // namespace
 
 const Engine &choose_engine(Format format, const char *path) {
     const std::string wanted = path;
-    bool from_here = false;
-    for (const Family &family : families) {
-        from_here = from_here || wanted == family.name ||
-                    (wanted == "auto" && family.engine != amx_fast_engine);
-        if (!from_here || !family.usable()) continue;
-        if (const Engine *engine = family.engine(format)) return *engine;
+    const std::string name = wanted == "auto" || wanted == "fast" || wanted == "exact" ? "" : wanted;
+    const Engine *found = nullptr;
+    if (wanted != "auto" && wanted != "exact") found = find(fast, format, name);
+    if (!found && wanted != "auto" && wanted != "fast") found = find(exact, format, name);
+    if (!found) found = find(families, format, name);
+    if (!found) {
+        throw std::invalid_argument("path: expected auto, fast, exact, or a path that this "
+                                    "processor has, got " + wanted);
     }
-    throw std::invalid_argument("path: expected auto, or a path this processor has, got " + wanted);
+    return *found;
 }
 
 }  // namespace headrace

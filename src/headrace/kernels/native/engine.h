@@ -12,10 +12,11 @@ struct Engine {
     int granule;  // rows of x packed together
     int unit;     // weight rows below which a task is not cut
 
-    std::size_t (*panel_bytes)(std::int64_t rows, std::int64_t columns);
+    // The panel of `rows` rows for products with weights like w.
+    std::size_t (*panel_bytes)(std::int64_t rows, const Weight &w);
 
-    // Packs granules first .. last of `count` rows of `columns` values.
-    void (*pack)(const float *const *rows, std::int64_t count, std::int64_t columns,
+    // Packs granules first .. last of `count` rows of w.columns values.
+    void (*pack)(const float *const *rows, std::int64_t count, const Weight &w,
                  std::int64_t first, std::int64_t last, void *panel);
 
     // Most weight rows, of each of `matrices`, that one task may take.
@@ -34,15 +35,25 @@ struct Engine {
 // Rows of x that fit the partial sums of one task.
 constexpr std::int64_t MAX_ROWS = 512;
 
-// One family per instruction set. Null where it was not compiled in, or cannot do the format.
+// One family per instruction set: floats by multiply-add, integers with activations quantised row
+// by row. Null where it was not compiled in, or cannot do the format.
 const Engine *plain_engine(Format format);
 const Engine *neon_engine(Format format);
 const Engine *avx2_engine(Format format);
 const Engine *avx512_engine(Format format);
+const Engine *avx_vnni_engine(Format format);     // integers only
+const Engine *avx512_vnni_engine(Format format);  // integers only
 const Engine *amx_engine(Format format);
-const Engine *amx_fast_engine(Format format);  // activations to 2^-17
+const Engine *amx_int_engine(Format format);
 
-// The engine for `format` on `path` ("auto": the best that this processor has).
+// Other arithmetic, for those who ask: activations to 2^-17 only, and integers widened to fp32.
+const Engine *amx_fast_engine(Format format);
+const Engine *avx512_exact_engine(Format format);
+const Engine *avx2_exact_engine(Format format);
+const Engine *plain_exact_engine(Format format);
+
+// The engine for `format` on `path`: "auto" (the best that this processor has), "fast" or "exact"
+// (the best of the other arithmetic), or the name of a family, or of the next one below it.
 // Throws std::invalid_argument for a path that is unknown or that this processor lacks.
 const Engine &choose_engine(Format format, const char *path);
 

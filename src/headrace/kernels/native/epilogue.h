@@ -36,21 +36,27 @@ inline Vec::T activate(Vec::T g, Vec::T u, const Activation &a) {
     return Vec::mul(glu, a.shift == 0.0f ? u : Vec::add(u, Vec::set(a.shift)));
 }
 
-// Bias of weight rows n0 .. n0 + count, as fp32.
-inline void bias_of(const Weight &w, std::int64_t n0, int count, float *out) {
-    const auto *halves = static_cast<const std::uint16_t *>(w.bias) + n0;
-    for (int i = 0; i < count; i += Vec::width) {
-        const int n = count - i < Vec::width ? count - i : Vec::width;
+// `count` stored values from the first on, as fp32.
+inline void floats_of(const Values &from, std::int64_t first, std::int64_t count, float *out) {
+    const void *at = from.at(first);
+    for (std::int64_t i = 0; i < count; i += Vec::width) {
+        const int n = count - i < Vec::width ? static_cast<int>(count - i) : Vec::width;
         Vec::T value = Vec::zero();
-        if (w.bias_format == Format::f32) {
-            value = Vec::load_some(static_cast<const float *>(w.bias) + n0 + i, n);
-        } else if (w.bias_format == Format::bf16) {
-            value = Vec::widen_bf16_some(halves + i, n);
+        if (from.format == Format::f32) {
+            value = Vec::load_some(static_cast<const float *>(at) + i, n);
+        } else if (from.format == Format::bf16) {
+            value = Vec::widen_bf16_some(static_cast<const std::uint16_t *>(at) + i, n);
         } else {
-            value = Vec::widen_f16_some(halves + i, n);
+            value = Vec::widen_f16_some(static_cast<const std::uint16_t *>(at) + i, n);
         }
         Vec::store_some(out + i, value, n);
     }
+}
+
+// Bias of weight rows n0 .. n0 + count, zeros where there is none.
+inline void bias_of(const Weight &w, std::int64_t n0, int count, float *out) {
+    for (int i = 0; i < count; ++i) out[i] = 0.0f;
+    if (w.bias.data != nullptr) floats_of(w.bias, n0, count, out);
 }
 
 // `count` neighbouring results of row i, from column n0 on.

@@ -4,16 +4,26 @@
 
 #include "vec_avx2.h"
 
-#include "fma_engine.h"
+#include "fma_exact.h"
+#include "int_avx2.h"
+
+#include "int_engine.h"
 
 namespace headrace {
 
-const Engine *avx2_engine(Format format) { return engine_of(format, "avx2"); }
+const Engine *avx2_engine(Format format) {
+    return is_float(format) ? engine_of(format, "avx2") : int_engine_of(format, "avx2");
+}
+
+const Engine *avx2_exact_engine(Format format) {
+    return is_float(format) ? nullptr : exact_engine_of(format, "exact_avx2");
+}
 
 }  // namespace headrace
 
 #else
 
 const headrace::Engine *headrace::avx2_engine(Format) { return nullptr; }
+const headrace::Engine *headrace::avx2_exact_engine(Format) { return nullptr; }
 
 #endif

@@ -4,16 +4,23 @@
 
 #include "vec_avx512.h"
 
-#include "fma_engine.h"
+#include "fma_exact.h"
 
 namespace headrace {
 
-const Engine *avx512_engine(Format format) { return engine_of(format, "avx512"); }
+const Engine *avx512_engine(Format format) {
+    return is_float(format) ? engine_of(format, "avx512") : nullptr;
+}
+
+const Engine *avx512_exact_engine(Format format) {
+    return is_float(format) ? nullptr : exact_engine_of(format, "exact_avx512");
+}
 
 }  // namespace headrace
 
 #else
 
 const headrace::Engine *headrace::avx512_engine(Format) { return nullptr; }
+const headrace::Engine *headrace::avx512_exact_engine(Format) { return nullptr; }
 
 #endif

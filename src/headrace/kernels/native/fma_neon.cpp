@@ -8,7 +8,9 @@
 
 namespace headrace {
 
-const Engine *neon_engine(Format format) { return engine_of(format, "neon"); }
+const Engine *neon_engine(Format format) {
+    return is_float(format) ? engine_of(format, "neon") : nullptr;
+}
 
 }  // namespace headrace
 

@@ -29,7 +29,8 @@ std::int64_t block_rows(const Engine &engine, std::int64_t rows, std::size_t byt
 struct Panel {
     const Engine &engine;
     const float *const *x;
-    std::int64_t rows, columns;
+    std::int64_t rows;
+    const Weight &like;  // w.columns values a row, packed for weights like this one
     void *at;
 
     std::int64_t granules() const { return ceil_div(rows, engine.granule); }
@@ -37,9 +38,9 @@ struct Panel {
 
 void pack(Team &team, const Panel &p) {
     const auto task = [&](std::int64_t g) {
-        p.engine.pack(p.x, p.rows, p.columns, g, g + 1, p.at);
+        p.engine.pack(p.x, p.rows, p.like, g, g + 1, p.at);
     };
-    if (p.rows * p.columns < 32 * 1024) {  // cheaper than waking anyone
+    if (p.rows * p.like.columns < 32 * 1024) {  // cheaper than waking anyone
         for (std::int64_t g = 0; g < p.granules(); ++g) task(g);
     } else {
         team.share(p.granules(), task);
@@ -64,7 +65,7 @@ void cut(Team &team, const Panel &p, std::int64_t n, std::int64_t most, const Wo
 }
 
 void multiply(Team &team, const Panel &p, const Weight &w, const Store &to) {
-    const std::int64_t most = p.engine.task_rows(p.rows, p.columns, 1);
+    const std::int64_t most = p.engine.task_rows(p.rows, p.like.columns, 1);
     cut(team, p, w.rows, most, [&](auto n0, auto n1, auto g0, auto g1) {
         p.engine.multiply(w, p.at, p.rows, n0, n1, g0, g1, to);
     });
@@ -72,7 +73,7 @@ void multiply(Team &team, const Panel &p, const Weight &w, const Store &to) {
 
 void gate_and_up(Team &team, const Panel &p, const Weight &gate, const Weight &up,
                  const Activation &activation, const Store &to) {
-    const std::int64_t most = p.engine.task_rows(p.rows, p.columns, 2);
+    const std::int64_t most = p.engine.task_rows(p.rows, p.like.columns, 2);
     cut(team, p, gate.rows, most, [&](auto n0, auto n1, auto g0, auto g1) {
         p.engine.gated(gate, up, p.at, p.rows, n0, n1, g0, g1, activation, to);
     });
@@ -84,16 +85,12 @@ Store from(const Store &to, std::int64_t first) {
 
 }  // namespace
 
-std::size_t least_scratch(std::int64_t columns) {
-    return static_cast<std::size_t>(16 * ceil_div(columns, 64) * 64) * 6;
-}
-
 void linear(Team &team, const Engine &engine, const float *const *x, std::int64_t rows,
             const Weight &w, const Store &to, Scratch scratch) {
     const std::int64_t most = block_rows(engine, rows, scratch.bytes,
-                                         engine.panel_bytes(engine.granule, w.columns) + 64, 0);
+                                         engine.panel_bytes(engine.granule, w) + 64, 0);
     for (std::int64_t first = 0; first < rows; first += most) {
-        const Panel panel{engine, x + first, std::min(most, rows - first), w.columns, scratch.at};
+        const Panel panel{engine, x + first, std::min(most, rows - first), w, scratch.at};
         pack(team, panel);
         multiply(team, panel, w, from(to, first));
     }
@@ -103,10 +100,9 @@ void gated(Team &team, const Engine &engine, const float *const *x, std::int64_t
            const Weight &gate, const Weight &up, const Activation &activation, const Store &to,
            Scratch scratch) {
     const std::int64_t most = block_rows(engine, rows, scratch.bytes,
-                                         engine.panel_bytes(engine.granule, gate.columns) + 64, 0);
+                                         engine.panel_bytes(engine.granule, gate) + 64, 0);
     for (std::int64_t first = 0; first < rows; first += most) {
-        const Panel panel{engine, x + first, std::min(most, rows - first), gate.columns,
-                          scratch.at};
+        const Panel panel{engine, x + first, std::min(most, rows - first), gate, scratch.at};
         pack(team, panel);
         gate_and_up(team, panel, gate, up, activation, from(to, first));
     }
@@ -115,11 +111,12 @@ void gated(Team &team, const Engine &engine, const float *const *x, std::int64_t
 void expert(Team &team, const Engine &engine, const float *const *x, std::int64_t rows,
             const ExpertWeights &w, const Activation &activation, const Store &to,
             Scratch scratch) {
-    const std::int64_t D = w.gate.columns, W = w.gate.rows;
+    const std::int64_t W = w.gate.rows;
     const auto inter_bytes = [&](std::int64_t m) {
         return aligned(static_cast<std::size_t>(m * W) * sizeof(float));
     };
-    const std::size_t panels = engine.panel_bytes(engine.granule, std::max(D, W));
+    const std::size_t panels = std::max(engine.panel_bytes(engine.granule, w.gate),
+                                        engine.panel_bytes(engine.granule, w.down));
     const std::int64_t most = block_rows(engine, rows, scratch.bytes,
                                          panels + inter_bytes(engine.granule), 128);
     // The second panel overwrites the first: x is not needed once inter is there.
@@ -130,11 +127,11 @@ void expert(Team &team, const Engine &engine, const float *const *x, std::int64_
         std::vector<float *> inter_rows(static_cast<std::size_t>(m));
         for (std::int64_t i = 0; i < m; ++i) inter_rows[i] = inter + i * W;
 
-        const Panel in{engine, x + first, m, D, panel_memory};
+        const Panel in{engine, x + first, m, w.gate, panel_memory};
         pack(team, in);
         gate_and_up(team, in, w.gate, w.up, activation, {inter_rows.data(), nullptr, false});
 
-        const Panel middle{engine, inter_rows.data(), m, W, panel_memory};
+        const Panel middle{engine, inter_rows.data(), m, w.down, panel_memory};
         pack(team, middle);
         multiply(team, middle, w.down, from(to, first));
     }

@@ -32,7 +32,4 @@ void gated(Team &team, const Engine &engine, const float *const *x, std::int64_t
            const Weight &gate, const Weight &up, const Activation &activation, const Store &to,
            Scratch scratch);
 
-// Least scratch bytes: linear needs this for its columns, expert for hidden and width together.
-std::size_t least_scratch(std::int64_t columns);
-
 }  // namespace headrace

@@ -6,25 +6,63 @@
 
 namespace headrace {
 
-enum class Format { f32, bf16, f16 };
+// i8: signed bytes. u8 and u4: unsigned, packed from the low bits of 32-bit words up.
+enum class Format { f32, bf16, f16, i8, u8, u4 };
 
-constexpr std::size_t item_bytes(Format format) { return format == Format::f32 ? 4 : 2; }
+constexpr bool is_float(Format format) { return format <= Format::f16; }
 
-// A weight [rows, columns], rows one behind the other; bias [rows] or null.
+// How a weight without zero points stores zero.
+constexpr int zero_of(Format format) {
+    return format == Format::u8 ? 128 : format == Format::u4 ? 8 : 0;
+}
+
+// A vector of floats as stored.
+struct Values {
+    const void *data = nullptr;
+    Format format = Format::f32;
+
+    const void *at(std::int64_t i) const {
+        return static_cast<const char *>(data) + i * (format == Format::f32 ? 4 : 2);
+    }
+};
+
+// A weight [rows, columns], rows `row_bytes` apart; bias [rows] or null. An integer q of row n
+// and column c means scales[n, g] (q - zero), g = c / group. `zeros` holds a zero for each scale,
+// as stored (null: the same for all): for i8 signed bytes [rows, groups], else packed along rows
+// in 32-bit words [rows / per word, groups].
 struct Weight {
     Format format = Format::f32;
     std::int64_t rows = 0;
     std::int64_t columns = 0;
+    std::size_t row_bytes = 0;
     const void *data = nullptr;
-    const void *bias = nullptr;
-    Format bias_format = Format::f32;
+    Values bias;
+    Values scales;
+    const void *zeros = nullptr;
+    std::int64_t group = 0;
 
     const char *row(std::int64_t n) const {
-        return static_cast<const char *>(data) +
-               static_cast<std::size_t>(n) * static_cast<std::size_t>(columns) *
-                   item_bytes(format);
+        return static_cast<const char *>(data) + static_cast<std::size_t>(n) * row_bytes;
+    }
+    std::int64_t groups() const { return (columns + group - 1) / group; }
+
+    int zero(std::int64_t n, std::int64_t g) const {
+        if (zeros == nullptr) return zero_of(format);
+        if (format == Format::i8) return static_cast<const std::int8_t *>(zeros)[n * groups() + g];
+        const int bits = format == Format::u4 ? 4 : 8, per_word = 32 / bits;
+        const std::uint32_t word =
+            static_cast<const std::uint32_t *>(zeros)[n / per_word * groups() + g];
+        return static_cast<int>(word >> n % per_word * bits & ((1u << bits) - 1));
     }
 };
+
+// Columns of an activation row that share a scale on the integer path: those of a weight's group,
+// but not more than this, so that one large value does not coarsen a whole row.
+constexpr std::int64_t MOST_SHARED = 128;
+
+inline std::int64_t shared_columns(const Weight &w) {
+    return w.group < MOST_SHARED ? w.group : MOST_SHARED;
+}
 
 // Result (i, n) goes to rows[i][n]: stored, or added with the row's gate (1 when null).
 struct Store {

@@ -1,8 +1,13 @@
 """Wrappers of the matrix kernels: the reference's signatures, over torch tensors in place.
 
 Shapes and formats are checked here, once per call; nothing is copied. A row's result has the
-same bits for any number of rows beside it, any position and any ``threads``. ``path`` forces
-an instruction set (tests): amx, avx512, avx2, neon, plain, or auto for the best there is.
+same bits for any number of rows beside it, any position and any ``threads``.
+
+``path`` is ``auto``: 16-bit and fp32 weights meet fp32 activations; integer weights meet
+activations quantised to 8 bits, row by row and group by group (at most 128 columns). ``fast``
+keeps 17 bits of activations where that is faster (AMX); ``exact`` widens integer weights
+instead. The name of a family (amx, amx_int, avx512, avx512_vnni, avx_vnni, avx2, neon, plain,
+amx_fast, exact_avx512, ...) forces an instruction set, for tests.
 """
 
 from __future__ import annotations
@@ -14,20 +19,22 @@ import torch
 from torch import Tensor
 
 from headrace.kernels.native import native_module
+from headrace.kernels.quantized import QuantizedWeight
 from headrace.kernels.routed import Routed
 
 _FORMATS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
-def path_of(dtype: torch.dtype, path: str = "auto") -> str:
-    """The instruction set that multiplies weights of ``dtype`` on this processor."""
-    name: str = native_module().path_of(_FORMATS[dtype], path)
+def path_of(form: torch.dtype | str, path: str = "auto") -> str:
+    """The family that multiplies weights of ``form`` (a float type, or i8, u8, u4) here."""
+    stored = form if isinstance(form, str) else _FORMATS[form]
+    name: str = native_module().path_of(stored, path)
     return name
 
 
 def linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | QuantizedWeight,
     out: Tensor,
     tile: Tensor,
     bias: Tensor | None = None,
@@ -54,7 +61,7 @@ def linear(
 def experts(
     batches: Sequence[Routed],
     first: int,
-    weights: Sequence[Mapping[str, Tensor]],
+    weights: Sequence[Mapping[str, Any]],
     memory: Tensor,
     *,
     threads: int = 1,
@@ -83,7 +90,7 @@ def experts(
 def expert_up(
     batches: Sequence[Routed],
     number: int,
-    weights: Mapping[str, Tensor],
+    weights: Mapping[str, Any],
     inter: Tensor,
     memory: Tensor,
     *,
@@ -107,7 +114,7 @@ def expert_down(
     batches: Sequence[Routed],
     number: int,
     inter: Tensor,
-    weights: Mapping[str, Tensor],
+    weights: Mapping[str, Any],
     columns: slice,
     memory: Tensor,
     *,
@@ -127,23 +134,43 @@ def expert_down(
     )  # fmt: skip
 
 
-def _weight(weight: Tensor, bias: Tensor | None) -> Any:
+def _weight(weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Any:
+    native = native_module()
     rows, columns = weight.shape
+    at, form = 0, "f32"
+    if bias is not None:
+        if bias.shape != (rows,) or bias.dtype not in _FORMATS or not bias.is_contiguous():
+            raise TypeError(
+                f"bias: expected {rows} contiguous floats, got {bias.dtype} {tuple(bias.shape)}"
+            )
+        at, form = bias.data_ptr(), _FORMATS[bias.dtype]
+    if isinstance(weight, QuantizedWeight):
+        return _quantized(weight, at, form)
     if weight.dtype not in _FORMATS or not weight.is_contiguous():
         raise TypeError(
             f"weight: expected contiguous {', '.join(_FORMATS.values())}, "
             f"got {weight.dtype} with strides {weight.stride()}"
         )
-    form = _FORMATS[weight.dtype]
-    make = native_module().Weight.make
-    if bias is None:
-        return make(weight.data_ptr(), rows, columns, form)
-    if bias.shape != (rows,) or bias.dtype not in _FORMATS or not bias.is_contiguous():
+    return native.Weight.make(weight.data_ptr(), rows, columns, _FORMATS[weight.dtype], at, form)
+
+
+def _quantized(weight: QuantizedWeight, bias: int, bias_format: str) -> Any:
+    values, scale, zeros = weight.values, weight.scale, weight.zero_point
+    form = "i8" if not weight.packed else "u4" if weight.bits == 4 else "u8"
+    for name, part in (("values", values), ("scale", scale), ("zero_point", zeros)):
+        if part is not None and not part.is_contiguous():
+            raise TypeError(f"quantized weight: expected contiguous {name}")
+    if scale.dtype not in _FORMATS or values.dtype not in (torch.int8, torch.int32):
         raise TypeError(
-            f"bias: expected {rows} contiguous floats, got {bias.dtype} {tuple(bias.shape)}"
+            f"quantized weight: expected int8 or packed int32 values and float scales, "
+            f"got {values.dtype} and {scale.dtype}"
         )
-    return make(
-        weight.data_ptr(), rows, columns, form, bias.data_ptr(), _FORMATS[bias.dtype]
+    if zeros is not None and zeros.dtype != values.dtype:
+        raise TypeError(f"zero_point: expected {values.dtype}, got {zeros.dtype}")
+    return native_module().Weight.quantised(
+        values.data_ptr(), *weight.shape, values.stride(0) * values.itemsize, form,
+        scale.data_ptr(), _FORMATS[scale.dtype], 0 if zeros is None else zeros.data_ptr(),
+        weight.group, bias, bias_format,
     )  # fmt: skip
 
 

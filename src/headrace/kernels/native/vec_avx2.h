@@ -36,6 +36,19 @@ struct Vec {
     static T widen_f16(const std::uint16_t *p) { return _mm256_cvtph_ps(halves(p)); }
     static T widen_bf16_some(const std::uint16_t *p, int n) { return from_bf16(some(p, n)); }
     static T widen_f16_some(const std::uint16_t *p, int n) { return _mm256_cvtph_ps(some(p, n)); }
+    static T from_i8(const std::int8_t *p) {
+        return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes(p)));
+    }
+    static T from_u8(const std::uint8_t *p) {
+        return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes(p)));
+    }
+    // Whole numbers in [-127, 127]; anything for NaN.
+    static void store_i8(std::int8_t *p, T a) {
+        const __m256i wide = _mm256_cvtps_epi32(a);
+        const __m128i halves =
+            _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+        _mm_storel_epi64(reinterpret_cast<__m128i *>(p), _mm_packs_epi16(halves, halves));
+    }
 
     // Lane i: the sum of the lanes of the i-th, by the same tree for each.
     using Quad = __m128;
@@ -53,6 +66,9 @@ struct Vec {
     }
     static __m128i halves(const std::uint16_t *p) {
         return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
+    }
+    static __m128i bytes(const void *p) {
+        return _mm_loadl_epi64(static_cast<const __m128i *>(p));
     }
     static __m128i some(const std::uint16_t *p, int n) {
         std::uint16_t padded[8] = {};

@@ -44,6 +44,17 @@ struct Vec {
     static T widen_f16_some(const std::uint16_t *p, int n) {
         return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes(n), p));
     }
+    static T from_i8(const std::int8_t *p) {
+        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes(p)));
+    }
+    static T from_u8(const std::uint8_t *p) {
+        return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes(p)));
+    }
+    // Whole numbers in [-127, 127]; anything for NaN.
+    static void store_i8(std::int8_t *p, T a) {
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(p),
+                         _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a)));
+    }
 
     // Lane i: the sum of the lanes of the i-th, by the same tree for each.
     using Quad = __m128;
@@ -62,6 +73,9 @@ struct Vec {
 
  private:
     static __mmask16 lanes(int n) { return static_cast<__mmask16>((1u << n) - 1); }
+    static __m128i bytes(const void *p) {
+        return _mm_loadu_si128(static_cast<const __m128i *>(p));
+    }
     static T halves(T a, T b) {
         return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
     }

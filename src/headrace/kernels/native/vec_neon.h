@@ -54,6 +54,20 @@ struct Vec {
         for (int i = 0; i < n; ++i) padded[i] = p[i];
         return widen_f16(padded);
     }
+    static T from_i8(const std::int8_t *p) {
+        const float all[4] = {float(p[0]), float(p[1]), float(p[2]), float(p[3])};
+        return load(all);
+    }
+    static T from_u8(const std::uint8_t *p) {
+        const float all[4] = {float(p[0]), float(p[1]), float(p[2]), float(p[3])};
+        return load(all);
+    }
+    // Whole numbers in [-127, 127]; anything for NaN.
+    static void store_i8(std::int8_t *p, T a) {
+        std::int32_t all[4];
+        vst1q_s32(all, vcvtnq_s32_f32(a));
+        for (int i = 0; i < 4; ++i) p[i] = static_cast<std::int8_t>(all[i]);
+    }
 
     // Lane i: the sum of the lanes of the i-th, by the same tree for each.
     using Quad = float32x4_t;

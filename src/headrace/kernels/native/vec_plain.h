@@ -91,6 +91,18 @@ struct Vec {
         widen_fp16_plain(p, out.v, static_cast<std::size_t>(n));
         return out;
     }
+    static T from_i8(const std::int8_t *p) {
+        return each([&](int i) { return static_cast<float>(p[i]); });
+    }
+    static T from_u8(const std::uint8_t *p) {
+        return each([&](int i) { return static_cast<float>(p[i]); });
+    }
+    // Whole numbers in [-127, 127]; anything for NaN.
+    static void store_i8(std::int8_t *p, const T &a) {
+        for (int i = 0; i < 4; ++i) {
+            p[i] = a.v[i] == a.v[i] ? static_cast<std::int8_t>(a.v[i]) : std::int8_t{0};
+        }
+    }
 
     // Lane i: the sum of the lanes of the i-th, by the same tree for each.
     using Quad = T;

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from headrace.kernels.quantized import QuantizedWeight
 from headrace.specs.scratch import tile_rows
 
 
 def linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | QuantizedWeight,
     out: Tensor,
     tile: Tensor,
     bias: Tensor | None = None,
@@ -38,9 +39,15 @@ def linear(
     return out
 
 
-def upcast(weight: Tensor, tile: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-    """Row blocks ``(start, stop, fp32 block)`` of ``weight``; a block is valid until the next."""
+def upcast(weight: Tensor | QuantizedWeight, tile: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """Row blocks ``(start, stop, fp32 block)`` of ``weight``; a block is valid until the next.
+
+    A quantized weight is widened whole, in memory of its own: a definition, not a way to run.
+    """
     rows, columns = weight.shape
+    if isinstance(weight, QuantizedWeight):
+        yield 0, rows, weight.dequantized()
+        return
     if weight.dtype == torch.float32:
         yield 0, rows, weight
         return

@@ -1,0 +1,143 @@
+"""Weights as integers with scales, as compressed-tensors checkpoints store them.
+
+``int-quantized``: int8 [N, K], scales [N, groups], zero points int8 [N, groups] if asymmetric.
+``pack-quantized``: 4 or 8 bits, unsigned, packed along K from the low bits of int32 words up;
+zero points packed the same way along N. A weight is ``scale (integer - zero point)``.
+Source: the documentation and format of github.com/vllm-project/compressed-tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_UNSIGNED_BIAS = {4: 8, 8: 128}
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedWeight:
+    """A weight [N, K] in ``bits`` (4 or 8) bits.
+
+    ``values``: int8 [N, K], or int32 words [N, ceil(K bits / 32)]. ``scale``: floats [N, groups],
+    where groups is 1 (one scale per row) or K / group, a group being 32, 64 or a multiple of 128
+    columns. ``zero_point`` as stored, or None for symmetric weights. Raises ValueError for
+    shapes that do not fit each other.
+    """
+
+    values: Tensor
+    scale: Tensor
+    columns: int
+    bits: int = 8
+    zero_point: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        rows, groups = self.scale.shape
+        words = -(-self.columns * self.bits // 32)
+        wanted = (rows, words) if self.packed else (rows, self.columns)
+        zeros = None if self.zero_point is None else tuple(self.zero_point.shape)
+        zeros_wanted = (-(-rows * self.bits // 32) if self.packed else rows, groups)
+        if (
+            tuple(self.values.shape) != wanted
+            or self.columns % groups
+            or zeros not in (None, zeros_wanted)
+            or self.bits not in _UNSIGNED_BIAS
+            or (not self.packed and self.bits != 8)
+        ):
+            raise ValueError(
+                f"quantized weight: expected values {wanted}, groups that divide {self.columns} "
+                f"columns and zero points {zeros_wanted} or none, got values "
+                f"{tuple(self.values.shape)}, {groups} groups, zero points {zeros}"
+            )
+
+    @property
+    def packed(self) -> bool:
+        """Whether the integers are packed into words."""
+        return self.values.dtype == torch.int32
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[N, K] of the weight that is stored."""
+        return self.scale.shape[0], self.columns
+
+    @property
+    def group(self) -> int:
+        """Columns that share a scale."""
+        return self.columns // self.scale.shape[1]
+
+    def dequantized(self) -> Tensor:
+        """The weight in fp32 [N, K]: the definition."""
+        rows, groups = self.scale.shape
+        integers = self.values.float()
+        zeros = torch.zeros(rows, groups)
+        if self.packed:
+            integers = _unpacked(self.values, self.bits)[:, : self.columns].float()
+            zeros.fill_(_UNSIGNED_BIAS[self.bits])
+        if self.zero_point is not None:
+            stored = self.zero_point
+            zeros = (_unpacked(stored.T, self.bits).T[:rows] if self.packed else stored).float()
+        grouped = integers.reshape(rows, groups, -1)
+        return ((grouped - zeros[..., None]) * self.scale.float()[..., None]).view(self.shape)
+
+    def __getitem__(self, rows: slice) -> QuantizedWeight:
+        """Some of the rows; packed zero points need bounds that are multiples of a word."""
+        start, stop, _ = rows.indices(self.shape[0])
+        zeros = self.zero_point
+        if zeros is not None:
+            per = 32 // self.bits if self.packed else 1
+            if start % per or (stop % per and stop != self.shape[0]):
+                raise ValueError(f"rows of packed zero points: expected multiples of {per}")
+            zeros = zeros[start // per : -(-stop // per)]
+        return QuantizedWeight(
+            self.values[start:stop], self.scale[start:stop], self.columns, self.bits, zeros
+        )
+
+
+def quantize(
+    weight: Tensor, bits: int = 8, group: int | None = None, *, packed: bool | None = None,
+    symmetric: bool = True, scale_dtype: torch.dtype = torch.float32,
+) -> QuantizedWeight:  # fmt: skip
+    """Round ``weight`` [N, K] to the nearest integers: one scale per row, or per ``group``.
+
+    4-bit integers are packed, 8-bit ones only when ``packed``. No calibration.
+    """
+    rows, columns = weight.shape
+    grouped = weight.float().view(rows, -1, group or columns)
+    top = float(2 ** (bits - 1) - 1)
+    if symmetric:
+        scale = (grouped.abs().amax(-1) / top).to(scale_dtype)
+        zero = torch.zeros_like(scale, dtype=torch.float32)
+    else:
+        low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
+        scale = ((high - low) / (2 * top + 1)).to(scale_dtype)
+        zero = (-top - 1 - low / _divisor(scale)).round().clamp(-top - 1, top)
+    integers = (grouped / _divisor(scale)[..., None]).round() + zero[..., None]
+    integers = integers.clamp(-top - 1, top).to(torch.int8).view(rows, columns)
+    zeros = zero.to(torch.int8)
+    if bits == 4 if packed is None else packed:
+        integers = _packed(integers, bits)
+        zeros = _packed(zeros.T, bits).T.contiguous()
+    return QuantizedWeight(integers, scale, columns, bits, None if symmetric else zeros)
+
+
+def _divisor(scale: Tensor) -> Tensor:
+    return torch.where(scale == 0, 1.0, scale.float())
+
+
+def _packed(integers: Tensor, bits: int) -> Tensor:
+    """Signed integers, packed along the last dimension."""
+    per = 32 // bits
+    rows, columns = integers.shape
+    shifted = torch.zeros(rows, -(-columns // per) * per, dtype=torch.int64)
+    shifted[:, :columns] = integers.long() + _UNSIGNED_BIAS[bits]
+    places = torch.arange(per) * bits
+    words = (shifted.view(rows, -1, per) << places).sum(-1)
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+
+
+def _unpacked(words: Tensor, bits: int) -> Tensor:
+    """Unsigned integers, unpacked along the last dimension."""
+    places = torch.arange(32 // bits) * bits
+    mask = 2**bits - 1
+    return ((words.long()[..., None] >> places) & mask).reshape(words.shape[0], -1)
