@@ -22,7 +22,7 @@ from headrace.specs.units import format_bytes, format_seconds
 FOLDER = Path(".demo")
 PROMPTS = Path(__file__).with_name("prompts.jsonl")
 BUDGET = "600MB"
-SEQUENCES = "64"
+SEQUENCES = "32"
 SHOWN = 5
 
 
