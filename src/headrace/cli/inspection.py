@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from headrace.cli.budgets import Budgets, budgets_of
 from headrace.cli.model_source import find_model
 from headrace.specs.model import ITEM_BYTES, ModelSpec
-from headrace.specs.pages import Page, page_layout
+from headrace.specs.pages import Page
 
 
 @dataclass(frozen=True)
@@ -34,12 +32,13 @@ class Inspection:
             "source": self.source,
             "architecture": model.architecture,
             "dtype": model.weight_dtype,
+            "integers": None if model.integers is None else vars(model.integers),
             "parameters": model.parameters(),
             "active_parameters": model.active_parameters(),
             "stored_bytes": self.stored_bytes,
             "files": self.files,
             "runs": self.runs,
-            "bytes_by_role": role_bytes(model),
+            "bytes_by_role": role_bytes(pages),
             "shape": shape_of(model),
             "max_positions": model.max_positions,
             "pages": len(pages),
@@ -52,39 +51,34 @@ class Inspection:
 def inspect_model(name: str) -> Inspection:
     """Gather what is said of a model. Reads headers only; raises ModelError, UsageError."""
     source = find_model(name)
-    pages = page_layout(source.model)
-    checkpoint = source.checkpoint
+    pages, checkpoint = source.pages, source.checkpoint
     return Inspection(
         source.name,
         "registry" if checkpoint is None else "local folder",
         source.model,
         pages,
-        sum(role_bytes(source.model).values()) if checkpoint is None else checkpoint.total_bytes,
+        sum(page.bytes for page in pages) if checkpoint is None else checkpoint.total_bytes,
         None if checkpoint is None else len(checkpoint.files),
         source.runs,
         budgets_of(source.model, pages),
     )
 
 
-def role_bytes(model: ModelSpec) -> dict[str, int]:
-    """Bytes by what they are for; the values sum to all the weights of the model."""
-    item, layers = ITEM_BYTES[model.weight_dtype], model.layers
+def role_bytes(pages: tuple[Page, ...]) -> dict[str, int]:
+    """Bytes by what they are for, as stored; the values sum to all the weights of the model."""
+    sizes = dict.fromkeys(("experts", "attention", "router", "norms", "embeddings", "head"), 0)
+    for page in pages:
+        for piece in page.slices:
+            sizes[_role(page, piece.tensor)] += piece.nbytes
+    return sizes
 
-    def size(shapes: Mapping[str, tuple[int, ...]]) -> int:
-        return item * sum(map(math.prod, shapes.values()))
 
-    layer, rest = model.layer_tensors(), model.global_tensors()
-    router = {n: s for n, s in layer.items() if n == "router"}
-    norms = {n: s for n, s in layer.items() if n.endswith("norm")}
-    attention = {n: s for n, s in layer.items() if n not in router and n not in norms}
-    return {
-        "experts": layers * model.experts * size(model.expert_tensors()),
-        "attention": layers * size(attention),
-        "router": layers * size(router),
-        "norms": layers * size(norms) + size({"final_norm": rest["final_norm"]}),
-        "embeddings": size({"embed": rest["embed"]}),
-        "head": size({"head": rest["head"]}) if "head" in rest else 0,
-    }
+def _role(page: Page, tensor: str) -> str:
+    if page.expert is not None:
+        return "experts"
+    if tensor.endswith("norm"):
+        return "norms"
+    return {"router": "router", "embed": "embeddings", "head": "head"}.get(tensor, "attention")
 
 
 def shape_of(model: ModelSpec) -> dict[str, int]:

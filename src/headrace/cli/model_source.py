@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from headrace.errors import ModelError
 from headrace.specs.model import ModelSpec
+from headrace.specs.pages import Page, page_layout
 
 if TYPE_CHECKING:
     from headrace.memory.checkpoint import Checkpoint
@@ -19,6 +20,7 @@ class Source:
 
     name: str
     model: ModelSpec
+    pages: tuple[Page, ...]
     checkpoint: Checkpoint | None = None
     runs: bool = True
 
@@ -43,10 +45,11 @@ def find_model(text: str) -> Source:
 def local_model(folder: Path) -> Source:
     """Read config.json and the safetensors headers, no weights. Raises ModelError."""
     from headrace.memory.checkpoint import Checkpoint
-    from headrace.models.load import checkpoint_spec
+    from headrace.models.load import checkpoint_pages, checkpoint_spec
 
     checkpoint = Checkpoint.open(folder)
-    return Source(str(folder), checkpoint_spec(checkpoint), checkpoint)
+    model = checkpoint_spec(checkpoint)
+    return Source(str(folder), model, checkpoint_pages(checkpoint, model), checkpoint)
 
 
 def registry_model(name: str) -> Source:
@@ -54,4 +57,5 @@ def registry_model(name: str) -> Source:
     from headrace.specs.registry import known_model
 
     known = known_model(name)
-    return Source(f"{known.name} ({known.repo})", known.spec, runs=known.runs)
+    name = f"{known.name} ({known.repo})"
+    return Source(name, known.spec, page_layout(known.spec), runs=known.runs)

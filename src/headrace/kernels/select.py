@@ -17,7 +17,7 @@ import torch
 from headrace.errors import UsageError
 from headrace.kernels import reference
 from headrace.kernels.native import available, matrix
-from headrace.specs.policy import KERNELS
+from headrace.specs.policy import ACTIVATIONS, KERNELS
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,13 @@ class Kernels:
     """Every function that op bodies call; signatures and contracts are the reference's.
 
     ``numerics`` names what decides the bits of a result: the implementation, its arithmetic
-    path and, where results depend on it, the number of threads.
+    path and, where results depend on it, the number of threads. ``integers`` is the same for
+    products with integer weights.
     """
 
     name: str
     numerics: str
+    integers: str
     linear: Callable[..., Any]
     rms_norm: Callable[..., Any]
     apply_rope: Callable[..., Any]
@@ -40,12 +42,15 @@ class Kernels:
     expert_down: Callable[..., Any]
 
 
-def select(choice: str = "auto", threads: int = 1) -> Kernels:
+def select(choice: str = "auto", threads: int = 1, activations: str = "int8") -> Kernels:
     """The kernels for ``choice``; ``auto`` takes the native ones where they were built.
 
-    Native calls use at most ``threads`` threads; torch keeps its own setting. Raises UsageError
+    Native calls use at most ``threads`` threads; torch keeps its own setting. Integer weights
+    meet ``activations`` of 8 bits or of fp32, whatever the number of rows. Raises UsageError
     for an unknown choice, and for ``native`` where the module is missing.
     """
+    if activations not in ACTIVATIONS:
+        raise UsageError("activations", expected=" | ".join(ACTIVATIONS), got=activations)
     if choice not in KERNELS:
         raise UsageError("kernels", expected=" | ".join(KERNELS), got=choice)
     if choice == "native" and not available():
@@ -54,34 +59,38 @@ def select(choice: str = "auto", threads: int = 1) -> Kernels:
             hint="install a C++ compiler and reinstall, or use kernels=reference",
         )
     if choice == "reference" or not available():
-        return _reference(threads)
-    return _native(threads)
+        return _reference(threads, activations)
+    return _native(threads, activations)
 
 
-def _reference(threads: int) -> Kernels:
+def _reference(threads: int, activations: str) -> Kernels:
     capability = torch.backends.cpu.get_cpu_capability().lower()
+    numerics = f"torch-{torch.__version__}-{capability}-threads_{threads}"
     return Kernels(
         name="reference",
-        numerics=f"torch-{torch.__version__}-{capability}-threads_{threads}",
-        linear=reference.linear,
+        numerics=numerics,
+        integers=f"torch-x_{activations}",
+        linear=partial(reference.linear, activations=activations),
         rms_norm=reference.rms_norm,
         apply_rope=reference.apply_rope,
         attend=reference.attend,
         route=reference.route,
-        experts=reference.experts,
-        expert_up=reference.expert_up,
-        expert_down=reference.expert_down,
+        experts=partial(reference.experts, activations=activations),
+        expert_up=partial(reference.expert_up, activations=activations),
+        expert_down=partial(reference.expert_down, activations=activations),
     )
 
 
-def _native(threads: int) -> Kernels:
+def _native(threads: int, activations: str) -> Kernels:
     paths = "+".join(sorted({matrix.path_of(d) for d in (torch.float32, torch.bfloat16)}))
+    path = "auto" if activations == "int8" else "exact"
     return replace(
-        _reference(threads),
+        _reference(threads, activations),
         name="native",
         numerics=f"native-{paths}-torch-{torch.__version__}-threads_{threads}",  # attention's
-        linear=partial(matrix.linear, threads=threads),
-        experts=partial(matrix.experts, threads=threads),
-        expert_up=partial(matrix.expert_up, threads=threads),
-        expert_down=partial(matrix.expert_down, threads=threads),
+        integers=f"{matrix.path_of('i8', path)}-x_{activations}",
+        linear=partial(matrix.linear, threads=threads, path=path),
+        experts=partial(matrix.experts, threads=threads, path=path),
+        expert_up=partial(matrix.expert_up, threads=threads, path=path),
+        expert_down=partial(matrix.expert_down, threads=threads, path=path),
     )

@@ -18,7 +18,7 @@ from headrace.machines.machine import Body, Views
 from headrace.memory.pages import PageTable
 from headrace.models.ffn import Ffn
 from headrace.models.sweep import Indexer, RowIndex, Sweep
-from headrace.models.weights import Weights
+from headrace.models.weights import Weight, Weights
 from headrace.schedule.task import Buffer, Op, Task
 from headrace.specs.model import ModelSpec
 from headrace.specs.policy import Policy
@@ -37,7 +37,7 @@ def make_bodies(
     ``models.sweep.Sweep``. Every body is safe to run beside reads, not beside another body of
     the compute lane (they share scratch).
     """
-    kernels = kernels or select(policy.kernels, policy.threads)
+    kernels = kernels or select(policy.kernels, policy.threads, policy.activations)
     bodies = _Bodies(model, table, policy, kernels)
     ffn = Ffn(model, table, bodies.indexer, kernels)
     return {
@@ -207,7 +207,7 @@ class _Bodies:
     def _index(self, task: Task, sweep: Sweep) -> RowIndex:
         return self.indexer.of(sweep, _mb(task))
 
-    def _layer(self, task: Task, views: Views) -> Mapping[str, Tensor]:
+    def _layer(self, task: Task, views: Views) -> Mapping[str, Weight]:
         assert task.page is not None
         return self.weights.of(task.page, _page_view(task, views))
 

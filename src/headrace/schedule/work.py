@@ -17,7 +17,7 @@ from headrace.schedule.binding import Binding
 from headrace.schedule.task import Op, Schedule, Task
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Hardware
 from headrace.specs.model import ITEM_BYTES, ModelSpec
-from headrace.specs.pages import Page
+from headrace.specs.pages import Page, Role, Slice
 from headrace.specs.policy import Policy
 
 LANE = "lane:"
@@ -52,8 +52,16 @@ class WorkModel:
         self.model = model
         self.policy = policy
         self._pages = {page.id: page for page in pages}
-        self._matrices = {  # elements that rows are multiplied with
-            page.id: sum(s.elements for s in page.slices if s.columns) for page in pages
+        self._matrices = {  # what rows are multiplied with: elements, bytes as stored
+            page.id: _sizes(s for s in page.slices if s.columns) for page in pages
+        }
+        self._attention = {  # q, k and v of each layer; o; the router
+            page.layer: tuple(
+                _sizes(s for s in page.slices if s.tensor in names)
+                for names in (("q", "k", "v"), ("o",), ("router",))
+            )
+            for page in pages
+            if page.role is Role.LAYER
         }
         self._experts = {
             layer: [p for p in pages if p.layer == layer and p.expert is not None]
@@ -134,7 +142,8 @@ class WorkModel:
     def _pre_attn(self, task: Task, binding: Binding) -> Work:
         D, Q, KV = self.model.hidden, self.model.q_size, self.model.kv_size
         written = Q * _F32 + 2 * KV * ITEM_BYTES[self.policy.kv_dtype]
-        return self._matmul(_mb_rows(task, binding), D * (Q + 2 * KV), D * _F32 + written)
+        qkv, _, _ = self._attention[task.layer]
+        return _matmul(_mb_rows(task, binding), qkv, D * _F32 + written)
 
     def _attn(self, task: Task, binding: Binding) -> Work:
         """QK and PV of every row over the tokens it sees; each sequence's KV is read once."""
@@ -147,13 +156,15 @@ class WorkModel:
 
     def _post_attn(self, task: Task, binding: Binding) -> Work:
         D, Q = self.model.hidden, self.model.q_size
-        return self._matmul(_mb_rows(task, binding), Q * D, (Q + 3 * D) * _F32)
+        _, o, _ = self._attention[task.layer]
+        return _matmul(_mb_rows(task, binding), o, (Q + 3 * D) * _F32)
 
     # -- experts -------------------------------------------------------------------------
 
     def _router(self, task: Task, binding: Binding) -> Work:
-        D, E, k = self.model.hidden, self.model.experts, self.model.top_k
-        return self._matmul(_mb_rows(task, binding), D * E, (D + 2 * k) * _F32)
+        D, k = self.model.hidden, self.model.top_k
+        _, _, router = self._attention[task.layer]
+        return _matmul(_mb_rows(task, binding), router, (D + 2 * k) * _F32)
 
     def _expert(self, task: Task, binding: Binding) -> Work:
         return self._expert_page(binding, self._page(task))
@@ -168,9 +179,10 @@ class WorkModel:
     def _expert_page(self, binding: Binding, page: Page) -> Work:
         """Rows gathered, multiplied with the page, added back; weights read if anyone came."""
         r = binding.expert_rows(self.model, page.layer or 0, page.expert or 0)
-        weights = self._matrices[page.id] * self._item * self._chance(binding, page)
+        elements, stored = self._matrices[page.id]
+        weights = stored * self._chance(binding, page)
         activations = r * 3 * self.model.hidden * _F32
-        return Work({CPU_FLOPS: 2 * r * self._matrices[page.id], DRAM: weights + activations}, r)
+        return Work({CPU_FLOPS: 2 * r * elements, DRAM: weights + activations}, r)
 
     def _chance(self, binding: Binding, page: Page) -> float:
         """Chance that an expert gets any row; of a count, whether it did."""
@@ -186,10 +198,9 @@ class WorkModel:
         return Work({DRAM: 2 * s * self.model.hidden * _F32}, s)
 
     def _logits(self, task: Task, binding: Binding) -> Work:
-        page = self._page(task)
-        elements = self._matrices[page.id]
-        columns = elements / self.model.hidden
-        return self._matmul(sum(binding.samples), elements, (self.model.hidden + columns) * _F32)
+        head = self._matrices[self._page(task).id]
+        columns = head.elements / self.model.hidden
+        return _matmul(sum(binding.samples), head, (self.model.hidden + columns) * _F32)
 
     def _sample(self, task: Task, binding: Binding) -> Work:
         s = sum(binding.samples)
@@ -197,19 +208,30 @@ class WorkModel:
 
     # ------------------------------------------------------------------------------------
 
-    def _matmul(self, rows: int, elements: float, row_bytes: float) -> Work:
-        """``rows`` rows times a matrix of ``elements``, moving ``row_bytes`` per row beside it."""
-        if not rows:
-            return _NOTHING
-        moved = elements * self._item + rows * row_bytes
-        return Work({CPU_FLOPS: 2 * rows * elements, DRAM: moved}, rows)
-
     def _page(self, task: Task) -> Page:
         assert task.page is not None, f"{task.label} has no page"
         return self._pages[task.page]
 
 
+class _Stored(NamedTuple):
+    elements: int
+    nbytes: int
+
+
 _NOTHING = Work({}, 0)
+
+
+def _sizes(slices: Iterable[Slice]) -> _Stored:
+    held = tuple(slices)
+    return _Stored(sum(s.elements for s in held), sum(s.nbytes for s in held))
+
+
+def _matmul(rows: int, matrix: _Stored, row_bytes: float) -> Work:
+    """``rows`` rows times ``matrix``, moving ``row_bytes`` per row beside it."""
+    if not rows:
+        return _NOTHING
+    moved = matrix.nbytes + rows * row_bytes
+    return Work({CPU_FLOPS: 2 * rows * matrix.elements, DRAM: moved}, rows)
 
 
 def _nothing(task: Task, binding: Binding) -> Work:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from headrace.errors import UnsupportedModelError
+from headrace.specs.forms import MATRICES, Form
 
 ITEM_BYTES: Mapping[str, int] = {"f32": 4, "bf16": 2, "f16": 2}
 """Bytes per element of the formats in which weights and KV may be stored."""
@@ -28,7 +29,8 @@ class ModelSpec:
     """Dimensions and switches of one model.
 
     Shapes use: D hidden, H heads, KV kv_heads, d head_dim, E experts, k top_k, W ffn_width,
-    V vocab. ``experts == 1`` means dense (no router). Weights are ``[out, in]``.
+    V vocab. ``experts == 1`` means dense (no router). Weights are ``[out, in]``, stored as
+    ``weight_dtype``; the matrices of layers as ``integers``, where there are some.
     """
 
     architecture: str
@@ -53,6 +55,7 @@ class ModelSpec:
     qk_norm: bool = False
     clip_qkv: float | None = None
     weight_dtype: str = "bf16"
+    integers: Form | None = None
 
     def __post_init__(self) -> None:
         sizes = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn_width", "vocab")
@@ -89,6 +92,12 @@ class ModelSpec:
     def kv_size(self) -> int:
         """Width of the key (or value) projection, KV d."""
         return self.kv_heads * self.head_dim
+
+    def form_of(self, logical: str) -> Form:
+        """How a tensor is stored, if all layers are stored alike."""
+        if self.integers is not None and logical in MATRICES:
+            return self.integers
+        return Form(self.weight_dtype)
 
     def kv_bytes_per_token(self, kv_dtype: str) -> int:
         """Bytes of KV one token takes over all layers: 2 L KV d x item."""

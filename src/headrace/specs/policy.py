@@ -14,6 +14,10 @@ KERNELS = ("auto", "native", "reference")
 """Whose arithmetic: the native module's where it was built (auto), or the torch reference."""
 
 
+ACTIVATIONS = ("int8", "f32")
+"""What integer weights are multiplied with: rows rounded to 8 bits, or left as they are."""
+
+
 @dataclass(frozen=True)
 class Policy:
     """How to run one model on one machine.
@@ -23,7 +27,8 @@ class Policy:
     compute becomes the bound: prefill is admitted up to it. ``resident`` holds page ids kept
     on the compute tier; the others stream through ``ring_slots`` slots of ``slot_bytes``
     filled by ``disk_lanes`` lanes. KV lives in ``kv_blocks`` blocks of ``kv_block`` tokens.
-    ``kernels`` names the arithmetic, ``threads`` how many threads it may use.
+    ``kernels`` names the arithmetic, ``threads`` how many threads it may use, ``activations``
+    what integer weights are multiplied with (floats always meet fp32).
     """
 
     schedule: str
@@ -41,6 +46,7 @@ class Policy:
     kv_dtype: str = "f16"
     threads: int = 1
     kernels: str = "auto"
+    activations: str = "int8"
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -50,6 +56,8 @@ class Policy:
                 raise UsageError(f"policy {name}", expected="at least 1", got=getattr(self, name))
         if self.kernels not in KERNELS:
             raise UsageError("kernels", expected=" | ".join(KERNELS), got=self.kernels)
+        if self.activations not in ACTIVATIONS:
+            raise UsageError("activations", expected=" | ".join(ACTIVATIONS), got=self.activations)
         if self.kv_dtype not in ITEM_BYTES:
             raise UsageError("kv dtype", expected=" | ".join(ITEM_BYTES), got=self.kv_dtype)
         if self.max_seqs > self.max_rows:

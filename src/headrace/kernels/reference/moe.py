@@ -6,6 +6,7 @@ Shapes: rows of one micro-batch r, hidden D, width W, experts E, top_k k, expert
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,26 +51,34 @@ def _sort(ids: Tensor, gates: Tensor, k: int, routing: Routing, scratch: Scratch
 
 def expert(
     x: Tensor,
-    weights: Mapping[str, Tensor],
+    weights: Mapping[str, Any],
     out: Tensor,
     inter: Tensor,
     up: Tensor,
     tile: Tensor,
     accumulate: bool = False,
+    activations: str = "f32",
 ) -> Tensor:
     """``out = down(silu(gate x) * up x)``: x [m, D], inter and up [m, W], out [m, D].
 
     ``weights`` holds gate, up [W, D], down [D, W] and their ``_bias`` if there are any.
     6 m D W FLOPs, one pass over the weights.
     """
-    gated(x, weights, inter, up, tile)
-    return linear(inter, weights["down"], out, tile, weights.get("down_bias"), accumulate)
+    gated(x, weights, inter, up, tile, activations)
+    bias = weights.get("down_bias")
+    return linear(inter, weights["down"], out, tile, bias, accumulate, activations)
 
 
 def gated(
-    x: Tensor, weights: Mapping[str, Tensor], out: Tensor, up: Tensor, tile: Tensor
+    x: Tensor,
+    weights: Mapping[str, Any],
+    out: Tensor,
+    up: Tensor,
+    tile: Tensor,
+    activations: str = "f32",
 ) -> Tensor:
     """``out = silu(gate x) * up x``; gate and up may be row blocks of the whole ones."""
-    linear(x, weights["gate"], out, tile, weights.get("gate_bias"))
-    linear(x, weights["up"], up, tile, weights.get("up_bias"))
+    for name, into in (("gate", out), ("up", up)):
+        bias = weights.get(f"{name}_bias")
+        linear(x, weights[name], into, tile, bias, activations=activations)
     return functional.silu(out, inplace=True).mul_(up)
