@@ -58,8 +58,8 @@ def quantize(
     weights, and the change of perplexity on a text.
     """
     from headrace.cli.output import console, emit_json
-    from headrace.cli.quantize_view import print_report
     from headrace.cli.quantize_job import Settings, run_quantize
+    from headrace.cli.quantize_view import print_report
     from headrace.specs.units import parse_size
 
     if text is not None and not text.is_file():

@@ -21,7 +21,9 @@ def _facts(report: Mapping[str, Any]) -> Table:
     table = Table(title=report["output"], title_justify="left", show_header=False, box=None)
     table.add_column(style="bold")
     table.add_column()
-    table.add_row("weights", f"{report['format']}, {report['bits_per_integer_weight']:.2f} bits each")
+    table.add_row(
+        "weights", f"{report['format']}, {report['bits_per_integer_weight']:.2f} bits each"
+    )
     before, after = report["source_bytes"], report["bytes"]
     sizes = f"{format_bytes(after)}, from {format_bytes(before)} ({after / before:.1%})"
     table.add_row("size", sizes)

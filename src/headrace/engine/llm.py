@@ -42,8 +42,9 @@ class LLM:
     ``memory`` is bytes or a size as "8GiB"; None takes the default budget. ``schedule``,
     ``max_seqs`` (sequences in a sweep) and ``max_rows`` (tokens in a sweep) override the plan's
     choice. ``activations`` says what integer weights are multiplied with: ``int8`` (the default
-    where there are some) or ``f32``. ``hardware`` spares the measurement of this machine. The first use measures, plans, and takes the memory; later calls
-    keep the plan while it suits. Not thread-safe. Use as a context manager, or ``close`` it.
+    where there are some) or ``f32``. ``hardware`` spares the measurement of this machine. The
+    first use measures, plans, and takes the memory; later calls keep the plan while it suits.
+    Not thread-safe. Use as a context manager, or ``close`` it.
     """
 
     def __init__(

@@ -206,7 +206,9 @@ class Quantizing:
         """Index, tokenizer and generation files, and config.json last."""
         if (self.folder / "config.json").exists():
             return
-        names = {n: self._path(i).name for i, s in enumerate(self.shards) for t in s for n in t.stored}
+        names = {
+            n: self._path(i).name for i, s in enumerate(self.shards) for t in s for n in t.stored
+        }
         total = sum(item.nbytes for items in self.shards for item in items)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}
         self._put(INDEX, index)

@@ -168,7 +168,9 @@ class PageTable:
         for run in _runs(pieces):
             start, end = run[0].offset, run[-1].offset + run[-1].nbytes
             lead = start % ALIGN
-            shift = lead % _TENSOR_ALIGN if any(lead % STORED_BYTES[p.place.dtype] for p in run) else 0
+            shift = (
+                lead % _TENSOR_ALIGN if any(lead % STORED_BYTES[p.place.dtype] for p in run) else 0
+            )
             ranges.append(FileRange(run[0].file, start - lead, lead + end - start, at))
             if shift:
                 shifts.append(Shift(at, shift, lead - shift + end - start))

@@ -116,9 +116,6 @@ def _arguments(bits: int, strategy: str, symmetric: bool) -> dict[str, Any]:
         "type": "int",
         "symmetric": symmetric,
         "strategy": strategy,
-        "block_structure": None,
-        "actorder": None,
-        "observer_kwargs": {},
     }
 
 
@@ -134,7 +131,7 @@ def _check_group(group: object, default_format: object) -> None:
     weights, activations = group["weights"], group.get("input_activations")
     _check(weights, where, "type", "int", default="int")
     _check(weights, where, "num_bits", 4, 8)
-    _check(weights, where, "strategy", "channel", "group")
+    _check(weights, where, "strategy", "channel", "group", default="group")
     _check(weights, where, "actorder", None, False, "weight", "static")
     _check(weights, where, "dynamic", False, default=False)
     if group.get("output_activations"):

@@ -122,9 +122,7 @@ class _Builder:
         expert: int | None = None,
         part: int = 0,
     ) -> None:
-        self.pages.append(
-            Page(len(self.pages), role, slices, _nbytes(slices), layer, expert, part)
-        )
+        self.pages.append(Page(len(self.pages), role, slices, _nbytes(slices), layer, expert, part))
 
     def table(self, role: Role, tensor: str) -> None:
         whole = self.whole({tensor: (self.model.vocab, self.model.hidden)})
