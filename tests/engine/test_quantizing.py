@@ -149,9 +149,9 @@ def test_a_killed_process_is_taken_up_again(wide, tmp_path):
 
 def test_memory_stays_within_the_budget_and_does_not_change_the_bits(wide, tmp_path):
     memory = 1_500_000
-    peak = peak_allocated(lambda: run(wide, tmp_path / "small", memory=memory))
+    peak = peak_allocated(lambda: run(wide, tmp_path / "small", memory=memory, shard_bytes=10**7))
     assert peak <= memory
-    run(wide, tmp_path / "large")
+    run(wide, tmp_path / "large", shard_bytes=10**7, threads=3)
     small, large = contents(tmp_path / "small"), contents(tmp_path / "large")
     assert small == large
 

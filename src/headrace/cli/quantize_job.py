@@ -53,7 +53,12 @@ def run_quantize(settings: Settings, console: Console) -> dict[str, Any]:
     )
     source = local_folder(settings.model, settings.revision)
     job = Quantizing(
-        source, settings.output, recipe, memory=settings.memory, shard_bytes=settings.shard_bytes
+        source,
+        settings.output,
+        recipe,
+        memory=settings.memory,
+        shard_bytes=settings.shard_bytes,
+        threads=settings.threads or usable_threads(),
     )
     with _bytes_bar(console, job.source_bytes) as progress:
         made = job.run(perf_counter, progress)

@@ -13,8 +13,10 @@ import mmap
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ STATE = "quantize.headrace.jsonl"
 SHARD_BYTES = 256_000_000
 """Bytes of a shard: what an interrupted run does again, at most."""
 
-BLOCK_ELEMENTS = 1 << 20
+BLOCK_ELEMENTS = 1 << 18
 """Weights that are rounded at a time, at most."""
 
 ELEMENT_BYTES = 56
@@ -60,7 +62,9 @@ class Errors:
     )
 
     def add(self, layer: int | None, role: str, error: float, whole: float) -> None:
-        """Count one more block of weights."""
+        """Count more weights; none, where nothing was rounded."""
+        if not whole:
+            return
         before = self.sums[layer, role]
         self.sums[layer, role] = before[0] + error, before[1] + whole
 
@@ -111,6 +115,7 @@ class Quantizing:
         *,
         memory: int | None = None,
         shard_bytes: int = SHARD_BYTES,
+        threads: int = 1,
         faults: Faults = no_faults,
     ) -> None:
         self.checkpoint = Checkpoint.open(source)
@@ -121,7 +126,7 @@ class Quantizing:
         self.shards = split(
             items_of(self.checkpoint, self.model, self.form, recipe.head), shard_bytes
         )
-        self._block = _block_elements(self.shards, memory)
+        self._threads, self._block = _blocks(self.shards, memory, threads)
         self._faults = faults
         self._check_folder()
 
@@ -137,11 +142,11 @@ class Quantizing:
             lines = self._resume(log)
             progress(sum(_source_bytes(self.shards[number]) for number in lines))
             self._check_space(lines)
-            with closing(DiskReader(self.checkpoint.files)) as reader:
+            with closing(DiskReader(self.checkpoint.files)) as reader, self._workers() as pool:
                 for number, items in enumerate(self.shards):
                     if number not in lines:
                         began = clock()
-                        sums = self._write(number, items, reader, progress)
+                        sums = self._write(number, items, reader, pool, progress)
                         lines[number] = {"shard": number, "sums": sums, "seconds": clock() - began}
                         _append(log, lines[number])
             self._complete()
@@ -152,9 +157,8 @@ class Quantizing:
     def _check_folder(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError("the output is not a folder", got=str(self.folder))
-        known = {STATE, f"{STATE}.tmp"}
         there = {p.name for p in self.folder.iterdir()} if self.folder.exists() else set()
-        if there and not there & known:
+        if there and STATE not in there:
             raise UsageError(
                 "the folder is not empty, and nothing that quantize began",
                 got=str(self.folder),
@@ -163,12 +167,11 @@ class Quantizing:
 
     def _resume(self, log: DurableLog) -> dict[int, dict[str, Any]]:
         """Shards that are done, by number. Raises SignatureError."""
-        mine = {
+        mine: dict[str, Any] = {
             "source": self.checkpoint.content_key(),
             "recipe": asdict(self.recipe),
-            "shards": [[item.name for item in items] for items in self.shards],
+            "shards": _digest([[item.name for item in items] for items in self.shards]),
         }
-        mine["shards"] = _digest(mine["shards"])
         entries = []
         for offset, line in log.lines():
             if not line.endswith(b"\n"):
@@ -229,17 +232,36 @@ class Quantizing:
 
     # -- shards --------------------------------------------------------------------------
 
+    @contextmanager
+    def _workers(self) -> Iterator[ThreadPoolExecutor]:
+        """Each works on tensors of its own with one thread: small operations on blocks that stay
+        in the cache, and nobody waits for anybody."""
+        pool = ThreadPoolExecutor(self._threads, "quantize", initializer=_one_thread)
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
+
     def _write(
-        self, number: int, items: Sequence[Item], reader: DiskReader, progress: Progress
+        self,
+        number: int,
+        items: Sequence[Item],
+        reader: DiskReader,
+        pool: ThreadPoolExecutor,
+        progress: Progress,
     ) -> list[list[Any]]:
         """One shard, durable under its name; [layer, role, error, whole] sums of its tensors."""
         errors = Errors()
         writer = ShardWriter(self._path(number), _in_order(items))
         with closing(writer):
-            for item in items:
-                self._faults("quantize.tensor")
-                self._write_item(item, writer, reader, errors)
-                progress(item.entry.nbytes)
+            try:
+                made = [pool.submit(self._write_item, item, writer, reader) for item in items]
+                for item, sums in zip(items, made, strict=True):
+                    errors.add(item.layer, item.role, *sums.result())
+                    progress(item.entry.nbytes)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # nobody writes to a closed file
+                raise
             self._faults("quantize.fsync")
             writer.sync()
             self._faults("quantize.rename")
@@ -249,24 +271,27 @@ class Quantizing:
         return [[layer, role, *sums] for (layer, role), sums in errors.sums.items()]
 
     def _write_item(
-        self, item: Item, writer: ShardWriter, reader: DiskReader, errors: Errors
-    ) -> None:
+        self, item: Item, writer: ShardWriter, reader: DiskReader
+    ) -> tuple[float, float]:
+        """Write what becomes of one tensor; its squared error and squared weights."""
+        self._faults("quantize.tensor")
         if item.form is None:
-            for offset, block in _bytes_of(item, reader, 4 * self._block):
-                writer.write(item.name, offset, block)
-            return
+            for offset, piece in _bytes_of(item, reader, 4 * self._block):
+                writer.write(item.name, offset, piece)
+            return 0.0, 0.0
         if item.form.packed:
             writer.write(f"{item.name}_shape", 0, _bytes(torch.tensor(item.entry.shape)))
+        error = whole = 0.0
         for row, block in _rows_of(item, reader, self._block):
             made = self._quantize(block, item.form)
-            error = (made.dequantized() - block).square_().sum(dtype=torch.float64)
-            whole = block.square_().sum(dtype=torch.float64)
-            errors.add(item.layer, item.role, float(error), float(whole))
+            error += float((made.dequantized() - block).square_().sum(dtype=torch.float64))
+            whole += float(block.square().sum(dtype=torch.float64))
             for suffix, part in item.form.parts(item.entry.shape).items():
                 tensor = {"_scale": made.scale, "_zero_point": made.zero_point}.get(suffix)
                 tensor = made.values if tensor is None else tensor
                 first, _ = part.rows(row, row + len(block))
                 writer.write(item.name + suffix, first * part.row_bytes, _bytes(tensor))
+        return error, whole
 
     def _quantize(self, block: Tensor, form: Form) -> QuantizedWeight:
         made = quantize(
@@ -298,13 +323,15 @@ class Quantizing:
         )
 
 
-def _block_elements(shards: Sequence[Sequence[Item]], memory: int | None) -> int:
-    """Weights rounded at a time. Raises BudgetError when not even the fewest rows fit."""
+def _blocks(shards: Sequence[Sequence[Item]], memory: int | None, threads: int) -> tuple[int, int]:
+    """How many threads work, and weights that each rounds at a time, within ``memory``. Raises
+    BudgetError when not even one thread and the fewest rows fit."""
     forms = [(item.form, item.entry.shape) for s in shards for item in s if item.form is not None]
     least = max(form.row_multiple * shape[1] for form, shape in forms)
+    wanted = max(BLOCK_ELEMENTS, least)
     if memory is None:
-        return max(BLOCK_ELEMENTS, least)
-    smallest = least * ELEMENT_BYTES + 2 * ALIGN
+        return threads, wanted
+    smallest = _worker_bytes(least)
     if memory < smallest:
         raise BudgetError(
             "memory is too small to quantize a row",
@@ -312,7 +339,16 @@ def _block_elements(shards: Sequence[Sequence[Item]], memory: int | None) -> int
             expected=f"at least {format_bytes(smallest)}",
             got=format_bytes(memory),
         )
-    return min(max(BLOCK_ELEMENTS, least), (memory - 2 * ALIGN) // ELEMENT_BYTES)
+    threads = min(threads, memory // smallest)
+    return threads, min(wanted, (memory // threads - 4 * ALIGN) // ELEMENT_BYTES)
+
+
+def _worker_bytes(elements: int) -> int:
+    return elements * ELEMENT_BYTES + 4 * ALIGN
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # of this thread
 
 
 def _in_order(items: Sequence[Item]) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -368,6 +404,4 @@ def _source_bytes(items: Sequence[Item]) -> int:
 
 
 def _digest(value: object) -> str:
-    import hashlib
-
-    return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
+    return blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()

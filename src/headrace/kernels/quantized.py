@@ -119,13 +119,13 @@ def quantize(
         high = torch.maximum(-low, high)
         low = -high
     best = _round(grouped, low, high, bits, symmetric, scale_dtype)
-    for shrink in SHRINKS if search else ():
-        tried = _round(grouped, low * shrink, high * shrink, bits, symmetric, scale_dtype)
-        better = tried.error < best.error
-        best = _Rounding(
-            torch.where(better[..., None], tried.integers, best.integers),
-            *(torch.where(better, a, b) for a, b in zip(tried[1:], best[1:], strict=True)),
-        )
+    if search:
+        least, shrunk = best.error, torch.ones_like(high)
+        for shrink in SHRINKS:
+            tried = _round(grouped, low * shrink, high * shrink, bits, symmetric, scale_dtype)
+            shrunk.masked_fill_(tried.error < least, shrink)
+            least = torch.minimum(least, tried.error)
+        best = _round(grouped, low * shrunk, high * shrunk, bits, symmetric, scale_dtype)
     integers = best.integers.to(torch.int8).view(rows, columns)
     zeros = best.zero.to(torch.int8)
     if bits == 4 if packed is None else packed:
@@ -150,13 +150,16 @@ def _round(
     top = float(2 ** (bits - 1) - 1)
     scale = (high / top if symmetric else (high - low) / (2 * top + 1)).to(dtype)
     divisor = _divisor(scale)
-    zero = torch.zeros_like(divisor)
-    if not symmetric:
+    integers = (grouped / divisor[..., None]).round_()
+    if symmetric:
+        zero = torch.zeros_like(divisor)
+        integers.clamp_(-top - 1, top)
+        error = integers * scale.float()[..., None]
+    else:
         zero = (-top - 1 - low / divisor).round().clamp(-top - 1, top)
-    integers = (grouped / divisor[..., None]).round_().add_(zero[..., None])
-    integers.clamp_(-top - 1, top)
-    error = (integers - zero[..., None]).mul_(scale.float()[..., None]).sub_(grouped)
-    return _Rounding(integers, scale, zero, error.square_().sum(-1))
+        integers.add_(zero[..., None]).clamp_(-top - 1, top)
+        error = (integers - zero[..., None]).mul_(scale.float()[..., None])
+    return _Rounding(integers, scale, zero, error.sub_(grouped).square_().sum(-1))
 
 
 def rounded(x: Tensor, group: int) -> Tensor:
@@ -175,18 +178,19 @@ def _divisor(scale: Tensor) -> Tensor:
 
 
 def _packed(integers: Tensor, bits: int) -> Tensor:
-    """Signed integers, packed along the last dimension."""
+    """Signed integers, packed along the last dimension: the first in the lowest bits (memory is
+    little-endian wherever this runs)."""
     per = 32 // bits
-    rows, columns = integers.shape
-    shifted = torch.zeros(rows, -(-columns // per) * per, dtype=torch.int64)
-    shifted[:, :columns] = integers.long() + _UNSIGNED_BIAS[bits]
-    places = torch.arange(per) * bits
-    words = (shifted.view(rows, -1, per) << places).sum(-1)
-    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+    padded = functional.pad(integers, (0, -integers.shape[1] % per), value=-_UNSIGNED_BIAS[bits])
+    fields = (padded.to(torch.int16) + _UNSIGNED_BIAS[bits]).to(torch.uint8)
+    if bits == 4:
+        fields = fields[:, ::2] | fields[:, 1::2] << 4
+    return fields.contiguous().view(torch.int32)
 
 
 def _unpacked(words: Tensor, bits: int) -> Tensor:
     """Unsigned integers, unpacked along the last dimension."""
-    places = torch.arange(32 // bits) * bits
-    mask = 2**bits - 1
-    return ((words.long()[..., None] >> places) & mask).reshape(words.shape[0], -1)
+    fields = words.contiguous().view(torch.uint8)
+    if bits == 4:
+        fields = torch.stack((fields & 15, fields >> 4), -1).view(len(fields), -1)
+    return fields

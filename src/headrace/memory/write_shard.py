@@ -26,7 +26,8 @@ _SYNC_BYTES = 64 << 20
 class ShardWriter:
     """``tensors``: name -> (format, shape), in the order in which they lie in the file.
 
-    An existing file of the temporary name is replaced. Raises StorageError.
+    An existing file of the temporary name is replaced. ``write`` may be called from several
+    threads at once. Raises StorageError.
     """
 
     def __init__(self, path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
