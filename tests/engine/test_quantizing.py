@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ def test_ended_at_any_point_the_next_run_makes_the_same(source, tmp_path):
     wanted = contents(tmp_path / "whole")
     assert sum(name.endswith(".safetensors") for name in wanted) > 3
     for point, times in points.items():
-        for at in sorted({1, 2, times // 2, times} - {0}):
+        for at in sorted({1, times // 2, times} - {0}):
             folder = tmp_path / f"{point}-{at}"
             left = [at]
 
@@ -147,13 +148,24 @@ def test_a_killed_process_is_taken_up_again(wide, tmp_path):
     assert contents(folder) == contents(tmp_path / "whole")
 
 
-def test_memory_stays_within_the_budget_and_does_not_change_the_bits(wide, tmp_path):
+class _AtOnce(ThreadPoolExecutor):
+    """Works in the caller's thread: the allocator is watched there only."""
+
+    def submit(self, fn, /, *args, **kwargs):
+        done: Future[object] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
+def test_memory_stays_within_the_budget_and_does_not_change_the_bits(wide, tmp_path, monkeypatch):
     memory = 1_500_000
-    peak = peak_allocated(lambda: run(wide, tmp_path / "small", memory=memory, shard_bytes=10**7))
-    assert peak <= memory
     run(wide, tmp_path / "large", shard_bytes=10**7, threads=3)
-    small, large = contents(tmp_path / "small"), contents(tmp_path / "large")
-    assert small == large
+    monkeypatch.setattr("headrace.engine.quantizing.ThreadPoolExecutor", _AtOnce)
+    settings = {"memory": memory, "shard_bytes": 10**7}
+    peak = peak_allocated(lambda: run(wide, tmp_path / "small", **settings))
+    as_read = 4  # bytes of a weight in 16 bits, in the slot and in a copy of it
+    assert memory / 4 < peak <= memory * (1 - as_read / ELEMENT_BYTES)
+    assert contents(tmp_path / "small") == contents(tmp_path / "large")
 
 
 def test_too_little_memory_is_refused_with_what_would_do(source, tmp_path):

@@ -59,4 +59,4 @@ def test_long_texts_are_scored_in_windows(mixtral, monkeypatch):
 
 def test_a_text_without_a_second_token_is_refused(mixtral):
     with pytest.raises(UsageError, match="at least 2 tokens"):
-        score(mixtral, text="a")
+        score(mixtral, text="")

@@ -185,12 +185,12 @@ def _packed(integers: Tensor, bits: int) -> Tensor:
     fields = (padded.to(torch.int16) + _UNSIGNED_BIAS[bits]).to(torch.uint8)
     if bits == 4:
         fields = fields[:, ::2] | fields[:, 1::2] << 4
-    return fields.contiguous().view(torch.int32)
+    return fields.reshape(-1).view(torch.int32).view(len(fields), -1)
 
 
 def _unpacked(words: Tensor, bits: int) -> Tensor:
     """Unsigned integers, unpacked along the last dimension."""
-    fields = words.contiguous().view(torch.uint8)
+    fields = words.reshape(-1).view(torch.uint8).view(len(words), -1)
     if bits == 4:
         fields = torch.stack((fields & 15, fields >> 4), -1).view(len(fields), -1)
     return fields
