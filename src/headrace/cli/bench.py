@@ -1,4 +1,4 @@
-"""``headrace bench``: throughput of a checkpoint, overhead of schedules, checkpoints to bench."""
+"""``headrace bench``: throughput, kernels, overhead of schedules, peers, checkpoints to bench."""
 
 from pathlib import Path
 from typing import Annotated
@@ -136,3 +136,65 @@ def schedules(
         emit_json({"hardware": hardware, "schedules": found})
     else:
         console().print(overhead_table(found, hardware))
+
+
+def kernels(
+    kernel: Annotated[
+        list[str] | None, typer.Option("--kernel", metavar="NAME", help="Only this one; repeat.")
+    ] = None,
+    form: Annotated[
+        list[str] | None, typer.Option("--format", metavar="F", help="Only this one; repeat.")
+    ] = None,
+    threads: options.Threads = None,
+    implementation: options.Kernels = "auto",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer shapes, shorter timings: seconds.")
+    ] = False,
+    folder: Annotated[
+        Path, typer.Option("--folder", help="Where reads are timed: a file of 256 MB for a while.")
+    ] = Path(),
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="md|json|csv", help="How to print.")
+    ] = None,
+    json: options.JsonRows = False,
+    config: options.Config = None,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Time every kernel over its shapes, beside this machine's roofs and torch."""
+    from time import perf_counter
+
+    from headrace.cli.kernelbench.suite import Choice, run_suite
+    from headrace.cli.kernelbench.view import (
+        as_csv,
+        markdown,
+        roofs_line,
+        table,
+        versions_line,
+    )
+    from headrace.cli.output import console, emit_json
+    from headrace.engine.probe import usable_threads
+
+    if output not in (None, "md", "json", "csv"):
+        raise UsageError("--output", expected="md | json | csv", got=output)
+    used = threads or usable_threads()
+    choice = Choice(implementation, used, tuple(kernel or ()), tuple(form or ()), quick, folder)
+    said: list[str] = [versions_line()]
+    stderr = console(stderr=True)
+    with stderr.status("roofs") as status:
+        rows = []
+        for row in run_suite(
+            choice, perf_counter, lambda roofs: said.append(roofs_line(roofs, used))
+        ):
+            rows.append(row)
+            status.update(f"{row.kernel} {row.shape} {row.format}")
+    if json or output == "json":
+        emit_json([row.to_dict() for row in rows])
+    elif output == "csv":
+        print(as_csv(rows))
+    elif output == "md":
+        print(markdown(rows, "; ".join(said)))
+    else:
+        console().print(table(rows))
+    if output != "md":
+        for line in said:
+            stderr.print(line)
