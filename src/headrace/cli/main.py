@@ -74,6 +74,8 @@ def make_app() -> typer.Typer:
     benches.command("throughput", cls=Command)(bench.throughput)
     benches.command("make-checkpoint", cls=Command)(bench.make_checkpoint)
     benches.command("schedules", cls=Command)(bench.schedules)
+    benches.command("kernels", cls=Command)(bench.kernels)
+    benches.command("peers", cls=Command)(bench.peers)
     app.add_typer(benches, name="bench")
     return app
 

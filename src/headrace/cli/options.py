@@ -24,6 +24,9 @@ Model = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)
 ]
+JsonRows = Annotated[
+    bool, typer.Option("--json", help="Print a JSON list of rows.", rich_help_panel=OUTPUT)
+]
 Verbose = Annotated[
     int,
     typer.Option(
