@@ -53,7 +53,7 @@ def _activations(model: ModelSpec, pages: tuple[Page, ...], policy: Policy) -> d
     N, S, mu = policy.max_rows, policy.max_seqs, policy.mu
     bytes_of = {
         Buffer("q"): mu * model.q_size * _F32,  # [mu, H d]
-        Buffer("attended"): mu * model.q_size * _F32,  # [mu, H d]
+        Buffer("attended"): mu * model.attended_size * _F32,  # [mu, H d]
         Buffer("final"): S * model.hidden * _F32,  # [S, D]
         Buffer("logits"): S * model.vocab * _F32,  # [S, V]
         Buffer("scratch"): scratch_bytes(model, policy),
@@ -65,8 +65,8 @@ def _activations(model: ModelSpec, pages: tuple[Page, ...], policy: Policy) -> d
             bytes_of[Buffer("routing", mb)] = routing_bytes(model, policy)
     tokens = policy.kv_blocks * policy.kv_block
     for layer in range(model.layers):  # [2, blocks, block, KV, d]
-        kv_bytes = 2 * tokens * model.kv_size * ITEM_BYTES[policy.kv_dtype]
+        kv_bytes = tokens * model.kv_elements * ITEM_BYTES[policy.kv_dtype]
         bytes_of[Buffer("kv", layer)] = kv_bytes
     if any(page.role is Role.EXPERT_UP for page in pages):
-        bytes_of[Buffer("inter")] = N * model.ffn_width * _F32  # [N, W]
+        bytes_of[Buffer("inter")] = N * model.widest * _F32  # [N, W]
     return bytes_of

@@ -11,14 +11,15 @@ from typing import Any
 
 from headrace.errors import UsageError
 from headrace.specs.hardware import Hardware
-from headrace.specs.model import ModelSpec, Rope
+from headrace.specs.model import Mla, ModelSpec, Rope, Router, SharedExpert
 
 
 @dataclass(frozen=True)
 class KnownModel:
     """A published model: its dimensions, where it lives, and its published sizes.
 
-    ``runs`` is False for models that can be planned but not run yet.
+    ``runs`` is False for models that can be planned but not run yet. ``active`` leaves the
+    embedding table out where ``active_without_embeddings`` is set.
     """
 
     name: str
@@ -27,6 +28,7 @@ class KnownModel:
     parameters: float
     active: float
     runs: bool = True
+    active_without_embeddings: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,9 @@ def all_known_hardware() -> Mapping[str, KnownHardware]:
 def _model(name: str, entry: dict[str, Any]) -> KnownModel:
     fields = dict(entry["spec"])
     rope = Rope(theta=fields.pop("rope_theta", Rope.theta))
+    for part, kind in (("mla", Mla), ("shared", SharedExpert), ("router", Router)):
+        if part in fields:
+            fields[part] = kind(**fields[part])
     return KnownModel(
         name=name,
         repo=entry["repo"],
@@ -77,6 +82,7 @@ def _model(name: str, entry: dict[str, Any]) -> KnownModel:
         parameters=entry["parameters"],
         active=entry["active"],
         runs=entry.get("runs", True),
+        active_without_embeddings=entry.get("active_without_embeddings", False),
     )
 
 
