@@ -66,7 +66,17 @@ def known_hardware(name: str) -> KnownHardware:
 def all_known_hardware() -> Mapping[str, KnownHardware]:
     """All known machines by name."""
     entries = _read("registry_hardware.toml")
-    return {name: _hardware(name, entry) for name, entry in entries.items()}
+    return {name: _hardware(name, _beside_host(entry, entries)) for name, entry in entries.items()}
+
+
+def _beside_host(entry: dict[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
+    """An accelerator's entry with that of the ``host`` it names around it."""
+    if "host" not in entry:
+        return entry
+    host = entries[entry["host"]]
+    tables = {t: {**host.get(t, {}), **entry.get(t, {})} for t in ("roofs", "capacity")}
+    rest = {key: value for key, value in entry.items() if key != "host"}
+    return {**host, **rest, **tables, "source": f"{entry['source']}; host: {host['source']}"}
 
 
 def _model(name: str, entry: dict[str, Any]) -> KnownModel:
