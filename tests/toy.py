@@ -124,7 +124,8 @@ class Toy:
 
     def _ops(self) -> Iterator[tuple[Op, Body]]:
         for op in Op:
-            yield op, getattr(self, f"_{op.value}")
+            if hasattr(self, f"_{op.value}"):
+                yield op, getattr(self, f"_{op.value}")
 
     def _bind(self, task: Task, views: Views, sweep: Sweep) -> None:
         requests = views[REQUESTS]

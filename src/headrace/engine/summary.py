@@ -79,7 +79,8 @@ def summarise(
         if realised.requests
         else None
     )
-    policy = {**asdict(plan.policy), "resident": len(plan.policy.resident)}
+    sets = {name: len(getattr(plan.policy, name)) for name in ("resident", "on_disk")}
+    policy = {**asdict(plan.policy), **sets}
     tokens = counters.prefill_tokens + counters.sampled_tokens
     return RunSummary(
         schedule=plan.policy.schedule,

@@ -16,7 +16,7 @@ from headrace.machines.run import Run, RunTicket
 from headrace.machines.trace import SweepTrace
 from headrace.schedule.task import Schedule, Task
 from headrace.schedule.waits import Hazards, TaskWaits
-from headrace.schedule.work import Work
+from headrace.schedule.work_vector import Work
 from headrace.specs.hardware import Hardware
 
 WorkOf = Callable[[Task, Any], Work]

@@ -14,10 +14,14 @@ from headrace.specs.policy import Policy
 
 NOTE = "the plan of an earlier run of this job, kept"
 
+_SETS = ("resident", "on_disk")
+"""Fields of a policy that hold page ids."""
+
 
 def store_plan(plan: Plan, at: Situation, memory: int | None) -> dict[str, Any]:
     """``plan`` for JSON. ``memory`` is the budget that the user set (None: the default)."""
-    policy = {**asdict(plan.policy), "resident": sorted(plan.policy.resident)}
+    sets = {name: sorted(getattr(plan.policy, name)) for name in _SETS}
+    policy = {**asdict(plan.policy), **sets}
     return {
         **_asked(at, memory),
         "requests": at.workload.requests,
@@ -37,7 +41,8 @@ def restore_plan(stored: object, at: Situation, memory: int | None) -> Plan | No
     if any(stored.get(name) != value for name, value in _asked(at, memory).items()):
         return None
     try:
-        policy = Policy(**{**stored["policy"], "resident": frozenset(stored["policy"]["resident"])})
+        sets = {name: frozenset(stored["policy"][name]) for name in _SETS}
+        policy = Policy(**{**stored["policy"], **sets})
         if stored["requests"] < at.workload.requests or policy.kv_blocks < at.longest_blocks:
             return None
         if at.map_of(policy).total_bytes > at.budget_bytes:

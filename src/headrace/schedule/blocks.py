@@ -9,16 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from headrace.schedule.lanes import CPU, HOST, ROWS, disk_lane
 from headrace.schedule.placement import Placement
 from headrace.schedule.task import Buffer, Op, Task
 from headrace.specs.pages import Page, Role
-
-CPU = "cpu"
-"""Lane of all arithmetic and of sampling."""
-HOST = "host"
-"""Lane of what touches the requests: forming a batch, committing it."""
-ROWS = "rows"
-"""Lane of embedding rows: on a lane of pages, they would wait behind them, or hold them up."""
 
 _REQUESTS = Buffer("requests")
 _BATCH = Buffer("batch")
@@ -61,14 +55,14 @@ def attention(at: Placement, layer: int) -> Iterator[Task]:
         yield _compute(Op.PRE_ATTN, (hidden, weights, kv), (_Q, kv), mb=mb, **here)
         yield _compute(Op.ATTN, (_Q, kv), (_ATTENDED,), mb=mb, layer=layer)
         yield _compute(Op.POST_ATTN, (_ATTENDED, weights, hidden), (hidden, normed), mb=mb, **here)
-    if at.model.is_moe:
+    if at.model.is_routed(layer):
         for mb, routing in enumerate(_each(at, "routing")):
             yield _compute(Op.ROUTER, (Buffer("normed", mb), weights), (routing,), mb=mb, **here)
 
 
 def experts(at: Placement, layer: int) -> Iterator[Task]:
     """The experts of a layer, each over all micro-batches, in ascending order."""
-    hidden, normed, routing = _each(at, "hidden"), _each(at, "normed"), _routing(at)
+    hidden, normed, routing = _each(at, "hidden"), _each(at, "normed"), _routing(at, layer)
     for page in at.experts[layer]:
         weights = at.home[page.id]
         reads: tuple[Buffer, ...] = (*normed, *routing, weights, *hidden)
@@ -87,7 +81,7 @@ def moe(at: Placement, layer: int) -> Iterator[Task]:
     hidden = _each(at, "hidden")
     weights = [at.home[page.id] for page in at.experts[layer]]
     inter = (_INTER,) if any(p.role is Role.EXPERT_UP for p in at.experts[layer]) else ()
-    reads = (*_each(at, "normed"), *_routing(at), *weights, *hidden)
+    reads = (*_each(at, "normed"), *_routing(at, layer), *weights, *hidden)
     yield _compute(Op.MOE, reads, (*hidden, *inter), layer=layer)
 
 
@@ -127,10 +121,9 @@ def read_ahead(
 
 def read(at: Placement, index: int, page: Page) -> Task:
     """Read the sweep's streamed page number ``index`` into its slot of the ring."""
-    lane = f"disk{index % at.policy.disk_lanes}"
     return Task(
         Op.READ_PAGE,
-        lane,
+        disk_lane(index % at.policy.disk_lanes),
         reads=(),
         writes=(at.home[page.id],),
         layer=page.layer,
@@ -141,8 +134,10 @@ def read(at: Placement, index: int, page: Page) -> Task:
 
 def read_if_routed(at: Placement, index: int, page: Page) -> Task:
     """The same, but an expert's read waits for its layer's routing, which may spare it."""
-    routing = _routing(at) if page.expert is not None else ()
-    return replace(read(at, index, page), reads=routing)
+    task, layer = read(at, index, page), page.layer
+    if layer is None or page.expert is None or at.model.visited_by_all(layer, page.expert):
+        return task
+    return replace(task, reads=_routing(at, layer))
 
 
 def in_turn(tasks: Iterable[Task]) -> list[Task]:
@@ -169,5 +164,5 @@ def _each(at: Placement, name: str) -> tuple[Buffer, ...]:
     return tuple(Buffer(name, mb) for mb in range(at.policy.micro_batches))
 
 
-def _routing(at: Placement) -> tuple[Buffer, ...]:
-    return _each(at, "routing") if at.model.is_moe else ()
+def _routing(at: Placement, layer: int) -> tuple[Buffer, ...]:
+    return _each(at, "routing") if at.model.is_routed(layer) else ()

@@ -53,7 +53,7 @@ def _activations(model: ModelSpec, pages: tuple[Page, ...], policy: Policy) -> d
     N, S, mu = policy.max_rows, policy.max_seqs, policy.mu
     bytes_of = {
         Buffer("q"): mu * model.q_size * _F32,  # [mu, H d]
-        Buffer("attended"): mu * model.q_size * _F32,  # [mu, H d]
+        Buffer("attended"): mu * model.attended_size * _F32,  # [mu, H d]
         Buffer("final"): S * model.hidden * _F32,  # [S, D]
         Buffer("logits"): S * model.vocab * _F32,  # [S, V]
         Buffer("scratch"): scratch_bytes(model, policy),
@@ -67,5 +67,5 @@ def _activations(model: ModelSpec, pages: tuple[Page, ...], policy: Policy) -> d
     for layer in range(model.layers):  # [2, blocks, block, KV, d], and scales without d
         bytes_of[Buffer("kv", layer)] = tokens * model.kv_layer_bytes(policy.kv_dtype)
     if any(page.role is Role.EXPERT_UP for page in pages):
-        bytes_of[Buffer("inter")] = N * model.ffn_width * _F32  # [N, W]
+        bytes_of[Buffer("inter")] = N * model.widest * _F32  # [N, W]
     return bytes_of

@@ -37,6 +37,8 @@ def _names(buffers: Iterable[Buffer]) -> str:
 
 
 _SINGLE = {
+    "rows_sent",
+    "scratch_host",
     *("requests", "batch", "rows", "q", "attended", "inter"),
     *("final", "logits", "sampled", "scratch", "baton"),
 }
