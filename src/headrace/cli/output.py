@@ -68,4 +68,5 @@ def _finite(value: Any) -> Any:
 
 def _width() -> int:
     """Tables in files and pipes are not squeezed into the 80 columns of a missing terminal."""
-    return int(os.environ.get("COLUMNS") or 110)
+    text = os.environ.get("COLUMNS", "")
+    return min(max(int(text), 40), 1000) if text.isdecimal() and len(text) < 10 else 110

@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from headrace.engine.answers import Answered, Prompt
-from headrace.engine.engine import Event, Refused, SweepEnd
+from headrace.engine.answers import Answered, Prompt, Refused
+from headrace.engine.engine import Event, SweepEnd
 from headrace.engine.jobs import Job, Result
 from headrace.engine.lines import JobLine
 from headrace.engine.llm import LLM

@@ -14,10 +14,10 @@ from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 from headrace.batching.batcher import Batcher
-from headrace.engine.answers import Answered, Answers, Delta, Prompt, as_request
+from headrace.engine.answers import Answered, Answers, Delta, Prompt, Refused, as_request
 from headrace.engine.sampler import Sampler
 from headrace.engine.sweep import Sweep
-from headrace.errors import LineError, UsageError
+from headrace.errors import LineError, NumericsError, UsageError
 from headrace.machines.machine import Body, Cancelled, Machine, Ticket, Views
 from headrace.machines.trace import SweepTrace
 from headrace.schedule.task import Buffer, Op, Schedule, Task
@@ -26,18 +26,14 @@ IN_FLIGHT = 2
 """Sweeps appended at a time: the running one and the one whose reads may start."""
 
 
-class Refused(NamedTuple):
-    """A request that cannot run, and why."""
-
-    prompt: Prompt
-    error: LineError
-
-
 class SweepEnd(NamedTuple):
     """A sweep has ended and all its answers were told: a good moment to write and report."""
 
     sweep: int
 
+
+Explain = Callable[[NumericsError], NumericsError]
+"""Finds the reason of NaN or infinity in some logits; may take as long as reading the weights."""
 
 Event = Answered | Delta | Refused | SweepEnd
 ScheduleSource = Callable[[int], Schedule]
@@ -66,6 +62,7 @@ class Engine:
         on_sweep: Callable[[SweepTrace], None],
         on_cut: Callable[[Sweep], None],
         context: int,
+        explain: Explain,
     ) -> None:
         self._batcher = batcher
         self._sampler = sampler
@@ -74,6 +71,7 @@ class Engine:
         self._on_sweep = on_sweep
         self._on_cut = on_cut
         self._context = context
+        self._explain = explain
         self._answers = new_answers(False)
         self._lock = threading.Lock()  # guards batcher and answers, which BIND and COMMIT change
         self._busy = False
@@ -110,7 +108,7 @@ class Engine:
         finally:
             self._stop(machine, flights)
 
-    def unclaimed(self) -> list[Answered | Delta]:
+    def unclaimed(self) -> list[Answered | Delta | Refused]:
         """What was ready when the last run was stopped, and not taken from it."""
         return list(self._take())
 
@@ -150,12 +148,14 @@ class Engine:
             except LineError as error:
                 yield Refused(prompt, error)
 
-    def _take(self) -> Iterator[Answered | Delta]:
+    def _take(self) -> Iterator[Answered | Delta | Refused]:
         while True:
             with self._lock:
                 event = self._answers.pop()
             if event is None:
                 return
+            if isinstance(event, Refused) and isinstance(event.error, NumericsError):
+                event = Refused(event.prompt, self._explain(event.error))
             yield event
 
     def _stop(self, machine: Machine, flights: deque[Flight]) -> None:

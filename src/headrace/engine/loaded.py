@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from headrace.engine.tokenizer import Tokenizer
-from headrace.errors import ModelError
+from headrace.errors import HeadraceError, ModelError, NumericsError
 from headrace.memory.checkpoint import Checkpoint
 from headrace.memory.disk import DiskReader
+from headrace.memory.nonfinite import find_nonfinite
 from headrace.memory.pages import PageTable
 from headrace.models.load import architecture, checkpoint_spec
 from headrace.specs.model import ModelSpec
@@ -69,8 +70,31 @@ class Loaded:
         names = architecture(self.checkpoint.config).tensor_name
         return model, PageTable(page_layout(model), self.checkpoint, names, model, self.reader)
 
+    def explain(self, error: NumericsError) -> NumericsError:
+        """``error`` with the reason: the tensor (layer, expert) that holds NaN or infinity, or
+        that none does. The first call reads weights up to that tensor, later ones nothing."""
+        try:
+            reason = self._first_nonfinite
+        except HeadraceError as fault:
+            reason = f"the weights could not be searched: {fault.message}"
+        return NumericsError(
+            error.message,
+            expected=error.expected,
+            got=f"{error.got}; {reason}",
+            hint="`headrace inspect MODEL --check-weights` lists every such tensor",
+        )
+
+    @cached_property
+    def _first_nonfinite(self) -> str:
+        found = next(find_nonfinite(self.checkpoint), None)
+        if found is None:
+            return "every weight is finite, so a sum overflowed or a file changed"
+        return str(found)
+
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, end the tokenizer's process."""
+        if "tokenizer" in self.__dict__:
+            self.tokenizer.close()
         self.table.close()
         self.reader.close()
 

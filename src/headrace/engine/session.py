@@ -84,6 +84,7 @@ class Session:
             self._on_sweep,
             self._on_cut,
             context,
+            loaded.explain,
         )
         self.arena = Arena("host", arena_bytes)
         try:
