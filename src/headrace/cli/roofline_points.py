@@ -19,7 +19,7 @@ from headrace.planner.roofline import (
     turning_points,
 )
 from headrace.specs.hardware import Hardware, Level
-from headrace.specs.model import ITEM_BYTES, KV_FORMATS, ModelSpec
+from headrace.specs.model import KV_FORMATS, ModelSpec
 
 
 @dataclass(frozen=True)
