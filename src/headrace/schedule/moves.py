@@ -27,6 +27,14 @@ def to_host(count: float, rows: float) -> Work:
     return Work({D2H: count, HBM: count, DRAM: count}, rows)
 
 
+def sent_widths(model: ModelSpec) -> tuple[int, int]:
+    """Width of a row's queries, and of what attention makes of them, as they cross the link. The
+    processor attends in the latent space, if there is one: it needs no weights for that."""
+    if model.mla:
+        return model.heads * model.mla.cached, model.heads * model.mla.kv_rank
+    return model.q_size, model.attended_size
+
+
 class Moves:
     """Work of the tasks that move what a micro-batch computes."""
 
@@ -34,10 +42,7 @@ class Moves:
         self._model = model
         self._kv_row = model.kv_elements * ITEM_BYTES[policy.kv_dtype]
         self._row = model.hidden * ITEM_BYTES[model.weight_dtype]
-        self._queries, self._attended = model.q_size, model.attended_size
-        if model.mla:  # the processor attends in the latent space: no weights are needed there
-            self._queries = model.heads * model.mla.cached
-            self._attended = model.heads * model.mla.kv_rank
+        self._queries, self._attended = sent_widths(model)
 
     def load_rows(self, task: Task, binding: Binding) -> Work:
         """Embedding rows of the sweep."""

@@ -26,7 +26,7 @@ from headrace.schedule.task import Op, Schedule, Task
 from headrace.schedule.work_vector import LANE, SEQUENCES, TOKENS, Work
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, GPU_FLOPS, HBM, HOST, Hardware
 from headrace.specs.model import ITEM_BYTES, Mla, ModelSpec
-from headrace.specs.pages import Page
+from headrace.specs.pages import Page, Role
 from headrace.specs.policy import Policy
 
 BLOCK = 4096
@@ -59,6 +59,12 @@ class WorkModel:
             for layer in range(model.layers)
         }
         self._item = ITEM_BYTES[model.weight_dtype]
+        table = [
+            p
+            for p in pages
+            if p.role is Role.EMBED or (p.role is Role.HEAD and model.tied_embeddings)
+        ]
+        self._table_on_disk = any(p.id in policy.on_disk for p in table)
         self._moves = Moves(model, policy)
         self._formulas: dict[Op, Callable[[Task, Binding], Work]] = {
             Op.BIND: self._bind,
@@ -118,7 +124,7 @@ class WorkModel:
 
     def _read_rows(self, task: Task, binding: Binding) -> Work:
         row = self.model.hidden * self._item
-        if self.policy.on_device:  # gathered in memory: the table's home is the host
+        if self.policy.on_device and not self._table_on_disk:  # gathered in memory
             return Work({DRAM: 2 * binding.rows * row}, binding.rows)
         moved = binding.row_bytes
         if moved is None:
