@@ -135,8 +135,21 @@ def _mixtures(draw: st.DrawFn, layers: int) -> dict[str, Any]:
 
 
 @st.composite
+def _cpu_experts(draw: st.DrawFn, policy: Policy, pages: tuple[Page, ...]) -> frozenset[int]:
+    """Pages of some whole experts, none of them resident."""
+    groups: dict[tuple[int | None, int], list[int]] = {}
+    for page in pages:
+        if page.expert is not None:
+            groups.setdefault((page.layer, page.expert), []).append(page.id)
+    free = [ids for ids in groups.values() if policy.resident.isdisjoint(ids)]
+    return frozenset(i for ids in free if draw(st.booleans()) for i in ids)
+
+
+@st.composite
 def _on_device(draw: st.DrawFn, policy: Policy, pages: tuple[Page, ...]) -> Policy:
     """Homes of all kinds, and a ring that holds two layers, hardly or easily."""
+    if policy.schedule != "resident" and draw(st.booleans()):
+        policy = replace(policy, cpu_experts=draw(_cpu_experts(policy, pages)))
     streamed = streamed_pages(pages, policy)
     counts = Counter(page.layer for page in streamed)
     order = [*range(1 + max(p.layer for p in pages if p.layer is not None)), None]

@@ -120,6 +120,10 @@ class Toy:
         memory |= {Buffer("stage", slot): empty(largest) for slot in range(policy.stage_slots)}
         for i in range(FLIGHTS):
             memory |= {Buffer(name, i): empty(mu, qkv) for name in ("qkv", "qkv_host")}
+            k = model.visits_in(model.layers - 1)
+            memory[Buffer("routing_host", i)] = np.full((mu, k), -(10**9)), empty(mu, k)
+            for name in ("normed_host", "partial_host", "partial"):
+                memory[Buffer(name, i)] = empty(mu, model.hidden)
             names = ("attended_host", "attended")
             memory |= {Buffer(name, i): empty(mu, model.q_size) for name in names}
         for slot in range(KV_SLOTS):
@@ -202,6 +206,23 @@ class Toy:
             new = _only(views, "kv_new")[:, s.sequence, s.start : s.kv_len]
             _only(views, "kv_part")[:, s.sequence, s.start : s.kv_len] = new
 
+    def _offload_hidden(self, task: Task, views: Views, sweep: Sweep) -> None:
+        m = _rows(task, views)
+        _only(views, "normed_host")[:m] = _only(views, "normed")[:m]
+        if self.model.is_routed(task.layer):
+            for into, part in zip(
+                _only(views, "routing_host"), _only(views, "routing"), strict=True
+            ):
+                into[:m] = part[:m]
+
+    def _load_partial(self, task: Task, views: Views, sweep: Sweep) -> None:
+        m = _rows(task, views)
+        _only(views, "partial")[:m] = _only(views, "partial_host")[:m]
+
+    def _combine(self, task: Task, views: Views, sweep: Sweep) -> None:
+        m = _rows(task, views)
+        views[Buffer("hidden", task.mb)][:m] += _only(views, "partial")[:m]
+
     def _barrier(self, task: Task, views: Views, sweep: Sweep) -> None:
         """Nothing but its waits."""
 
@@ -282,9 +303,16 @@ class Toy:
 
     def _moe(self, task: Task, views: Views, sweep: Sweep) -> None:
         pages = [p for p in self.case.pages if p.layer == task.layer and p.expert is not None]
-        weights = [views[buffer] for buffer in task.reads if buffer.name in ("page", "slot")]
+        beside = self.case.policy.cpu_experts
+        on_cpu = any(buffer.name == "partial_host" for buffer in views)
+        if beside:
+            pages = [page for page in pages if (page.id in beside) == on_cpu]
+        if on_cpu:
+            views = self._as_own(task, views)
+        homes = ("page", "slot", "home")
+        weights = [views[buffer] for buffer in task.reads if buffer.name in homes]
         held = dict(zip((page.id for page in pages), weights, strict=True))
-        for expert in range(self.model.experts_in(task.layer)):
+        for expert in sorted({page.expert for page in pages}):
             found: dict[str, list[np.ndarray]] = {}
             for page in (p for p in pages if p.expert == expert):
                 for name, rows in unpack(page, held[page.id]).items():
@@ -294,6 +322,15 @@ class Toy:
                 views,
                 {n: np.concatenate(r) for n, r in found.items()},
             )
+
+    def _as_own(self, task: Task, views: Views) -> Views:
+        """What the processor received under the names of the device; its sum starts at 0."""
+        result = _only(views, "partial_host")
+        result[: _rows(task, views)] = 0
+        names = {Buffer("normed", task.mb): _only(views, "normed_host")}
+        if self.model.is_routed(task.layer):
+            names[Buffer("routing", task.mb)] = _only(views, "routing_host")
+        return {**views, **names, Buffer("hidden", task.mb): result}
 
     def _final(self, task: Task, views: Views, sweep: Sweep) -> None:
         last, w = [], self._page(task, views)

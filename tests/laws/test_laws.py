@@ -53,10 +53,12 @@ def test_law_1_every_legal_order_and_the_threads_agree_bit_for_bit(case: Case, s
 def test_schedules_of_one_policy_agree_with_each_other(case: Case) -> None:
     outcomes = []
     on_host = {"compute": "host", "on_disk": frozenset(), "pageable": False, "stage_slots": 0}
+    on_host["cpu_experts"] = frozenset()
     names = [(name, on_host) for name in SCHEDULES] + [(name, {}) for name in DEVICE_SCHEDULES]
     for name, fields in names:
         if name == "resident":
-            fields = {**fields, "resident": frozenset(p.id for p in case.pages)}
+            everything = frozenset(p.id for p in case.pages)
+            fields = {**fields, "resident": everything, "cpu_experts": frozenset()}
         fields = {"ring_slots": max(2, case.policy.ring_slots), **fields}
         policy = replace(case.policy, schedule=name, **fields)
         toy = Toy(replace(case, policy=policy))

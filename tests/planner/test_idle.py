@@ -139,6 +139,24 @@ def test_micro_batches_read_experts_each_and_share_the_rows() -> None:
     assert flops == [2 * 16 * 2 * 3 * 64 * 96] * 2
 
 
+def test_experts_of_the_processor_cost_its_roofs_and_leave_the_others_to_the_device() -> None:
+    beside = frozenset(p.id for p in PAGES if p.expert in (0, 1))
+    policy = replace(POLICY, cpu_experts=beside)
+    work, binding = WorkModel(MODEL, PAGES, policy), Binding(((Extent(1, 10),) * 16,) * 2, (16, 16))
+    first = [t for t in generate(MODEL, PAGES, policy).tasks if (t.layer, t.mb) == (0, 0)]
+    moes = {t.lane: work.work(t, binding).amounts for t in first if t.op is Op.MOE}
+    each = 2 * 8 * 3 * 64 * 96  # half of 16 rows visit an expert
+    assert moes[CPU][CPU_FLOPS] == moes[GPU][GPU_FLOPS] == 2 * each
+    sent, back = (
+        next(work.work(t, binding).amounts for t in first if t.op is op)
+        for op in (Op.OFFLOAD_HIDDEN, Op.LOAD_PARTIAL)
+    )
+    assert sent[D2H] == 16 * (64 * 2 + 2 * 8)
+    assert back[H2D] == 16 * 64 * 2
+    faster = steady(MODEL, PAGES, policy, MACHINE, LOAD)
+    assert faster.seconds < steady(MODEL, PAGES, POLICY, MACHINE, LOAD).seconds
+
+
 def test_drawing_on_a_device_leaves_host_work_to_the_host() -> None:
     work, binding = WorkModel(MODEL, PAGES, POLICY), Binding(((Extent(1, 10),), ()), (1, 0))
     by_op = {t.op: work.work(t, binding).amounts for t in generate(MODEL, PAGES, POLICY).tasks}

@@ -64,7 +64,8 @@ def test_every_streamed_page_crosses_the_link_once(case: Case) -> None:
         streamed = [
             page.id
             for page in case.pages
-            if page.id not in case.policy.resident and page.role not in (Role.EMBED, Role.FINAL)
+            if page.id not in case.policy.resident | case.policy.cpu_experts
+            and page.role not in (Role.EMBED, Role.FINAL)
         ]
         assert sorted(task.page for task in moved) == streamed
         assert all(task.lane in (H2D, PACKETS) for task in moved)
@@ -114,6 +115,22 @@ def test_kv_that_stays_on_the_device_is_not_moved() -> None:
     assert moved(1.0) == []
 
 
+def test_experts_of_the_processor_are_summed_once_per_micro_batch_and_never_move() -> None:
+    theirs = frozenset(p.id for p in PAGES if p.expert == 0)
+    tasks = small("cgopipe", cpu_experts=theirs).tasks
+    assert not any(t.op is Op.UPLOAD_PAGE and t.page in theirs for t in tasks)
+    moes = [(t.lane, t.layer, t.mb) for t in tasks if t.op is Op.MOE]
+    assert sorted(moes) == [
+        (lane, i, mb) for lane in ("cpu", GPU) for i in (0, 1) for mb in range(3)
+    ]
+    combines = [t for t in tasks if t.op is Op.COMBINE]
+    assert [(t.lane, t.layer, t.mb) for t in combines] == [m for m in moes if m[0] == GPU]
+    everything = frozenset(p.id for p in PAGES if p.expert is not None)
+    alone = small("cgopipe", cpu_experts=everything).tasks
+    assert {t.lane for t in alone if t.op is Op.MOE} == {"cpu"}
+    assert not any(t.op is Op.UPLOAD_PAGE for t in alone)
+
+
 def test_tiers_hold_what_is_theirs() -> None:
     sizes = buffer_sizes(MODEL, PAGES, POLICY)
     tier_of = {buffer.name: size.tier for buffer, size in sizes.items()}
@@ -156,6 +173,7 @@ def test_pages_of_the_next_sweep_do_not_wait_for_its_batch() -> None:
         ({"on_disk": frozenset((2,)), "stage_slots": 1, "disk_lanes": 0}, "disk_lanes"),
         ({"schedule": "two_group"}, "two_group"),
         ({"schedule": "resident"}, "pages to stream"),
+        ({"cpu_experts": frozenset((1,)), "resident": frozenset()}, "of experts only"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(fields: dict[str, object], message: str) -> None:
@@ -171,6 +189,8 @@ def test_what_cannot_be_honoured_is_refused(fields: dict[str, object], message: 
         {"compute": "host"},
         {"kv_on_device": 0.5},
         {"schedule": "flexgen", "kv_on_device": 1.5},
+        {"cpu_experts": HELD},
+        {"compute": "host", "schedule": "stream", "cpu_experts": frozenset((2,))},
         {"compute": "host", "schedule": "stream", "pageable": True},
     ],
 )

@@ -106,13 +106,18 @@ def stays(at: Placement, mb: int) -> bool:
 def post_attention(at: Placement, layer: int, mb: int) -> Iterator[Task]:
     """PostAttn: output projection, router, all experts of one micro-batch."""
     yield from _route(at, layer, mb)
-    yield moe_of(at, layer, mb)
+    yield from _experts_on_cpu(at, layer, mb)
+    if at.own_experts(layer):
+        yield _moe(at, layer, mb)
+    yield from _combine(at, layer, mb)
 
 
 def post_attention_by_page(at: Placement, layer: int, mb: int) -> Iterator[Task]:
     """The same with a task per page, so that experts start as their pages arrive."""
     yield from _route(at, layer, mb)
-    yield from (_expert(at, page, layer, mb) for page in at.experts[layer])
+    yield from _experts_on_cpu(at, layer, mb)
+    yield from (_expert(at, page, layer, mb) for page in at.own_experts(layer))
+    yield from _combine(at, layer, mb)
 
 
 def _route(at: Placement, layer: int, mb: int) -> Iterator[Task]:
@@ -127,10 +132,36 @@ def _route(at: Placement, layer: int, mb: int) -> Iterator[Task]:
         yield compute(at, Op.ROUTER, (normed, weights), routing, **here)
 
 
-def moe_of(at: Placement, layer: int, mb: int) -> Task:
-    """All experts of a layer for one micro-batch: one grouped product."""
-    weights = [at.home[page.id] for page in at.experts[layer]]
-    inter = (_INTER,) if any(p.role is Role.EXPERT_UP for p in at.experts[layer]) else ()
+def _experts_on_cpu(at: Placement, layer: int, mb: int) -> Iterator[Task]:
+    """The processor's share, started before the device's own: it takes longer."""
+    pages = at.cpu_experts(layer)
+    if not pages:
+        return
+    flight = _flight(at, layer, mb)
+    routing = _routing(at, layer, mb)
+    sent = (Buffer("normed_host", flight), *(Buffer("routing_host", flight) for _ in routing))
+    reads = (_BATCH, Buffer("normed", mb), *routing)
+    yield Task(Op.OFFLOAD_HIDDEN, D2H, reads, sent, layer, mb)
+    weights = (at.home[page.id] for page in pages)
+    writes = (Buffer("partial_host", flight), _SCRATCH_HOST)
+    yield Task(Op.MOE, CPU, (_BATCH, *sent, *weights), writes, layer, mb)
+
+
+def _combine(at: Placement, layer: int, mb: int) -> Iterator[Task]:
+    """One sum where two kinds of processor share a layer."""
+    if not at.cpu_experts(layer):
+        return
+    flight, hidden = _flight(at, layer, mb), Buffer("hidden", mb)
+    result, partial = Buffer("partial_host", flight), Buffer("partial", flight)
+    yield Task(Op.LOAD_PARTIAL, H2D, (_BATCH, result), (partial,), layer, mb)
+    yield compute(at, Op.COMBINE, (partial, hidden), (hidden,), layer=layer, mb=mb)
+
+
+def _moe(at: Placement, layer: int, mb: int) -> Task:
+    """The device's experts of a layer for one micro-batch: one grouped product."""
+    pages = at.own_experts(layer)
+    weights = [at.home[page.id] for page in pages]
+    inter = (_INTER,) if any(p.role is Role.EXPERT_UP for p in pages) else ()
     hidden = Buffer("hidden", mb)
     reads = (Buffer("normed", mb), *_routing(at, layer, mb), *weights, hidden)
     return compute(at, Op.MOE, reads, (hidden, *inter), layer=layer, mb=mb)

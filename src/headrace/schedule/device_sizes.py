@@ -47,6 +47,7 @@ def _device(at: Placement, page_bytes: Mapping[int, int]) -> dict[Buffer, int]:
         sizes |= {Buffer(name, mb): mu * D * SENT_ITEM for name in ("hidden", "normed")}
         sizes[Buffer("routing", mb)] = routing_bytes(model, policy)
     for flight in range(FLIGHTS):
+        sizes[Buffer("partial", flight)] = mu * D * SENT_ITEM
         sizes[Buffer("qkv", flight)] = mu * (queries * SENT_ITEM + kv_row)
         sizes[Buffer("attended", flight)] = mu * max(attended, model.attended_size) * SENT_ITEM
     for slot in range(KV_SLOTS):
@@ -75,6 +76,9 @@ def _pinned(at: Placement) -> dict[Buffer, int]:
     largest = max((p.bytes for p in at.streamed if at.is_staged(p)), default=0) + READ_SLACK
     sizes |= {Buffer("stage", i): largest for i in range(policy.stage_slots)}
     for flight in range(FLIGHTS):
+        for name in ("normed_host", "partial_host"):
+            sizes[Buffer(name, flight)] = policy.mu * model.hidden * SENT_ITEM
+        sizes[Buffer("routing_host", flight)] = routing_bytes(model, policy)
         sizes[Buffer("qkv_host", flight)] = policy.mu * (queries * SENT_ITEM + kv_row)
         sizes[Buffer("attended_host", flight)] = policy.mu * attended * SENT_ITEM
     sizes |= {part: _part_bytes(at) for part in _parts(at, device=False)}
@@ -84,8 +88,9 @@ def _pinned(at: Placement) -> dict[Buffer, int]:
 
 def _host(at: Placement) -> dict[Buffer, int]:
     """Pageable: homes that are staged, the embedding table, KV of attention on the processor."""
-    on_disk = at.policy.on_disk
+    on_disk, beside = at.policy.on_disk, at.policy.cpu_experts
     pages = [p for p in (*at.streamed, *at.embed) if p.id not in on_disk]
+    pages += [page for page in at.pages if page.id in beside]
     sizes = {Buffer("home", page.id): page.bytes for page in pages}
     if not at.policy.attention_on_device:
         sizes |= {Buffer("kv", layer): _layer_bytes(at) for layer in range(at.model.layers)}

@@ -58,6 +58,17 @@ class Moves:
         m = binding.mb_rows(task.mb or 0)
         return to_device(m * self._attended * SENT_ITEM, m)
 
+    def offload_hidden(self, task: Task, binding: Binding) -> Work:
+        """Normed rows, with expert and gate of each visit, for experts of the processor."""
+        m = binding.mb_rows(task.mb or 0)
+        visits = self._model.visits_in(task.layer or 0)
+        return to_host(m * (self._model.hidden * SENT_ITEM + visits * 8), m)
+
+    def load_partial(self, task: Task, binding: Binding) -> Work:
+        """What they add to each row."""
+        m = binding.mb_rows(task.mb or 0)
+        return to_device(m * self._model.hidden * SENT_ITEM, m)
+
     def load_kv(self, task: Task, binding: Binding) -> Work:
         """Keys and values of the tokens before this sweep's."""
         mb = task.mb or 0

@@ -38,6 +38,7 @@ class Placement:
             staged = tuple(page for page in self.streamed if self.is_staged(page))
             read = tuple(page for page in self.streamed if page.id in self.policy.on_disk)
             needed = {"ring_slots": self.streamed, "stage_slots": staged, "disk_lanes": read}
+        self._check_cpu_experts()
         for name, pages in needed.items():
             if pages and getattr(self.policy, name) < 1:
                 raise UsageError(
@@ -50,6 +51,27 @@ class Placement:
     def streamed(self) -> tuple[Page, ...]:
         """Pages that cross the ring in this sweep, in order of use."""
         return streamed_pages(self.pages, self.policy)
+
+    def _check_cpu_experts(self) -> None:
+        chosen = self.policy.cpu_experts
+        cut = {(p.layer, p.expert) for p in self.pages if p.id in chosen}
+        whole = {p.id for p in self.pages if p.expert is not None and (p.layer, p.expert) in cut}
+        if whole != chosen:
+            raise UsageError(
+                "experts of the processor",
+                expected="all pages of an expert, and of experts only",
+                got=f"{len(chosen)} pages, {len(whole)} of those experts",
+            )
+
+    def cpu_experts(self, layer: int) -> tuple[Page, ...]:
+        """Expert pages of ``layer`` that the processor multiplies beside the device."""
+        chosen = self.policy.cpu_experts
+        return tuple(page for page in self.experts[layer] if page.id in chosen)
+
+    def own_experts(self, layer: int) -> tuple[Page, ...]:
+        """Expert pages of ``layer`` on the lane that multiplies: all, if alone."""
+        chosen = self.policy.cpu_experts
+        return tuple(page for page in self.experts[layer] if page.id not in chosen)
 
     @property
     def lane(self) -> str:
@@ -85,6 +107,8 @@ class Placement:
         """Page id -> the buffer that holds it: its own, or the ring slot it passes through."""
         homes = {page.id: Buffer("page", page.id) for page in self.pages}
         slots = self.policy.ring_slots
+        for page_id in self.policy.cpu_experts:
+            homes[page_id] = Buffer("home", page_id)
         for index, page in enumerate(self.streamed):
             homes[page.id] = Buffer("slot", (self.phase + index) % slots)
         return homes
@@ -132,5 +156,7 @@ def streamed_pages(pages: tuple[Page, ...], policy: Policy) -> tuple[Page, ...]:
     return tuple(
         page
         for page in pages
-        if page.id not in policy.resident and page.role not in (Role.EMBED, Role.FINAL)
+        if page.id not in policy.resident
+        and page.id not in policy.cpu_experts
+        and page.role not in (Role.EMBED, Role.FINAL)
     )

@@ -90,6 +90,9 @@ class WorkModel:
             Op.LOAD_HIDDEN: self._moves.load_hidden,
             Op.LOAD_KV: self._moves.load_kv,
             Op.STORE_KV: self._moves.store_kv,
+            Op.OFFLOAD_HIDDEN: self._moves.offload_hidden,
+            Op.LOAD_PARTIAL: self._moves.load_partial,
+            Op.COMBINE: self._combine,
             Op.BARRIER: _nothing,
         }
 
@@ -206,7 +209,10 @@ class WorkModel:
 
     def _moe(self, task: Task, binding: Binding) -> Work:
         on, layer = _processor(task), task.layer or 0
+        beside, theirs = self.policy.cpu_experts, on is _ON_CPU
         pages = self._experts[layer]
+        if beside:  # experts are divided between processor and device
+            pages = [page for page in pages if (page.id in beside) == theirs]
         parts = [self._expert_page(on, binding, p, task.mb) for p in pages]
         totals = {
             roof: sum(part.amounts.get(roof, 0.0) for part in parts)
@@ -214,6 +220,12 @@ class WorkModel:
         }
         rows = binding.rows if task.mb is None else binding.mb_rows(task.mb)
         return Work(totals, rows * self.model.visits_in(layer) / self.model.experts_in(layer))
+
+    def _combine(self, task: Task, binding: Binding) -> Work:
+        m, on = _mb_rows(task, binding), _processor(task)
+        return Work(
+            {on.flops: m * self.model.hidden, on.memory: 3 * m * self.model.hidden * on.item}, m
+        )
 
     def _expert_page(
         self, on: _Processor, binding: Binding, page: Page, mb: int | None = None
