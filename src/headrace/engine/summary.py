@@ -79,7 +79,9 @@ def summarise(
         if realised.requests
         else None
     )
-    sets = {name: len(getattr(plan.policy, name)) for name in ("resident", "on_disk")}
+    sets = {
+        name: len(getattr(plan.policy, name)) for name in ("resident", "on_disk", "cpu_experts")
+    }
     policy = {**asdict(plan.policy), **sets}
     tokens = counters.prefill_tokens + counters.sampled_tokens
     return RunSummary(

@@ -94,7 +94,7 @@ def steady_seconds(
 ) -> float:
     """Seconds of the last of ``sweeps`` appended sweeps of equal load, seam overlap included."""
     work = WorkModel(model, pages, policy)
-    binding = _binding(load, policy.micro_batches)
+    binding = binding_of(load, policy.micro_batches)
     seen: dict[tuple[object, ...], Work] = {}
 
     def work_of(task: Task, sweep: object) -> Work:
@@ -112,7 +112,8 @@ def steady_seconds(
     return ends[-1] - ends[-2]
 
 
-def _binding(load: Load, micro_batches: int) -> Binding:
+def binding_of(load: Load, micro_batches: int) -> Binding:
+    """``load`` dealt evenly over the micro-batches."""
     extents: list[list[Extent]] = [[] for _ in range(micro_batches)]
     samples = [0] * micro_batches
     mean = max(1, load.decode_kv // max(1, load.decodes))

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from itertools import accumulate
 
 from headrace.planner.memory_map import arena_bytes
-from headrace.schedule.sizes import READ_SLACK
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page, Role
+from headrace.specs.scratch import READ_SLACK
 
 
 class Residency:

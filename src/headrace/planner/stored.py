@@ -14,7 +14,7 @@ from headrace.specs.policy import Policy
 
 NOTE = "the plan of an earlier run of this job, kept"
 
-_SETS = ("resident", "on_disk")
+_SETS = ("resident", "on_disk", "cpu_experts")
 """Fields of a policy that hold page ids."""
 
 

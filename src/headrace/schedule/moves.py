@@ -27,6 +27,14 @@ def to_host(count: float, rows: float) -> Work:
     return Work({D2H: count, HBM: count, DRAM: count}, rows)
 
 
+def sent_widths(model: ModelSpec) -> tuple[int, int]:
+    """Width of a row's queries, and of what attention makes of them, as they cross the link. The
+    processor attends in the latent space, if there is one: it needs no weights for that."""
+    if model.mla:
+        return model.heads * model.mla.cached, model.heads * model.mla.kv_rank
+    return model.q_size, model.attended_size
+
+
 class Moves:
     """Work of the tasks that move what a micro-batch computes."""
 
@@ -34,10 +42,7 @@ class Moves:
         self._model = model
         self._kv_row = model.kv_layer_bytes(policy.kv_dtype)
         self._row = model.hidden * ITEM_BYTES[model.weight_dtype]
-        self._queries, self._attended = model.q_size, model.attended_size
-        if model.mla:  # the processor attends in the latent space: no weights are needed there
-            self._queries = model.heads * model.mla.cached
-            self._attended = model.heads * model.mla.kv_rank
+        self._queries, self._attended = sent_widths(model)
 
     def load_rows(self, task: Task, binding: Binding) -> Work:
         """Embedding rows of the sweep."""
@@ -52,6 +57,17 @@ class Moves:
         """What attention on the processor computed."""
         m = binding.mb_rows(task.mb or 0)
         return to_device(m * self._attended * SENT_ITEM, m)
+
+    def offload_hidden(self, task: Task, binding: Binding) -> Work:
+        """Normed rows, with expert and gate of each visit, for experts of the processor."""
+        m = binding.mb_rows(task.mb or 0)
+        visits = self._model.visits_in(task.layer or 0)
+        return to_host(m * (self._model.hidden * SENT_ITEM + visits * 8), m)
+
+    def load_partial(self, task: Task, binding: Binding) -> Work:
+        """What they add to each row."""
+        m = binding.mb_rows(task.mb or 0)
+        return to_device(m * self._model.hidden * SENT_ITEM, m)
 
     def load_kv(self, task: Task, binding: Binding) -> Work:
         """Keys and values of the tokens before this sweep's."""

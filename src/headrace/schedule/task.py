@@ -39,6 +39,9 @@ class Op(StrEnum):
     LOAD_HIDDEN = "load_hidden"  # what the processor attended, to the device
     LOAD_KV = "load_kv"  # a micro-batch's cached keys and values of a layer to the device
     STORE_KV = "store_kv"  # its new ones to the host
+    OFFLOAD_HIDDEN = "offload_hidden"  # normed rows and routing to the host, for experts there
+    LOAD_PARTIAL = "load_partial"  # what the processor's experts add, to the device
+    COMBINE = "combine"  # added to the device's own
     BARRIER = "barrier"  # a step of a runtime that waits for all of it
 
 
@@ -57,7 +60,9 @@ class Buffer(NamedTuple):
     ``rows_sent`` [N, D] on the device; ``qkv`` (i) of the device and ``qkv_host`` (i) [mu, Q + KV
     elements]; ``attended_host`` (i) and ``attended`` (i) [mu, attended]; ``kv_part`` (l M + j)
     the KV blocks of micro-batch j in layer l; ``kv_slot`` (i) such a part on the device;
-    ``kv_new`` (i) keys and values of a micro-batch's new rows; ``scratch_host``.
+    ``kv_new`` (i) keys and values of a micro-batch's new rows; ``scratch_host``. Where some
+    experts are the processor's: ``normed_host`` (i) [mu, D], ``routing_host`` (i), and
+    ``partial_host`` (i), ``partial`` (i) [mu, D].
     """
 
     name: str

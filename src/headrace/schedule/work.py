@@ -26,7 +26,7 @@ from headrace.schedule.task import Op, Schedule, Task
 from headrace.schedule.work_vector import LANE, SEQUENCES, TOKENS, Work
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, GPU_FLOPS, HBM, HOST, Hardware
 from headrace.specs.model import ITEM_BYTES, Mla, ModelSpec
-from headrace.specs.pages import Page
+from headrace.specs.pages import Page, Role
 from headrace.specs.policy import Policy
 
 BLOCK = 4096
@@ -59,6 +59,12 @@ class WorkModel:
             for layer in range(model.layers)
         }
         self._item = ITEM_BYTES[model.weight_dtype]
+        table = [
+            p
+            for p in pages
+            if p.role is Role.EMBED or (p.role is Role.HEAD and model.tied_embeddings)
+        ]
+        self._table_on_disk = any(p.id in policy.on_disk for p in table)
         self._moves = Moves(model, policy)
         self._formulas: dict[Op, Callable[[Task, Binding], Work]] = {
             Op.BIND: self._bind,
@@ -84,6 +90,9 @@ class WorkModel:
             Op.LOAD_HIDDEN: self._moves.load_hidden,
             Op.LOAD_KV: self._moves.load_kv,
             Op.STORE_KV: self._moves.store_kv,
+            Op.OFFLOAD_HIDDEN: self._moves.offload_hidden,
+            Op.LOAD_PARTIAL: self._moves.load_partial,
+            Op.COMBINE: self._combine,
             Op.BARRIER: _nothing,
         }
 
@@ -118,7 +127,7 @@ class WorkModel:
 
     def _read_rows(self, task: Task, binding: Binding) -> Work:
         row = self.model.hidden * self._item
-        if self.policy.on_device:  # gathered in memory: the table's home is the host
+        if self.policy.on_device and not self._table_on_disk:  # gathered in memory
             return Work({DRAM: 2 * binding.rows * row}, binding.rows)
         moved = binding.row_bytes
         if moved is None:
@@ -200,7 +209,10 @@ class WorkModel:
 
     def _moe(self, task: Task, binding: Binding) -> Work:
         on, layer = _processor(task), task.layer or 0
+        beside, theirs = self.policy.cpu_experts, on is _ON_CPU
         pages = self._experts[layer]
+        if beside:  # experts are divided between processor and device
+            pages = [page for page in pages if (page.id in beside) == theirs]
         parts = [self._expert_page(on, binding, p, task.mb) for p in pages]
         totals = {
             roof: sum(part.amounts.get(roof, 0.0) for part in parts)
@@ -208,6 +220,12 @@ class WorkModel:
         }
         rows = binding.rows if task.mb is None else binding.mb_rows(task.mb)
         return Work(totals, rows * self.model.visits_in(layer) / self.model.experts_in(layer))
+
+    def _combine(self, task: Task, binding: Binding) -> Work:
+        m, on = _mb_rows(task, binding), _processor(task)
+        return Work(
+            {on.flops: m * self.model.hidden, on.memory: 3 * m * self.model.hidden * on.item}, m
+        )
 
     def _expert_page(
         self, on: _Processor, binding: Binding, page: Page, mb: int | None = None

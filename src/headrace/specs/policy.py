@@ -41,7 +41,8 @@ class Policy:
     ``pageable``, in memory from which they are first copied into one of ``stage_slots`` pinned
     slots; those in ``on_disk`` are read into such a slot. ``kv_on_device`` (r_c) is the share of
     micro-batches whose KV stays on the device, of schedules that attend there (A_g). r_w is the
-    share of bytes in ``resident``.
+    share of bytes in ``resident``. ``cpu_experts`` are pages (of whole experts) that the processor
+    multiplies where they are, in host memory, beside the device.
     """
 
     schedule: str
@@ -64,6 +65,7 @@ class Policy:
     on_disk: frozenset[int] = frozenset()
     stage_slots: int = 0
     kv_on_device: float = 0.0
+    cpu_experts: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if self.compute not in COMPUTE:
@@ -100,8 +102,17 @@ class Policy:
                 expected="a schedule that attends there",
                 got=f"{self.schedule} with compute on the {self.compute}",
             )
-        if not self.on_device and (self.pageable or self.on_disk or self.stage_slots):
+        beside = self.pageable or self.on_disk or self.stage_slots or self.cpu_experts
+        if not self.on_device and beside:
             raise UsageError("homes of pages are a choice only with compute on the device")
+        if self.cpu_experts & (self.resident | self.on_disk):
+            raise UsageError(
+                "experts of the processor",
+                expected="pages at home in host memory",
+                got="some that are resident on the device, or on disk",
+            )
+        if self.cpu_experts and self.schedule == "resident":
+            raise UsageError("experts of the processor under a schedule that streams nothing")
 
     @property
     def on_device(self) -> bool:

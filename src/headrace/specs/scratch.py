@@ -13,6 +13,7 @@ from headrace.specs.model import KV_FORMATS, ModelSpec
 from headrace.specs.policy import Policy
 
 ALIGN = 64
+READ_SLACK = 8192  # what an aligned direct read may bring along: a block in front, one behind
 TILE_ELEMENTS = 1 << 20  # fp32 weights upcast at a time: 4 MB
 ROW_BLOCK = 512  # rows of one expert multiplied at a time
 PANEL_ROWS = 16  # rows that native kernels pack together, at least
