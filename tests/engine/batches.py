@@ -13,10 +13,10 @@ from typing import Any
 
 from headrace.engine import session as session_module
 from headrace.engine.batch import plan_job, run_job, store_plan
-from headrace.engine.faultpoints import Faults, no_faults
 from headrace.engine.jobs import Job
 from headrace.engine.llm import LLM
 from headrace.engine.summary import RunSummary
+from headrace.specs.faults import Faults, no_faults
 
 from .engines import open_llm
 
