@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import signal
 import time
 from pathlib import Path
@@ -22,7 +21,6 @@ from .batches import (
     opened,
     results,
     run,
-    run_and_die,
     write_lines,
 )
 from .engines import least_memory, open_llm, workload
@@ -278,71 +276,6 @@ def test_a_failing_body_stops_the_run_after_saving(llm, source, undisturbed, tmp
     monkeypatch.undo()
     saved = len(results(output))
     assert 0 < saved < 13
-    run(llm, source, output)
-    assert essence(output) == undisturbed
-
-
-# -- killed ------------------------------------------------------------------------------
-
-KILLS = {
-    "starting": [
-        ("replace.fsync", 1),  # the signature
-        ("replace.rename", 1),
-        ("input.line", 1),
-        ("input.line", 16),
-        ("opened", 1),
-        ("replace.fsync", 1),  # the plan
-        ("replace.rename", 1),
-        ("planned", 1),
-    ],
-    "computing": [
-        ("task:read_page", 1),
-        ("task:embed", 1),
-        ("task:read_page", 90),
-        ("task:expert", 70),
-        ("task:router", 11),
-        ("task:logits", 3),
-        ("task:final", 4),
-        ("task:read_rows", 5),
-    ],
-    "writing": [
-        ("output.write", 1),
-        ("output.chunk", 1),
-        ("output.fsync", 1),
-        ("output.durable", 1),
-        ("output.write", 2),
-        ("output.fsync", 1),
-        ("output.chunk", 1),
-        ("output.durable", 1),
-        ("output.write", 1),
-    ],
-}
-"""Where each run of a job dies, one after the other: fault points, and their turn in that run."""
-
-
-@pytest.fixture(scope="module")
-def forks():
-    """Processes that have imported everything when they start."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.engine.batches"])
-    return context
-
-
-@pytest.mark.parametrize("when", KILLS)
-def test_a_job_killed_again_and_again_loses_and_repeats_nothing(
-    mixtral, memory, llm, source, undisturbed, forks, tmp_path, when
-):
-    """Each run resumes what the last one left, until kill -9."""
-    output, durable = tmp_path / "out.jsonl", 0
-    for point, turn in KILLS[when]:
-        arguments = (mixtral, memory, source, output, point, turn)
-        process = forks.Process(target=run_and_die, args=arguments)
-        process.start()
-        process.join(60)
-        assert process.exitcode == -signal.SIGKILL, (point, turn)
-        lines = output.read_bytes().split(b"\n")[:-1] if output.exists() else []
-        assert len(lines) >= durable, "a durable line was lost"
-        durable = len(lines)
     run(llm, source, output)
     assert essence(output) == undisturbed
 
