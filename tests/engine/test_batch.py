@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 from headrace.engine import batch as batch_module
 from headrace.engine.batch import Progress, job_shape, plan_job, run_job, store_plan
-from headrace.errors import SignatureError, StorageError, TaskError
+from headrace.errors import BudgetError, SignatureError, StorageError, TaskError
 
 from .batches import (
     DEFAULTS,
@@ -277,6 +279,78 @@ def test_a_failing_body_stops_the_run_after_saving(llm, source, undisturbed, tmp
     saved = len(results(output))
     assert 0 < saved < 13
     run(llm, source, output)
+    assert essence(output) == undisturbed
+
+
+# -- a machine that changes ------------------------------------------------------------------
+
+
+def test_answers_from_a_checkpoint_that_was_written_to_are_not_kept(
+    mixtral, memory, llm, source, undisturbed, tmp_path
+):
+    copy, output, written = tmp_path / "model", tmp_path / "out.jsonl", []
+    shutil.copytree(mixtral, copy)
+    shard = next(copy.glob("*.safetensors"))
+
+    def spoil(progress: Progress) -> None:
+        written.append(progress.done)
+        os.utime(shard, ns=(1, 1))
+
+    with open_llm(copy, memory) as other, opened(other, source, output) as job:
+        plan_job(other, job)
+        with pytest.raises(StorageError, match="was written to while it was in use"):
+            run_job(other, job, progress=spoil)
+    assert len(written) == 1
+    assert len(results(output)) == written[0] < 13
+    run(llm, source, output)
+    assert essence(output) == undisturbed
+
+
+def test_less_free_memory_than_planned_is_refused_before_any_work(
+    mixtral, memory, source, tmp_path, monkeypatch
+):
+    output = tmp_path / "out.jsonl"
+    monkeypatch.setattr("headrace.engine.llm.free_bytes", lambda: memory // 2)
+    with (
+        open_llm(mixtral, memory) as llm,
+        pytest.raises(BudgetError, match="less memory is free") as refused,
+    ):
+        run(llm, source, output)
+    assert refused.value.exit_code == 2
+    assert not output.exists()
+
+
+def test_what_tells_a_run_to_stop_is_heard_while_a_sweep_is_under_way(
+    mixtral, memory, llm, source, undisturbed, tmp_path
+):
+    output, told = tmp_path / "out.jsonl", []
+
+    def slow(point: str) -> None:
+        if point == "sweep.commit" and len(told) > 20:
+            time.sleep(0.3)
+
+    def stop() -> None:
+        told.append(1)
+        if len(told) == 25:
+            raise Stop
+
+    with open_llm(mixtral, memory, faults=slow) as other, opened(other, source, output) as job:
+        plan_job(other, job)
+        with pytest.raises(Stop):
+            run_job(other, job, stop=stop)
+        assert job.done == len(results(output))
+    run(llm, source, output)
+    assert essence(output) == undisturbed
+
+
+def test_a_trace_that_cannot_be_written_costs_no_answers(
+    mixtral, memory, source, undisturbed, tmp_path, caplog
+):
+    output = tmp_path / "out.jsonl"
+    with open_llm(mixtral, memory) as llm, opened(llm, source, output) as job:
+        plan_job(llm, job)
+        assert run_job(llm, job, trace_path=Path("/dev/full")).done == 13
+    assert "/dev/full could not be written: No space left" in caplog.text
     assert essence(output) == undisturbed
 
 

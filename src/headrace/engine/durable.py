@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -55,6 +56,8 @@ class DurableLog:
             self._faults("output.fsync")
             os.fsync(self._fd)
         except OSError as error:
+            with contextlib.suppress(OSError):  # else the next append does it
+                os.ftruncate(self._fd, self.size)
             raise StorageError(
                 f"writing {self.path}: {error.strerror or error}", hint=_remedy(error)
             ) from error

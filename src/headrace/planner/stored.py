@@ -81,6 +81,7 @@ def _policy(stored: Any, at: Situation) -> Policy:
 def _ours(policy: Policy, at: Situation) -> bool:
     """Whether everything but the free choices is as this planner sets it."""
     asked, slot = at.overrides, at.residency.slot_bytes(policy.resident)
+    most_rows = max(MOST_ROWS, asked.max_rows or 0, (asked.max_seqs or 0) + asked.chunk)
     given = (policy.chunk, policy.kv_block, policy.kv_dtype, policy.threads, policy.kernels)
     return (
         policy.resident.issuperset(page.id for page in at.residency.final)
@@ -89,7 +90,7 @@ def _ours(policy: Policy, at: Situation) -> bool:
         and (policy.ring_slots > 0) == (slot > 0)
         and (policy.schedule == "resident") <= (slot == 0)
         and policy.schedule in ((asked.schedule, "resident") if asked.schedule else SCHEDULES)
-        and policy.micro_batches <= policy.max_rows <= max(MOST_ROWS, asked.max_rows or 0)
+        and policy.micro_batches <= policy.max_rows <= most_rows
         and 1 <= policy.disk_lanes <= MOST_LANES
     )
 
