@@ -11,7 +11,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from headrace.errors import HeadraceError
-from headrace.planner.candidates import MOST_ROWS, Situation
+from headrace.planner.candidates import LEAST_SLOTS, MOST_ROWS, Situation
 from headrace.planner.plan import Plan
 from headrace.planner.rules import plan_of
 from headrace.specs.policy import SCHEDULES, Policy
@@ -64,7 +64,7 @@ def restore_plan(stored: object, at: Situation, memory: int | None) -> Plan | No
 
 def _policy(stored: Any, at: Situation) -> Policy:
     """A policy whose every field has its type and range. Raises ValueError and its kin."""
-    if stored.keys() != {f.name for f in fields(Policy)}:
+    if not isinstance(stored, Mapping) or stored.keys() != {f.name for f in fields(Policy)}:
         raise ValueError("fields of another version")
     pages = {page.id for page in at.pages}
     values: dict[str, Any] = {}
@@ -88,6 +88,7 @@ def _ours(policy: Policy, at: Situation) -> bool:
         and given == (asked.chunk, asked.kv_block, asked.kv_dtype, asked.threads, asked.kernels)
         and policy.slot_bytes == slot
         and (policy.ring_slots > 0) == (slot > 0)
+        and policy.ring_slots <= max(len(at.pages), LEAST_SLOTS, asked.ring_slots or 0)
         and (policy.schedule == "resident") <= (slot == 0)
         and policy.schedule in ((asked.schedule, "resident") if asked.schedule else SCHEDULES)
         and policy.micro_batches <= policy.max_rows <= most_rows
