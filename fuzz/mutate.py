@@ -32,11 +32,8 @@ def mutate(data: bytes, random: Random) -> bytes | None:
     first, text = (data[:1], data[1:]) if data[:1] in (b"\0", b"\1") else (b"", data)
     try:
         tree = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    for _ in range(random.choice((1, 1, 2, 4))):
-        tree = _change(tree, random)
-    try:
+        for _ in range(random.choice((1, 1, 2, 4))):
+            tree = _change(tree, random)
         return first + _spoilt(json.dumps(tree), random).encode()
     except (ValueError, RecursionError):
         return None

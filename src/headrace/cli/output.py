@@ -98,4 +98,5 @@ def _finite(value: Any) -> Any:
 def _width() -> int:
     """Tables in files and pipes are not squeezed into the 80 columns of a missing terminal."""
     text = os.environ.get("COLUMNS", "")
-    return min(max(int(text), 40), 1000) if text.isdecimal() and len(text) < 10 else 110
+    width = int(text) if text.isdecimal() and len(text) < 10 else 0
+    return min(max(width, 40), 1000) if width else 110

@@ -70,7 +70,8 @@ def find_nonfinite(
 ) -> Iterator[NonFinite]:
     """Tensors of ``checkpoint`` with NaN or infinity, in the order of the files.
 
-    ``pulse`` is called before every chunk is read. Cost: reading everything up to where the caller stops. Raises CheckpointError, StorageError.
+    ``pulse`` is called before every chunk is read. Cost: reading everything up to where the
+    caller stops. Raises CheckpointError, StorageError.
     """
     for number, path in enumerate(checkpoint.files):
         with open_regular(path) as (descriptor, _):
