@@ -117,6 +117,12 @@ MaxNumBatchedTokens = Annotated[
     ),
 ]
 
+# -- tests -----------------------------------------------------------------------------------
+Faults = Annotated[
+    str | None,
+    typer.Option("--faults", hidden=True, help="Fail at named points: for tests (cli/faults.py)."),
+]
+
 # -- files ------------------------------------------------------------------------------------
 Trace = Annotated[
     Path | None,

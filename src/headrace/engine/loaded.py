@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from headrace.engine.tokenizer import Tokenizer
-from headrace.errors import HeadraceError, ModelError, NumericsError
+from headrace.errors import ModelError
 from headrace.memory.checkpoint import Checkpoint
 from headrace.memory.disk import DiskReader
-from headrace.memory.nonfinite import find_nonfinite
 from headrace.memory.pages import PageTable
 from headrace.models.load import architecture, checkpoint_spec
+from headrace.specs.faults import Faults, no_faults
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page, page_layout
 
@@ -30,7 +30,9 @@ class Loaded:
     table: PageTable
 
     @classmethod
-    def open(cls, folder: str | Path, direct: bool | None = None) -> Loaded:
+    def open(
+        cls, folder: str | Path, direct: bool | None = None, faults: Faults = no_faults
+    ) -> Loaded:
         """Open a local checkpoint folder; reads headers only.
 
         Raises ModelError and its kinds when it cannot be used.
@@ -46,7 +48,7 @@ class Loaded:
         model = checkpoint_spec(checkpoint)
         pages = page_layout(model)
         names = architecture(checkpoint.config).tensor_name
-        reader = DiskReader(checkpoint.files, direct)
+        reader = DiskReader(checkpoint.files, direct, faults)
         try:
             table = PageTable(pages, checkpoint, names, model, reader)
         except ModelError:
@@ -69,27 +71,6 @@ class Loaded:
         model = replace(self.model, layers=1)
         names = architecture(self.checkpoint.config).tensor_name
         return model, PageTable(page_layout(model), self.checkpoint, names, model, self.reader)
-
-    def explain(self, error: NumericsError) -> NumericsError:
-        """``error`` with the reason: the tensor (layer, expert) that holds NaN or infinity, or
-        that none does. The first call reads weights up to that tensor, later ones nothing."""
-        try:
-            reason = self._first_nonfinite
-        except HeadraceError as fault:
-            reason = f"the weights could not be searched: {fault.message}"
-        return NumericsError(
-            error.message,
-            expected=error.expected,
-            got=f"{error.got}; {reason}",
-            hint="`headrace inspect MODEL --check-weights` lists every such tensor",
-        )
-
-    @cached_property
-    def _first_nonfinite(self) -> str:
-        found = next(find_nonfinite(self.checkpoint), None)
-        if found is None:
-            return "every weight is finite, so a sum overflowed or a file changed"
-        return str(found)
 
     def close(self) -> None:
         """Close the files, end the tokenizer's process."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -65,17 +65,20 @@ class NonFinite:
         return f"tensor {name} holds {self.count} NaN or infinite values, first at {[*self.index]}"
 
 
-def find_nonfinite(checkpoint: Checkpoint) -> Iterator[NonFinite]:
+def find_nonfinite(
+    checkpoint: Checkpoint, pulse: Callable[[], None] = lambda: None
+) -> Iterator[NonFinite]:
     """Tensors of ``checkpoint`` with NaN or infinity, in the order of the files.
 
-    Cost: reading everything up to where the caller stops. Raises CheckpointError, StorageError.
+    ``pulse`` is called before every chunk is read. Cost: reading everything up to where the
+    caller stops. Raises CheckpointError, StorageError.
     """
     for number, path in enumerate(checkpoint.files):
         with open_regular(path) as (descriptor, _):
             for name, entry in checkpoint.tensors.items():
                 bits = _FORMATS.get(entry.dtype)
                 if entry.file == number and bits is not None:
-                    count, first = _scan(descriptor, entry, bits, path.name)
+                    count, first = _scan(descriptor, entry, bits, path.name, pulse)
                     if count:
                         index = tuple(int(i) for i in np.unravel_index(first, entry.shape or (1,)))
                         yield NonFinite(name, count, index)
@@ -86,11 +89,14 @@ def _number(kind: str, tensor: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def _scan(descriptor: int, entry: TensorEntry, bits: _Bits, file: str) -> tuple[int, int]:
+def _scan(
+    descriptor: int, entry: TensorEntry, bits: _Bits, file: str, pulse: Callable[[], None]
+) -> tuple[int, int]:
     """(how many, flat index of the first) in one tensor."""
     count = first = 0
     size = np.dtype(bits.kind).itemsize
     for done in range(0, entry.nbytes, CHUNK_BYTES):
+        pulse()
         data = _read(descriptor, entry.offset + done, min(CHUNK_BYTES, entry.nbytes - done), file)
         values: NDArray[np.unsignedinteger] = np.frombuffer(data, bits.kind)
         bad = (values & values.dtype.type(bits.mask)) == bits.mask
