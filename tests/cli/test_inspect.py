@@ -10,7 +10,6 @@ import pytest
 from headrace.cli.inspection import inspect_model, role_bytes
 from headrace.cli.main import run
 from headrace.memory.checkpoint import Checkpoint
-from headrace.specs.model import ITEM_BYTES
 from headrace.specs.pages import page_layout
 from headrace.specs.registry import known_models
 
