@@ -43,13 +43,18 @@ def find_model(text: str) -> Source:
 
 
 def local_model(folder: Path) -> Source:
-    """Read config.json and the safetensors headers, no weights. Raises ModelError."""
+    """Read config.json and the safetensors headers, no weights, and find every tensor that a
+    run needs, in shape. Raises ModelError."""
     from headrace.memory.checkpoint import Checkpoint
-    from headrace.models.load import checkpoint_pages, checkpoint_spec
+    from headrace.memory.pages import PageTable
+    from headrace.models.load import architecture, checkpoint_pages, checkpoint_spec
 
     checkpoint = Checkpoint.open(folder)
     model = checkpoint_spec(checkpoint)
-    return Source(str(folder), model, checkpoint_pages(checkpoint, model), checkpoint)
+    names = architecture(checkpoint.config).tensor_name
+    pages = checkpoint_pages(checkpoint, model)
+    PageTable(pages, checkpoint, names, model).close()
+    return Source(str(folder), model, pages, checkpoint)
 
 
 def registry_model(name: str) -> Source:

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from headrace.engine.durable import DurableLog, sync_folder, write_durably
-from headrace.engine.faultpoints import Faults, no_faults
 from headrace.engine.hub import FILES
 from headrace.engine.recipe import Item, Recipe, form_of, ignored, items_of, split
 from headrace.errors import BudgetError, CheckpointError, SignatureError, StorageError, UsageError
@@ -35,6 +34,7 @@ from headrace.memory.kvcache import DTYPES
 from headrace.memory.write_shard import PARTIAL, ShardWriter
 from headrace.models.compressed import quantization_config
 from headrace.models.load import checkpoint_spec
+from headrace.specs.faults import Faults, no_faults
 from headrace.specs.forms import Form
 from headrace.specs.units import format_bytes
 

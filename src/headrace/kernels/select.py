@@ -16,7 +16,7 @@ import torch
 
 from headrace.errors import UsageError
 from headrace.kernels import reference
-from headrace.kernels.native import available, matrix
+from headrace.kernels.native import attention, available, matrix
 from headrace.specs.policy import ACTIVATIONS, KERNELS
 
 
@@ -35,6 +35,8 @@ class Kernels:
     linear: Callable[..., Any]
     rms_norm: Callable[..., Any]
     apply_rope: Callable[..., Any]
+    plan_attention: Callable[..., Any]
+    append: Callable[..., Any]
     attend: Callable[..., Any]
     route: Callable[..., Any]
     experts: Callable[..., Any]
@@ -73,6 +75,8 @@ def _reference(threads: int, activations: str) -> Kernels:
         linear=partial(reference.linear, activations=activations),
         rms_norm=reference.rms_norm,
         apply_rope=reference.apply_rope,
+        plan_attention=reference.plan_attention,
+        append=reference.append,
         attend=reference.attend,
         route=reference.route,
         experts=partial(reference.experts, activations=activations),
@@ -87,9 +91,12 @@ def _native(threads: int, activations: str) -> Kernels:
     return replace(
         _reference(threads, activations),
         name="native",
-        numerics=f"native-{paths}-torch-{torch.__version__}-threads_{threads}",  # attention's
+        numerics=f"native-{paths}-torch-{torch.__version__}-threads_{threads}",  # norms'
         integers=f"{matrix.path_of('i8', path)}-x_{activations}",
         linear=partial(matrix.linear, threads=threads, path=path),
+        plan_attention=attention.plan_attention,
+        append=partial(attention.append, threads=threads),
+        attend=partial(attention.attend, threads=threads),
         experts=partial(matrix.experts, threads=threads, path=path),
         expert_up=partial(matrix.expert_up, threads=threads, path=path),
         expert_down=partial(matrix.expert_down, threads=threads, path=path),

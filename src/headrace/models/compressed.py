@@ -62,7 +62,7 @@ def stored_forms(checkpoint: Checkpoint, name_of: TensorName, model: ModelSpec) 
     """How each tensor of ``model`` is stored, from the headers. Raises CheckpointError and
     UnsupportedModelError when asked for one that does not run."""
     tensors = checkpoint.tensors
-    shapes = model.layer_tensors() | model.expert_tensors() | model.global_tensors()
+    rest = model.layer_tensors() | model.global_tensors()
     if quantization_of(checkpoint.config) is None:
         return lambda logical, layer, expert: _float(tensors, name_of(logical, layer, expert))
 
@@ -73,6 +73,7 @@ def stored_forms(checkpoint: Checkpoint, name_of: TensorName, model: ModelSpec) 
             return _float(tensors, name)
         if logical not in _MAY_BE_INTEGERS:
             raise UnsupportedModelError(f"integers in {name}", expected="bf16, f16 or f32")
+        shapes = rest if layer is None or expert is None else model.expert_tensors(layer, expert)
         return _integers(tensors, name, shapes[logical])
 
     return form

@@ -6,6 +6,7 @@ N rows, K columns. Integers are those of compressed-tensors: ``i8`` one to a byt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,6 +18,9 @@ FLOATS: Mapping[str, int] = {"f32": 4, "bf16": 2, "f16": 2}
 
 INTEGERS: Mapping[str, int] = {"i8": 8, "u8": 8, "u4": 4}
 """Bits per element of the integer formats."""
+
+PLANNED: Mapping[str, float] = {"f8": 8, "mxfp4": 4.25}
+"""Bits per weight of formats that can be planned for but not run, scales included."""
 
 STORED_BYTES: Mapping[str, int] = {**FLOATS, "i8": 1, "i32": 4}
 """Bytes per element of what the parts of a tensor are made of."""
@@ -43,7 +47,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Form:
-    """The form of one tensor. ``dtype`` is a float format, or one of INTEGERS.
+    """The form of one tensor. ``dtype`` is a float format, or one of INTEGERS or PLANNED.
 
     Integers have one scale (of format ``scale``) per row, or per ``group`` columns of a row;
     with ``zeros`` also a zero point each. Raises UnsupportedModelError for what does not run.
@@ -55,9 +59,10 @@ class Form:
     zeros: bool = False
 
     def __post_init__(self) -> None:
-        if self.dtype not in FLOATS and self.dtype not in INTEGERS:
+        known = (*FLOATS, *INTEGERS, *PLANNED)
+        if self.dtype not in known:
             raise UnsupportedModelError(
-                "weight format", expected=", ".join((*FLOATS, *INTEGERS)), got=self.dtype[:80]
+                "weight format", expected=", ".join(known), got=self.dtype[:80]
             )
         if self.scale not in FLOATS:
             raise UnsupportedModelError(
@@ -71,8 +76,8 @@ class Form:
 
     @property
     def bits(self) -> int:
-        """Bits of an element, scales apart."""
-        return INTEGERS.get(self.dtype) or 8 * FLOATS[self.dtype]
+        """Bits of an integer, scales apart."""
+        return INTEGERS[self.dtype]
 
     @property
     def packed(self) -> bool:
@@ -114,7 +119,10 @@ class Form:
     def nbytes(self, start: int, stop: int, columns: int) -> int:
         """Bytes of rows ``start:stop`` of a matrix of ``columns`` (a vector when 0)."""
         if not self.integer:
-            return (stop - start) * max(columns, 1) * FLOATS[self.dtype]
+            elements = (stop - start) * max(columns, 1)
+            if self.dtype in PLANNED:
+                return math.ceil(elements * PLANNED[self.dtype] / 8)
+            return elements * FLOATS[self.dtype]
         total = 0
         for part in self.parts((stop, columns)).values():
             first, last = part.rows(start, stop)

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import NamedTuple
 
 from headrace.specs.forms import Form, Forms
@@ -100,7 +101,7 @@ def page_layout(
         builder.table(Role.EMBED, "embed")
     for layer in range(model.layers):
         builder.layer(layer)
-        for expert in range(model.experts):
+        for expert in range(model.experts_in(layer)):
             builder.expert(layer, expert)
     builder.add(Role.FINAL, builder.whole({"final_norm": (model.hidden,)}))
     builder.table(Role.HEAD, "embed" if model.tied_embeddings else "head")
@@ -130,10 +131,10 @@ class _Builder:
             self.add(role, slices, part=part)
 
     def layer(self, layer: int) -> None:
-        self.add(Role.LAYER, self.whole(self.model.layer_tensors(), layer), layer)
+        self.add(Role.LAYER, self.whole(self.model.layer_tensors(layer), layer), layer)
 
     def expert(self, layer: int, expert: int) -> None:
-        whole = self.whole(self.model.expert_tensors(), layer, expert)
+        whole = self.whole(self.model.expert_tensors(layer, expert), layer, expert)
         if _nbytes(whole) <= self.cut_bytes:
             self.add(Role.EXPERT, whole, layer, expert)
             return
@@ -167,16 +168,16 @@ class _Builder:
             yield tuple(s._replace(start=start, stop=stop) for s in whole)
 
     def _cut_bytes(self) -> int:
-        layer = self.whole(self.model.layer_tensors(), 0)
-        expert = self.whole(self.model.expert_tensors(), 0, 0)
+        last = self.model.layers - 1
+        layer = self.whole(self.model.layer_tensors(), last)
+        expert = self.whole(self.model.expert_tensors(), last, 0)
         largest = max(_nbytes(layer), _nbytes(expert))
         return min(CUT_BYTES, max(largest, LEAST_CUT_BYTES))
 
 
 def _uniform(model: ModelSpec) -> Forms:
-    shapes = model.layer_tensors() | model.expert_tensors() | model.global_tensors()
-    forms = {name: model.form_of(name) for name in shapes}
-    return lambda name, layer, expert: forms[name]
+    form = cache(model.form_of)
+    return lambda name, layer, expert: form(name)
 
 
 def _nbytes(slices: tuple[Slice, ...]) -> int:
