@@ -2,7 +2,7 @@
 
 ::
 
-    python -m tools.soak [--minutes 30] [--only kills,jobs,changes,NAME ...] [--output FILE]
+    python -m tools.soak [--minutes 30] [--only kills,jobs,changes,NAME,...] [--output FILE]
 
 After the fixed list come further kills at random moments until the minutes are over.
 """
@@ -72,9 +72,8 @@ def _verdicts(folder: Path, only: list[str], deadline: float) -> Iterator[Verdic
     def wanted(name: str) -> bool:
         return not only or name in only
 
-    if wanted("kills"):
-        cases = kills.moments(passed, LINES, sum(kills.SHARES.values()))
-        yield from _killed(stage, cases)
+    cases = kills.moments(passed, LINES, sum(kills.SHARES.values()))
+    yield from _killed(stage, [c for c in cases if wanted("kills") or c.kind in only])
     for change in CHANGES:
         if wanted("changes") or change.__name__ in only:
             yield _changed(stage, change)
@@ -141,7 +140,7 @@ def _options() -> argparse.ArgumentParser:
         "--only",
         type=lambda text: text.split(","),
         default=[],
-        help="kills, jobs, changes, or names of changes: "
+        help=f"kills, or kinds of them ({', '.join(kills.SHARES)}); jobs; changes, or names of them: "
         + ", ".join(change.__name__ for change in CHANGES),
     )
     parser.add_argument("--output", type=Path, help="write the table there, as Markdown")
