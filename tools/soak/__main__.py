@@ -140,8 +140,8 @@ def _options() -> argparse.ArgumentParser:
         "--only",
         type=lambda text: text.split(","),
         default=[],
-        help=f"kills, or kinds of them ({', '.join(kills.SHARES)}); jobs; changes, or names of them: "
-        + ", ".join(change.__name__ for change in CHANGES),
+        help=f"kills, or kinds of them ({', '.join(kills.SHARES)}); jobs; changes, or names of "
+        "them: " + ", ".join(change.__name__ for change in CHANGES),
     )
     parser.add_argument("--output", type=Path, help="write the table there, as Markdown")
     return parser
