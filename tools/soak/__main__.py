@@ -91,8 +91,12 @@ def _killed(stage: Stage, cases: list[kills.Kill]) -> Iterator[Verdict]:
     """One row per kind of moment."""
     for kind in dict.fromkeys(case.kind for case in cases):
         mine = [case for case in cases if case.kind == kind]
-        began = time.monotonic()
-        faults = [f"{case}: {fault}" for case in mine if (fault := _case(stage, case))]
+        began, faults = time.monotonic(), []
+        for number, case in enumerate(mine, 1):
+            if fault := _case(stage, case):
+                faults.append(f"{case}: {fault}")
+            if not number % 10:
+                print(f"  {kind}: {number} of {len(mine)}, {len(faults)} faults", file=sys.stderr)
         again = sum(case.again is not None for case in mine)
         figures = f"{len(mine)} killed, {again} of them again when resumed"
         yield Verdict(f"kill -9: {kind}", figures, "; ".join(faults), time.monotonic() - began)
