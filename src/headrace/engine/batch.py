@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from headrace.engine.answers import Answered, Prompt
-from headrace.engine.engine import Event, Refused, Stop, SweepEnd, never
+from headrace.engine.answers import Answered, Prompt, Refused
+from headrace.engine.engine import Event, Stop, SweepEnd, never
 from headrace.engine.jobs import Job, Result
 from headrace.engine.lines import JobLine
 from headrace.engine.llm import LLM

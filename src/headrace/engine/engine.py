@@ -14,10 +14,10 @@ from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 from headrace.batching.batcher import Batcher
-from headrace.engine.answers import Answered, Answers, Delta, Prompt, as_request
+from headrace.engine.answers import Answered, Answers, Delta, Prompt, Refused, as_request
 from headrace.engine.sampler import Sampler
 from headrace.engine.sweep import Sweep
-from headrace.errors import LineError, UsageError
+from headrace.errors import LineError, NumericsError, UsageError
 from headrace.machines.machine import Body, Cancelled, Machine, Ticket, Views
 from headrace.machines.trace import SweepTrace
 from headrace.schedule.task import Buffer, Op, Schedule, Task
@@ -29,13 +29,6 @@ IN_FLIGHT = 2
 
 STOP_SECONDS = 0.1
 """How often a run that waits for the machine asks whether it was told to stop."""
-
-
-class Refused(NamedTuple):
-    """A request that cannot run, and why."""
-
-    prompt: Prompt
-    error: LineError
 
 
 class SweepEnd(NamedTuple):
@@ -50,6 +43,11 @@ ScheduleSource = Callable[[int], Schedule]
 
 Stop = Callable[[], None]
 """Raises what ends a run, if anything does: called where nothing is half done."""
+
+
+Explain = Callable[[NumericsError, Stop], NumericsError]
+"""Finds the reason of NaN or infinity in some logits. It may take as long as reading the weights,
+and calls the second argument meanwhile."""
 
 
 def never() -> None:
@@ -78,6 +76,7 @@ class Engine:
         on_sweep: Callable[[SweepTrace], None],
         on_cut: Callable[[Sweep], None],
         context: int,
+        explain: Explain,
         faults: Faults = no_faults,
     ) -> None:
         self._batcher = batcher
@@ -87,6 +86,7 @@ class Engine:
         self._on_sweep = on_sweep
         self._on_cut = on_cut
         self._context = context
+        self._explain = explain
         self._faults = faults
         self._answers = new_answers(False)
         self._lock = threading.Lock()  # guards batcher and answers, which BIND and COMMIT change
@@ -124,15 +124,15 @@ class Engine:
             while self._has_work(flights):
                 self._launch(machine, flights)
                 self._land(flights, stop)
-                yield from self._take()
+                yield from self._take(stop)
                 yield SweepEnd(self._landed)
                 yield from self._feed(prompts, stop)
         finally:
             self._stop(machine, flights)
 
-    def unclaimed(self) -> list[Answered | Delta]:
+    def unclaimed(self) -> list[Answered | Delta | Refused]:
         """What was ready when the last run was stopped, and not taken from it."""
-        return list(self._take())
+        return list(self._ready())
 
     def _launch(self, machine: Machine, flights: deque[Flight]) -> None:
         """Append sweeps while they are sure to have rows, unless all end early."""
@@ -171,7 +171,13 @@ class Engine:
             except LineError as error:
                 yield Refused(prompt, error)
 
-    def _take(self) -> Iterator[Answered | Delta]:
+    def _take(self, stop: Stop) -> Iterator[Answered | Delta | Refused]:
+        for event in self._ready():
+            if isinstance(event, Refused) and isinstance(event.error, NumericsError):
+                event = Refused(event.prompt, self._explain(event.error, stop))
+            yield event
+
+    def _ready(self) -> Iterator[Answered | Delta | Refused]:
         while True:
             with self._lock:
                 event = self._answers.pop()

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from headrace.engine.answers import Answered, Delta, Prompt
-from headrace.engine.engine import Event, Refused
+from headrace.engine.answers import Answered, Delta, Prompt, Refused
+from headrace.engine.engine import Event
 from headrace.engine.hub import local_folder
 from headrace.engine.loaded import Loaded
 from headrace.engine.outputs import RequestOutput

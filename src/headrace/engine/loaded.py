@@ -73,7 +73,9 @@ class Loaded:
         return model, PageTable(page_layout(model), self.checkpoint, names, model, self.reader)
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, end the tokenizer's process."""
+        if "tokenizer" in self.__dict__:
+            self.tokenizer.close()
         self.table.close()
         self.reader.close()
 

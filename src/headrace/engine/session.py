@@ -13,6 +13,7 @@ from headrace.batching.limits import Limits
 from headrace.engine.answers import Answers, Prompt
 from headrace.engine.detokenizer import Detokenizer
 from headrace.engine.engine import Engine, Event, Stop, never
+from headrace.engine.explain import Explainer
 from headrace.engine.loaded import Loaded
 from headrace.engine.record import Record
 from headrace.engine.sampler import Sampler
@@ -86,6 +87,7 @@ class Session:
             self._on_sweep,
             self._on_cut,
             context,
+            Explainer(loaded.checkpoint),
             faults,
         )
         self.arena = Arena("host", arena_bytes)
