@@ -10,17 +10,14 @@ from headrace.errors import HeadraceError
 from headrace.planner.candidates import Situation
 from headrace.planner.plan import Plan
 from headrace.planner.rules import plan_of
-from headrace.specs.policy import Policy
+from headrace.specs.policy import PAGE_SETS, Policy
 
 NOTE = "the plan of an earlier run of this job, kept"
-
-_SETS = ("resident", "on_disk", "cpu_experts")
-"""Fields of a policy that hold page ids."""
 
 
 def store_plan(plan: Plan, at: Situation, memory: int | None) -> dict[str, Any]:
     """``plan`` for JSON. ``memory`` is the budget that the user set (None: the default)."""
-    sets = {name: sorted(getattr(plan.policy, name)) for name in _SETS}
+    sets = {name: sorted(getattr(plan.policy, name)) for name in PAGE_SETS}
     policy = {**asdict(plan.policy), **sets}
     return {
         **_asked(at, memory),
@@ -41,7 +38,7 @@ def restore_plan(stored: object, at: Situation, memory: int | None) -> Plan | No
     if any(stored.get(name) != value for name, value in _asked(at, memory).items()):
         return None
     try:
-        sets = {name: frozenset(stored["policy"][name]) for name in _SETS}
+        sets = {name: frozenset(stored["policy"][name]) for name in PAGE_SETS}
         policy = Policy(**{**stored["policy"], **sets})
         if stored["requests"] < at.workload.requests or policy.kv_blocks < at.longest_blocks:
             return None
