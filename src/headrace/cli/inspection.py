@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headrace.cli.budgets import Budgets, budgets_of
 from headrace.cli.model_source import find_model
-from headrace.specs.model import ITEM_BYTES, ModelSpec
+from headrace.errors import UsageError
+from headrace.specs.model import ITEM_BYTES, KV_FORMATS, ModelSpec
 from headrace.specs.pages import Page, page_layout
+
+if TYPE_CHECKING:
+    from headrace.memory.checkpoint import Checkpoint
+    from headrace.memory.nonfinite import NonFinite
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Everything that ``inspect`` prints. ``files`` is None for a registry entry."""
+    """Everything that ``inspect`` prints. ``files`` is None for a registry entry, ``nonfinite``
+    (tensors that hold NaN or infinity) when nobody looked."""
 
     name: str
     source: str
@@ -24,6 +30,8 @@ class Inspection:
     files: int | None = None
     runs: bool = True
     budgets: Budgets | None = None
+    nonfinite: tuple[NonFinite, ...] | None = None
+    names_code: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``; bytes and counts as integers."""
@@ -43,16 +51,21 @@ class Inspection:
             "max_positions": model.max_positions,
             "pages": len(pages),
             "largest_page_bytes": max(p.bytes for p in pages),
-            "kv_bytes_per_token": {d: model.kv_bytes_per_token(d) for d in ITEM_BYTES},
+            "kv_bytes_per_token": {d: model.kv_bytes_per_token(d) for d in KV_FORMATS},
             "budgets": None if self.budgets is None else vars(self.budgets),
+            "names_code": self.names_code,
+            "nonfinite": None if self.nonfinite is None else [_told(n) for n in self.nonfinite],
         }
 
 
-def inspect_model(name: str) -> Inspection:
-    """Gather what is said of a model. Reads headers only; raises ModelError, UsageError."""
+def inspect_model(name: str, check_weights: bool = False) -> Inspection:
+    """Gather what is said of a model. Reads headers, and all weights when they are to be
+    checked; raises ModelError, UsageError, StorageError."""
     source = find_model(name)
-    pages = page_layout(source.model)
     checkpoint = source.checkpoint
+    if checkpoint is None and check_weights:
+        raise UsageError("--check-weights", expected="a checkpoint folder", got=name)
+    pages = page_layout(source.model)
     return Inspection(
         source.name,
         "registry" if checkpoint is None else "local folder",
@@ -62,7 +75,20 @@ def inspect_model(name: str) -> Inspection:
         None if checkpoint is None else len(checkpoint.files),
         source.runs,
         budgets_of(source.model, pages),
+        _nonfinite(checkpoint) if checkpoint is not None and check_weights else None,
+        checkpoint is not None and checkpoint.names_code,
     )
+
+
+def _nonfinite(checkpoint: Checkpoint) -> tuple[NonFinite, ...]:
+    from headrace.memory.nonfinite import find_nonfinite
+
+    return tuple(find_nonfinite(checkpoint))
+
+
+def _told(found: NonFinite) -> dict[str, Any]:
+    place = {"tensor": found.tensor, "layer": found.layer, "expert": found.expert}
+    return {**place, "count": found.count, "index": [*found.index]}
 
 
 def role_bytes(model: ModelSpec) -> dict[str, int]:

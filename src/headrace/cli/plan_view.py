@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from headrace.specs.policy import PAGE_SETS, Policy
+from headrace.specs.policy import Policy
 from headrace.specs.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -80,12 +80,12 @@ def plan_text(plan: Plan) -> str:
 
 def plan_dict(plan: Plan) -> dict[str, Any]:
     """The same for ``--json``; page ids are counted, not listed."""
-    policy = {k: v for k, v in vars(plan.policy).items() if k not in PAGE_SETS}
-    counts = {f"{name}_pages": len(getattr(plan.policy, name)) for name in PAGE_SETS}
+    sets = {k: len(v) for k, v in vars(plan.policy).items() if isinstance(v, frozenset)}
+    policy = {k: v for k, v in vars(plan.policy).items() if k not in sets}
     prediction = plan.prediction
     rates = ("prefill_tokens_per_second", "decode_tokens_per_second", "bound_by")
     return {
-        "policy": {**policy, **counts},
+        "policy": {**policy, **{f"{name}_pages": count for name, count in sets.items()}},
         "memory": {
             **plan.memory.parts,
             "margin": plan.memory.margin_bytes,

@@ -19,7 +19,7 @@ from headrace.planner.roofline import (
     turning_points,
 )
 from headrace.specs.hardware import Hardware, Level
-from headrace.specs.model import ITEM_BYTES, ModelSpec
+from headrace.specs.model import KV_FORMATS, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def chart_of(
 ) -> Chart:
     """Operations of one layer per batch size. Data lives on the host beside an accelerator, on
     disk without one. Raises UsageError for formats unknown, or a machine of one level."""
-    if kv_dtype not in ITEM_BYTES:
-        raise UsageError("--kv-cache-dtype", expected=" | ".join(ITEM_BYTES), got=kv_dtype)
+    if kv_dtype not in KV_FORMATS:
+        raise UsageError("--kv-cache-dtype", expected=" | ".join(KV_FORMATS), got=kv_dtype)
     levels = machine.levels
     if len(levels) < 2:
         raise UsageError(f"{machine.name} has no two levels", expected="rates of two memories")

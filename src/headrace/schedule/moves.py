@@ -40,7 +40,7 @@ class Moves:
 
     def __init__(self, model: ModelSpec, policy: Policy) -> None:
         self._model = model
-        self._kv_row = model.kv_elements * ITEM_BYTES[policy.kv_dtype]
+        self._kv_row = model.kv_layer_bytes(policy.kv_dtype)
         self._row = model.hidden * ITEM_BYTES[model.weight_dtype]
         self._queries, self._attended = sent_widths(model)
 

@@ -165,7 +165,7 @@ class WorkModel:
     def _pre_attn(self, task: Task, binding: Binding) -> Work:
         model, on = self.model, _processor(task)
         D, mla = model.hidden, model.mla
-        written = model.kv_elements * ITEM_BYTES[self.policy.kv_dtype]
+        written = model.kv_layer_bytes(self.policy.kv_dtype)
         if mla is None:
             elements = D * (model.q_size + 2 * model.kv_size)
         else:
@@ -179,7 +179,7 @@ class WorkModel:
         model, on, mb = self.model, _processor(task), task.mb or 0
         m = _mb_rows(task, binding)
         seen = binding.attention(mb, model.window_of(task.layer or 0), model.causal)
-        kv_bytes = seen.tokens * model.kv_elements * ITEM_BYTES[self.policy.kv_dtype]
+        kv_bytes = seen.tokens * model.kv_layer_bytes(self.policy.kv_dtype)
         activations = m * (model.q_size + model.attended_size) * on.item
         flops = 4 * seen.pairs * model.q_size
         if model.mla:

@@ -5,11 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from headrace.errors import UnsupportedModelError
 
 ITEM_BYTES: Mapping[str, int] = {"f32": 4, "bf16": 2, "f16": 2}
-"""Bytes per element of the formats in which weights and KV may be stored."""
+"""Bytes per element of the formats in which weights may be stored."""
+
+
+class KvFormat(NamedTuple):
+    """Bytes of one number in the KV cache, and of the scale of each token and head."""
+
+    item: int
+    scale: int = 0
+
+
+KV_FORMATS: Mapping[str, KvFormat] = {
+    **{name: KvFormat(item) for name, item in ITEM_BYTES.items()},
+    "int8": KvFormat(1, scale=4),
+}
+"""The formats in which keys and values may be stored."""
 
 EXPERT_BITS: Mapping[str, float] = {"f32": 32, "bf16": 16, "f16": 16, "f8": 8, "mxfp4": 4.25}
 """Bits per weight of the formats in which published experts come, scales included: ``mxfp4``
@@ -201,8 +216,15 @@ class ModelSpec:
         return self.mla.cached if self.mla else 2 * self.kv_size
 
     def kv_bytes_per_token(self, kv_dtype: str) -> int:
-        """Bytes of KV one token takes over all layers: L x elements x item."""
-        return self.layers * self.kv_elements * ITEM_BYTES[kv_dtype]
+        """Bytes of KV one token takes over all layers."""
+        return self.layers * self.kv_layer_bytes(kv_dtype)
+
+    def kv_layer_bytes(self, kv_dtype: str) -> int:
+        """Bytes of KV one token takes in one layer: its elements, and a scale for the key and
+        the value of each head, or for the latent vector."""
+        form = KV_FORMATS[kv_dtype]
+        scales = 1 if self.mla else 2 * self.kv_heads
+        return self.kv_elements * form.item + scales * form.scale
 
     def window_of(self, layer: int) -> int | None:
         """How many tokens a row of ``layer`` sees at most; None without a limit."""
