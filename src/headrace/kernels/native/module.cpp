@@ -76,10 +76,10 @@ void widen_fp16(const Halves &source, const Floats &out, const std::string &path
 
 NB_MODULE(_native, module) {
     bind_matrix(module);
-    bind_roofs(module);
     module.def("cpu_features", &cpu_features);
     module.def("widen_bf16", &widen_bf16, "source"_a.noconvert(), "out"_a.noconvert(),
                "path"_a = "auto");
     module.def("widen_fp16", &widen_fp16, "source"_a.noconvert(), "out"_a.noconvert(),
                "path"_a = "auto");
+    bind_roofs(module);
 }
