@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import tempfile
@@ -64,11 +65,14 @@ def _temporary(scratch: str | None) -> Iterator[dict[str, str]]:
 
 def _watch(process: subprocess.Popen[bytes], deadline: float) -> tuple[int | None, int]:
     peak = 0
+    # A process starts with its parent's peak as its own: up to that, looking must do.
+    inherited = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     while True:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         if pid:
             process.returncode = os.waitstatus_to_exitcode(status)
-            return process.returncode, max(peak, usage.ru_maxrss * 1024)
+            own = usage.ru_maxrss * 1024 if usage.ru_maxrss > inherited else 0
+            return process.returncode, max(peak, own)
         peak = max(peak, sum(_rss(p) for p in _tree(process.pid)))
         if monotonic() > deadline:
             os.killpg(process.pid, signal.SIGKILL)
