@@ -18,6 +18,7 @@ from headrace.cli.kernelbench.weights import FORMATS, bytes_of, cold_set, stored
 from headrace.cli.main import run
 from headrace.kernels.quantized import QuantizedWeight
 from headrace.kernels.select import select
+from headrace.specs.model import ModelSpec
 
 KEYS = {
     *("kernel", "shape", "format", "threads", "gb_per_s", "gflop_per_s", "roof"),
@@ -134,18 +135,19 @@ def test_every_quick_case_runs(name):
             way(0)
 
 
-def test_experts_do_what_the_loop_in_torch_does(monkeypatch):
-    """The routing that is timed is one that the kernels read as the loop does."""
-    model = linear_cases.LAYERS["mixtral-like"]
-    small = type(model)("mixtral", 1, 64, 4, 2, 16, 96, 128, experts=4, top_k=2)
-    routing = linear_cases._routing(small, 9)
-    assert sum(routing.counts()) == 18
-    layer = linear_cases._layer(small, "fp32")
-    case = linear_cases._experts_case(select("reference"), "small", small, [layer], 9, "fp32")
+def test_experts_count_the_weights_that_tokens_visit():
+    model = ModelSpec("mixtral", 1, 64, 4, 2, 16, 96, 128, experts=16, top_k=2)
+    routing = linear_cases._routing(model, 3)
+    assert sorted(routing.rows.tolist()) == [0, 0, 1, 1, 2, 2]
+    visited = sum(routing.visits(e) for e in range(16))
+    assert visited <= 6
+    layer = linear_cases._layer(model, "fp32")
+    case = linear_cases._experts_case(select("reference"), "small", model, [layer], 3, "fp32")
     case.run(0)
     for way in case.torch_ways().values():
         way(0)
-    assert case.flops == 6.0 * 9 * 2 * 64 * 96
+    assert case.flops == 6.0 * 3 * 2 * 64 * 96
+    assert case.bytes == visited * 3 * 4 * 64 * 96 + 4.0 * 3 * 64 * (2 + 2)
 
 
 def test_attention_counts_the_pairs_that_are_seen():
