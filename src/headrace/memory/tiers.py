@@ -38,13 +38,20 @@ def default_budget(baseline_bytes: int | None = None, root: Path = _ROOT) -> Def
     """
     available, cgroup, now = available_bytes(root), cgroup_headroom(root), rss_bytes(root)
     baseline = now if baseline_bytes is None else baseline_bytes
-    free = min(available, available if cgroup is None else cgroup) + now - baseline
+    free = free_bytes(root) + now - baseline
     return DefaultBudget(max(0, int(_SHARE * free)), available, cgroup, baseline)
 
 
 def available_bytes(root: Path = _ROOT) -> int:
     """Memory that can be had without swapping (MemAvailable)."""
     return _kib_field(root / "proc/meminfo", "MemAvailable")
+
+
+def free_bytes(root: Path = _ROOT) -> int:
+    """Memory that this process may still take: what is available, or its cgroup's headroom if
+    that is less."""
+    available, cgroup = available_bytes(root), cgroup_headroom(root)
+    return available if cgroup is None else min(available, cgroup)
 
 
 def rss_bytes(root: Path = _ROOT) -> int:
