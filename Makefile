@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := .demo/model
 
-.PHONY: install demo demo-model test check docs bench conformance soak clean
+.PHONY: install demo demo-model test check check-native check-neon docs bench conformance soak clean
 
 install: $(INSTALLED)
 
@@ -39,6 +39,14 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/docs.py check
+
+# The native kernels under AddressSanitizer, UBSan and ThreadSanitizer; needs cmake, about 4 minutes.
+check-native: install
+	$(BIN)/python tools/check_native.py address thread
+
+# Every native source compiled for aarch64; with an emulator, a small test is run.
+check-neon: install
+	$(BIN)/python tools/check_native.py neon
 
 docs: install
 	$(BIN)/python tools/docs.py build site
