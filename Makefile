@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := .demo/model
 
-.PHONY: install demo demo-model test check docs bench conformance fuzz clean
+.PHONY: install demo demo-model test check docs bench conformance fuzz soak clean
 
 install: $(INSTALLED)
 
@@ -56,6 +56,11 @@ fuzz: install
 conformance: demo-model
 	$(BIN)/python -m pytest -q -m conformance --timeout 3600 tests
 	$(BIN)/python -m demo.conformance $(DEMO) | tee .demo/conformance.md
+
+# About half an hour: kills, full disks, changed shards, signals, many jobs. Mounts small file
+# systems where it may, and limits file sizes where it may not.
+soak: install
+	$(BIN)/python -m tools.soak --minutes 30
 
 clean:
 	rm -rf build dist site .venv .demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .fuzz .coverage*
