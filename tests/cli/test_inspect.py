@@ -10,14 +10,14 @@ import pytest
 from headrace.cli.inspection import inspect_model, role_bytes
 from headrace.cli.main import run
 from headrace.memory.checkpoint import Checkpoint
-from headrace.specs.model import ITEM_BYTES
+from headrace.specs.pages import page_layout
 from headrace.specs.registry import known_models
 
 
 def test_roles_sum_to_all_weights_of_every_known_model():
     for known in known_models().values():
         spec = known.spec
-        total = spec.parameters() * ITEM_BYTES[spec.weight_dtype]
+        total = sum(page.bytes for page in page_layout(spec))
         assert sum(role_bytes(spec).values()) == total
 
 

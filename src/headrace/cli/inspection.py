@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from headrace.cli.budgets import Budgets, budgets_of
 from headrace.cli.model_source import find_model
 from headrace.errors import UsageError
-from headrace.specs.model import ITEM_BYTES, ModelSpec
+from headrace.specs.model import ITEM_BYTES, KV_FORMATS, ModelSpec
 from headrace.specs.pages import Page, page_layout
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ class Inspection:
             "max_positions": model.max_positions,
             "pages": len(pages),
             "largest_page_bytes": max(p.bytes for p in pages),
-            "kv_bytes_per_token": {d: model.kv_bytes_per_token(d) for d in ITEM_BYTES},
+            "kv_bytes_per_token": {d: model.kv_bytes_per_token(d) for d in KV_FORMATS},
             "budgets": None if self.budgets is None else vars(self.budgets),
             "names_code": self.names_code,
             "nonfinite": None if self.nonfinite is None else [_told(n) for n in self.nonfinite],
@@ -94,23 +93,34 @@ def _told(found: NonFinite) -> dict[str, Any]:
 
 def role_bytes(model: ModelSpec) -> dict[str, int]:
     """Bytes by what they are for; the values sum to all the weights of the model."""
-    item, layers = ITEM_BYTES[model.weight_dtype], model.layers
-
-    def size(shapes: Mapping[str, tuple[int, ...]]) -> int:
-        return item * sum(map(math.prod, shapes.values()))
-
-    layer, rest = model.layer_tensors(), model.global_tensors()
-    router = {n: s for n, s in layer.items() if n == "router"}
-    norms = {n: s for n, s in layer.items() if n.endswith("norm")}
-    attention = {n: s for n, s in layer.items() if n not in router and n not in norms}
+    layers, rest = range(model.layers), model.global_tensors()
+    item = ITEM_BYTES[model.weight_dtype]
+    tensors = [(n, item * math.prod(s)) for i in layers for n, s in model.layer_tensors(i).items()]
+    router = sum(size for name, size in tensors if name in _ROUTING)
+    norms = sum(size for name, size in tensors if name.endswith("norm"))
     return {
-        "experts": layers * model.experts * size(model.expert_tensors()),
-        "attention": layers * size(attention),
-        "router": layers * size(router),
-        "norms": layers * size(norms) + size({"final_norm": rest["final_norm"]}),
-        "embeddings": size({"embed": rest["embed"]}),
-        "head": size({"head": rest["head"]}) if "head" in rest else 0,
+        "experts": sum(_expert_bytes(model, layer, routed=True) for layer in layers),
+        "shared": sum(_expert_bytes(model, layer, routed=False) for layer in layers),
+        "attention": sum(size for _, size in tensors) - router - norms,
+        "router": router,
+        "norms": norms + item * math.prod(rest["final_norm"]),
+        "embeddings": item * math.prod(rest["embed"]),
+        "head": item * math.prod(rest["head"]) if "head" in rest else 0,
     }
+
+
+_ROUTING = ("router", "router_bias", "shared_gate")
+
+
+def _expert_bytes(model: ModelSpec, layer: int, *, routed: bool) -> int:
+    """Bytes of a layer's routed experts (of its FFN, in a dense model), or of the others."""
+    each = range(model.experts_in(layer))
+    found = [e for e in each if (model.is_moe and model.visited_by_all(layer, e)) != routed]
+    return sum(
+        model.expert_bytes(math.prod(shape), matrix=len(shape) == 2)
+        for expert in found
+        for shape in model.expert_tensors(layer, expert).values()
+    )
 
 
 def shape_of(model: ModelSpec) -> dict[str, int]:

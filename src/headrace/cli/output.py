@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 from headrace.errors import HeadraceError, StorageError
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def emit_json(payload: Mapping[str, Any], stream: IO[str] | None = None) -> None:
-    """One JSON object, then a newline, on stdout. Infinities and NaN become null.
+def emit_json(payload: Mapping[str, Any] | Sequence[Any], stream: IO[str] | None = None) -> None:
+    """One JSON object or list, then a newline, on stdout. Infinities and NaN become null.
 
     Raises BrokenPipeError when nobody reads it, StorageError when it cannot be written."""
     text = json.dumps(_finite(payload), indent=2, ensure_ascii=False, allow_nan=False)

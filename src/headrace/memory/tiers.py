@@ -69,7 +69,7 @@ def cgroup_headroom(root: Path = _ROOT) -> int | None:
 
     Cached file pages that the kernel can drop count as free. None when nothing limits it.
     """
-    levels = [level for folder, v2 in _memory_cgroups(root) for level in _levels(folder, v2)]
+    levels = [level for folder, v2 in memory_cgroups(root) for level in _levels(folder, v2)]
     return min(levels, default=None)
 
 
@@ -114,8 +114,8 @@ def _resident_pages(descriptor: int, offset: int, nbytes: int) -> int:
         libc.munmap(address, nbytes)
 
 
-def _memory_cgroups(root: Path) -> list[tuple[list[Path], bool]]:
-    """Per hierarchy that limits memory: folders from this process' group up, and if it is v2."""
+def memory_cgroups(root: Path = _ROOT) -> list[tuple[list[Path], bool]]:
+    """Per hierarchy that may limit memory: folders from this process' group up, and if it is v2."""
     groups: list[tuple[list[Path], bool]] = []
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)

@@ -18,6 +18,11 @@ from headrace.specs.policy import SCHEDULES, Policy
 
 NOTE = "the plan of an earlier run of this job, kept"
 
+_SETS = ("resident", "on_disk", "cpu_experts")
+"""Fields of a policy that hold page ids."""
+
+_DEFAULTS = {field.name: field.default for field in fields(Policy)}
+
 MOST_LANES = 64
 """Disk lanes of a stored plan: each is a thread."""
 
@@ -27,7 +32,8 @@ MOST = 1 << 40
 
 def store_plan(plan: Plan, at: Situation, memory: int | None) -> dict[str, Any]:
     """``plan`` for JSON. ``memory`` is the budget that the user set (None: the default)."""
-    policy = {**asdict(plan.policy), "resident": sorted(plan.policy.resident)}
+    sets = {name: sorted(getattr(plan.policy, name)) for name in _SETS}
+    policy = {**asdict(plan.policy), **sets}
     return {
         **_asked(at, memory),
         "requests": at.workload.requests,
@@ -69,13 +75,22 @@ def _policy(stored: Any, at: Situation) -> Policy:
     pages = {page.id for page in at.pages}
     values: dict[str, Any] = {}
     for name, value in stored.items():
-        if name == "resident":
+        if name in _SETS:
             if not isinstance(value, list) or not all(_whole(i) in pages for i in value):
-                raise ValueError("resident pages that the model does not have")
+                raise ValueError("pages that the model does not have")
             values[name] = frozenset(value)
         else:
-            values[name] = value if isinstance(value, str) else _whole(value)
+            values[name] = _plain(value, _DEFAULTS.get(name))
     return Policy(**values)
+
+
+def _plain(value: Any, default: Any) -> Any:
+    """``value``, if it is of the kind of ``default``: text, a switch, a share or a number."""
+    if isinstance(value, str) or type(value) is bool is type(default):
+        return value
+    if isinstance(default, float) and type(value) in (int, float) and 0.0 <= value <= 1.0:
+        return float(value)
+    return _whole(value)
 
 
 def _ours(policy: Policy, at: Situation) -> bool:
