@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := .demo/model
 
-.PHONY: install demo demo-model test check check-native check-neon docs bench conformance soak clean
+.PHONY: install demo demo-model test check check-native check-neon docs bench conformance fuzz soak clean
 
 install: $(INSTALLED)
 
@@ -54,6 +54,13 @@ docs: install
 bench: install
 	$(BIN)/headrace bench schedules
 
+# A search over everything that reads what strangers wrote; MINUTES in all.
+MINUTES ?= 5
+fuzz: install
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet -c constraints.txt atheris
+	$(BIN)/python -m fuzz.refusals
+	$(BIN)/python -m fuzz.run --minutes $(MINUTES)
+
 conformance: demo-model
 	$(BIN)/python -m pytest -q -m conformance --timeout 3600 tests
 	$(BIN)/python -m demo.conformance $(DEMO) | tee .demo/conformance.md
@@ -64,4 +71,4 @@ soak: install
 	$(BIN)/python -m tools.soak --minutes 30
 
 clean:
-	rm -rf build dist site .venv .demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
+	rm -rf build dist site .venv .demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .fuzz .coverage*

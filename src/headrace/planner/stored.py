@@ -11,7 +11,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from headrace.errors import HeadraceError
-from headrace.planner.candidates import LEAST_SLOTS, MOST_ROWS, Situation
+from headrace.planner.candidates import LEAST_SLOTS, MOST_ROWS, ROWS_PER_MICRO_BATCH, Situation
 from headrace.planner.plan import Plan
 from headrace.planner.rules import plan_of
 from headrace.specs.policy import PAGE_SETS, SCHEDULES, Policy
@@ -103,7 +103,9 @@ def _ours(policy: Policy, at: Situation) -> bool:
         and policy.ring_slots <= max(len(at.pages), LEAST_SLOTS, asked.ring_slots or 0)
         and (policy.schedule == "resident") <= (slot == 0)
         and policy.schedule in ((asked.schedule, "resident") if asked.schedule else SCHEDULES)
-        and policy.micro_batches <= policy.max_rows <= most_rows
+        and policy.max_rows <= most_rows
+        and policy.micro_batches
+        <= (asked.micro_batches or -(-policy.max_rows // ROWS_PER_MICRO_BATCH))
         and 1 <= policy.disk_lanes <= MOST_LANES
     )
 
