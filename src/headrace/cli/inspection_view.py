@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console, Group
+from rich.markup import escape
 from rich.table import Table
 
 from headrace.cli.inspection import Inspection, role_bytes
@@ -30,7 +31,9 @@ def _facts(found: Inspection) -> Table:
     table.add_row("weights", f"{format_bytes(found.stored_bytes)}{files}")
     largest = format_bytes(max(p.bytes for p in pages))
     table.add_row("pages", f"{len(pages)}, at most {largest} each")
-    kv = ", ".join(f"{format_bytes(model.kv_bytes_per_token(d))} {d}" for d in ("f16", "f32"))
+    kv = ", ".join(
+        f"{format_bytes(model.kv_bytes_per_token(d))} {d}" for d in ("int8", "f16", "f32")
+    )
     table.add_row("KV per token", kv)
     table.add_row("context", f"{model.max_positions} tokens")
     if found.budgets is not None:
@@ -38,6 +41,12 @@ def _facts(found: Inspection) -> Table:
         batch = f"{b.sequences} sequences of {b.tokens} tokens"
         table.add_row("all resident", f"--memory {size_argument(b.resident)} and up ({batch})")
         table.add_row("smallest", f"--memory {size_argument(b.smallest)}")
+    if found.names_code:
+        table.add_row("code", "config.json names Python files (auto_map); they are never run")
+    for bad in found.nonfinite or ():
+        table.add_row("not finite", escape(str(bad)))
+    if found.nonfinite == ():
+        table.add_row("not finite", "nothing: all weights were read")
     return table
 
 

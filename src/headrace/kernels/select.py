@@ -16,7 +16,7 @@ import torch
 
 from headrace.errors import UsageError
 from headrace.kernels import reference
-from headrace.kernels.native import available, matrix
+from headrace.kernels.native import attention, available, matrix
 from headrace.specs.policy import KERNELS
 
 
@@ -33,6 +33,8 @@ class Kernels:
     linear: Callable[..., Any]
     rms_norm: Callable[..., Any]
     apply_rope: Callable[..., Any]
+    plan_attention: Callable[..., Any]
+    append: Callable[..., Any]
     attend: Callable[..., Any]
     route: Callable[..., Any]
     experts: Callable[..., Any]
@@ -66,6 +68,8 @@ def _reference(threads: int) -> Kernels:
         linear=reference.linear,
         rms_norm=reference.rms_norm,
         apply_rope=reference.apply_rope,
+        plan_attention=reference.plan_attention,
+        append=reference.append,
         attend=reference.attend,
         route=reference.route,
         experts=reference.experts,
@@ -79,8 +83,11 @@ def _native(threads: int) -> Kernels:
     return replace(
         _reference(threads),
         name="native",
-        numerics=f"native-{paths}-torch-{torch.__version__}-threads_{threads}",  # attention's
+        numerics=f"native-{paths}-torch-{torch.__version__}-threads_{threads}",  # norms'
         linear=partial(matrix.linear, threads=threads),
+        plan_attention=attention.plan_attention,
+        append=partial(attention.append, threads=threads),
+        attend=partial(attention.attend, threads=threads),
         experts=partial(matrix.experts, threads=threads),
         expert_up=partial(matrix.expert_up, threads=threads),
         expert_down=partial(matrix.expert_down, threads=threads),

@@ -67,7 +67,7 @@ class _Bodies:
         self.pages = {page.id: page for page in table.pages}
         self.tile = attention_tile(model, policy)
         self.weights = Weights(table)
-        self.indexer = Indexer(model, policy)
+        self.indexer = Indexer(model, policy, kernels)
 
     def read_rows(self, task: Task, views: Views, sweep: Sweep) -> None:
         """Embedding rows of the batch, in row order."""
@@ -134,9 +134,7 @@ class _Bodies:
         for out in (q, k):
             heads = out.view(r, -1, model.head_dim)
             self.kernels.apply_rope(heads, index.cos, index.sin, temp[: out.numel()])
-        cache = views[Buffer("kv", _layer(task))].flatten(1, 2).flatten(2)  # [2, tokens, KV d]
-        for half, new in zip(cache.unbind(0), (k, v), strict=True):
-            half.index_copy_(0, index.slots, _rounded(new, half.dtype, temp))
+        self.kernels.append(k, v, views[Buffer("kv", _layer(task))], index.slots, temp)
 
     def attention(self, task: Task, views: Views, sweep: Sweep) -> None:
         """attended = softmax(q K^T) V over the cache, the chunk's own keys included."""
@@ -144,7 +142,7 @@ class _Bodies:
         self.kernels.attend(
             views[Buffer("q")],
             views[Buffer("kv", _layer(task))],
-            index.groups,
+            index.attention,
             views[Buffer("attended")],
             views[_SCRATCH],
             self.tile,
@@ -214,13 +212,6 @@ class _Bodies:
 
 def _page_view(task: Task, views: Views) -> Tensor:
     return next(views[b] for b in task.reads if b.name in ("page", "slot"))
-
-
-def _rounded(new: Tensor, dtype: torch.dtype, temp: Tensor) -> Tensor:
-    """``new`` in the cache's type, written over ``temp``."""
-    if new.dtype == dtype:
-        return new
-    return temp.view(dtype)[: new.numel()].view(new.shape).copy_(new)
 
 
 def _mb(task: Task) -> int:

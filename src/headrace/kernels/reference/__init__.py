@@ -6,7 +6,9 @@ tile into scratch; K and V are rounded to the cache's type before any use. Resul
 """
 
 from headrace.kernels.reference.attention import AttentionGroup, Piece, attend, plan_attention
+from headrace.kernels.reference.cache import append
 from headrace.kernels.reference.experts import expert_down, expert_up, experts
+from headrace.kernels.reference.latent import attend_latent
 from headrace.kernels.reference.linear import linear, upcast
 from headrace.kernels.reference.moe import expert, gated, route
 from headrace.kernels.reference.norm import rms_norm
@@ -17,8 +19,10 @@ __all__ = [
     "AttentionGroup",
     "Piece",
     "Routing",
+    "append",
     "apply_rope",
     "attend",
+    "attend_latent",
     "expert",
     "expert_down",
     "expert_up",
