@@ -57,7 +57,7 @@ bench: install
 # A search over everything that reads what strangers wrote; MINUTES in all.
 MINUTES ?= 5
 fuzz: install
-	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet -c constraints.txt atheris
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet atheris==3.0.0
 	$(BIN)/python -m fuzz.refusals
 	$(BIN)/python -m fuzz.run --minutes $(MINUTES)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 
@@ -35,8 +35,7 @@ def test_a_plan_of_ours_is_kept(at, stored):
     kept = restore_plan(stored, at, 7)
     assert kept is not None
     assert kept.notes[-1] == NOTE
-    assert asdict(kept.policy) == {**stored["policy"], "resident": kept.policy.resident}
-    assert sorted(kept.policy.resident) == stored["policy"]["resident"]
+    assert kept.policy == best_plan(at).policy
     assert kept.policy.slot_bytes, "it streams"
 
 
