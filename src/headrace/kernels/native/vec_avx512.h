@@ -78,6 +78,31 @@ struct Vec {
         transpose16(t);
         for (int i = 0; i < 16; ++i) r[i] = _mm512_castsi512_ps(t[i]);
     }
+    // Turns TURNED rows of 32 bytes, `n` items of them at `rows[i] + k` (the rest are zeros), so
+    // that those of one column lie together, `stride` items from those of the next.
+    static constexpr int TURNED = 32;
+    static void turn(const std::uint16_t *const *rows, std::int64_t k, int n, std::uint16_t *to,
+                     std::int64_t stride) {
+        __m512i r[16];
+        turn_words(rows, k, static_cast<unsigned>((1ull << 2 * n) - 1), r);
+        for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + i * stride, r[i]);
+    }
+    static void turn(const std::int8_t *const *rows, std::int64_t k, int n, std::int8_t *to,
+                     std::int64_t stride) {
+        __m512i r[16];
+        turn_words(rows, k, static_cast<unsigned>((1ull << n) - 1), r);
+        const __m512i apart = _mm512_broadcast_i32x4(
+            _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
+        const __m512i together = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+        for (int i = 0; i < 16; ++i) {
+            const __m512i both =
+                _mm512_permutexvar_epi64(together, _mm512_shuffle_epi8(r[i], apart));
+            auto *at = reinterpret_cast<__m256i *>(to + 2 * i * stride);
+            auto *after = reinterpret_cast<__m256i *>(to + (2 * i + 1) * stride);
+            _mm256_storeu_si256(at, _mm512_castsi512_si256(both));
+            _mm256_storeu_si256(after, _mm512_extracti64x4_epi64(both, 1));
+        }
+    }
     // The largest lane, and the sum of all, by one tree.
     static float top(T a) {
         const __m256 half = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
@@ -108,6 +133,41 @@ struct Vec {
     static Quad add4(Quad a, Quad b) { return _mm_add_ps(a, b); }
 
  private:
+    // Column i of 32 rows of 16 words: r[i]. Bytes of a row beyond `mask` count as zeros.
+    template <class Item>
+    static void turn_words(const Item *const *rows, std::int64_t k, unsigned mask,
+                           __m512i (&r)[16]) {
+        const auto half = [&](int row) {
+            return mask == ~0u ? _mm256_loadu_si256(reinterpret_cast<const __m256i *>(rows[row] + k))
+                               : _mm256_maskz_loadu_epi8(mask, rows[row] + k);
+        };
+        __m512i t[16];
+        for (int i = 0; i < 16; ++i) {  // rows 0 .. 7 beside 8 .. 15, then 16 .. 23 beside the rest
+            const int row = i < 8 ? i : i + 8;
+            r[i] = _mm512_inserti64x4(_mm512_castsi256_si512(half(row)), half(row + 8), 1);
+        }
+        for (int i = 0; i < 8; ++i) {
+            t[2 * i] = _mm512_unpacklo_epi16(r[2 * i], r[2 * i + 1]);
+            t[2 * i + 1] = _mm512_unpackhi_epi16(r[2 * i], r[2 * i + 1]);
+        }
+        for (int i = 0; i < 4; ++i) {  // four rows each: columns 0 1, 2 3, 4 5, 6 7
+            const __m512i *a = t + 4 * i;
+            r[4 * i] = _mm512_unpacklo_epi32(a[0], a[2]);
+            r[4 * i + 1] = _mm512_unpackhi_epi32(a[0], a[2]);
+            r[4 * i + 2] = _mm512_unpacklo_epi32(a[1], a[3]);
+            r[4 * i + 3] = _mm512_unpackhi_epi32(a[1], a[3]);
+        }
+        for (int i = 0; i < 2; ++i) {  // eight rows each: column j, and 8 + j in odd quarters
+            for (int j = 0; j < 4; ++j) {
+                t[8 * i + 2 * j] = _mm512_unpacklo_epi64(r[8 * i + j], r[8 * i + 4 + j]);
+                t[8 * i + 2 * j + 1] = _mm512_unpackhi_epi64(r[8 * i + j], r[8 * i + 4 + j]);
+            }
+        }
+        for (int j = 0; j < 8; ++j) {
+            r[j] = _mm512_shuffle_i64x2(t[j], t[8 + j], 0x88);
+            r[8 + j] = _mm512_shuffle_i64x2(t[j], t[8 + j], 0xdd);
+        }
+    }
     static __mmask16 lanes(int n) { return static_cast<__mmask16>((1u << n) - 1); }
     static __m128i bytes(const void *p) {
         return _mm_loadu_si128(static_cast<const __m128i *>(p));
