@@ -75,7 +75,7 @@ class Ahead {
 template <class F, class V>
 constexpr bool turns_stored = V::TURNED > 0 && sizeof(typename F::Item) < sizeof(float);
 
-constexpr int MOST_COLUMNS = 32;  // that are turned at once
+constexpr int MOST_COLUMNS = 64;  // that are turned at once
 
 // Rows of COUNT keys from the tile's `first` on; beyond its last key, that key once more.
 template <class F, int COUNT>
@@ -95,7 +95,7 @@ struct KeyRows {
 template <class F, class V, class Tile>
 void turn_stored(const Attention &a, const Tile &t, std::int64_t head, Ahead &ahead,
                  typename F::Item *to) {
-    constexpr int rows = V::TURNED, columns = 32 / sizeof(typename F::Item);
+    constexpr int rows = V::TURNED, columns = 64 / sizeof(typename F::Item);
     const int lines = ahead.per_step(4, KV_TILE / rows * ((a.d + columns - 1) / columns));
     for (int first = 0; first < t.keys; first += rows) {
         const KeyRows<F, rows> row(a.cache, t, first, head);
