@@ -9,7 +9,6 @@
 namespace headrace {
 namespace {
 
-constexpr std::int64_t UNIT_ROWS = 256;       // query rows that meet a tile of keys, at most
 constexpr std::int64_t UNITS_PER_THREAD = 4;  // at least, so that threads end together
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }

@@ -14,6 +14,8 @@ namespace headrace {
 constexpr int KV_TILE = 64;
 constexpr std::int64_t KV_SPLIT = 1024;
 
+constexpr std::int64_t UNIT_ROWS = 256;  // query rows that meet a tile of keys, at most
+
 // i8: an integer q of token t and head h means scales[t, h] q.
 enum class KvFormat { f32, bf16, f16, i8 };
 

@@ -7,6 +7,8 @@
 // through this: neither the rows beside it nor the thread can change a bit.
 #pragma once
 
+#include <algorithm>
+
 #include "attention_formats.h"
 #include "attention_tiles.h"
 #include "epilogue.h"
@@ -32,6 +34,7 @@ constexpr std::int64_t padded(std::int64_t count) {
 struct Work {
     std::int64_t dv;   // padded
     float *keys;       // [d, KV_TILE]
+    void *turned;      // the same as stored, for at most two bytes each
     float *values;     // [KV_TILE, dv]
     float *key_scales, *value_scales;  // [KV_TILE]
     float *weights;    // [rows, KV_TILE]: scores, then weights
@@ -42,7 +45,8 @@ struct Work {
     Softmax *whole;    // [heads, rows]
 
     static std::int64_t fixed(const Attention &a) {
-        return KV_TILE * (padded(a.d) + padded(a.dv) + 2) + 8 * 16;
+        const std::int64_t turned = (a.d + MOST_COLUMNS) / 2;
+        return KV_TILE * (padded(a.d) + turned + padded(a.dv) + 2) + 12 * 16;
     }
     static std::int64_t per_row(const Attention &a) {
         return KV_TILE + 1 + a.d + padded(a.dv) + 4;
@@ -57,6 +61,7 @@ struct Work {
         };
         const std::int64_t rows = u.rows(), all = rows * u.heads();
         keys = take(KV_TILE * padded(a.d));
+        turned = take(KV_TILE * ((a.d + MOST_COLUMNS) / 2));
         values = take(KV_TILE * dv);
         key_scales = take(KV_TILE);
         value_scales = take(KV_TILE);
@@ -195,8 +200,17 @@ void merge(const Attention &a, const Unit &u, const float *partial) {
 
 // --- one tile ---
 
-// Slots of the keys of a tile; `keys` of them hold something that a row of the unit sees.
-struct Tile {
+// Keys [lo, hi) of a tile that a row sees.
+struct Seen {
+    int lo, hi;
+
+    bool none() const { return hi <= lo; }
+    bool all() const { return lo == 0 && hi == KV_TILE; }
+    bool operator==(const Seen &o) const { return lo == o.lo && hi == o.hi; }
+};
+
+// Slots of the keys of a tile, as far as a row of the unit sees them.
+struct Slots {
     std::int64_t first = 0;
     int keys = 0;
     std::int64_t slots[KV_TILE];
@@ -207,51 +221,69 @@ struct Tile {
         keys = static_cast<int>(end - from < KV_TILE ? end - from : KV_TILE);
         if (keys < 0) keys = 0;
         const std::int64_t block = a.cache.block;
+        std::int64_t place = first / block, within = first % block;
         for (int i = 0; i < keys; ++i) {
-            slots[i] = u.piece->table[(first + i) / block] * block + (first + i) % block;
+            slots[i] = u.piece->table[place] * block + within;
+            if (++within == block) {
+                within = 0;
+                ++place;
+            }
         }
     }
 };
 
-// Keys [lo, hi) of the tile that row r of the unit sees; hi <= lo: none.
-struct Seen {
-    int lo, hi;
+// The tile at hand: what each position of the unit sees of it. Positions p0 .. p1 see some.
+struct Tile : Slots {
+    std::int64_t p0 = 0, p1 = 0;
+    Seen seen[UNIT_ROWS];
 
-    Seen(const Attention &a, const Unit &u, const Tile &t, std::int64_t row) {
-        const std::int64_t position = u.piece->position + u.r0 + row / u.group();
-        const std::int64_t from = a.first(position) - t.first;
-        const std::int64_t to = a.last(*u.piece, position) - t.first;
-        lo = from > 0 ? static_cast<int>(from < KV_TILE ? from : KV_TILE) : 0;
-        hi = static_cast<int>(to < KV_TILE ? to : KV_TILE);
+    void see(const Attention &a, const Unit &u) {
+        for (std::int64_t r = u.r0; r < u.r1; ++r) {
+            const std::int64_t position = u.piece->position + r;
+            const std::int64_t from = a.first(position) - first;
+            const std::int64_t to = a.last(*u.piece, position) - first;
+            Seen &s = seen[r - u.r0];
+            s.lo = from > 0 ? static_cast<int>(from < KV_TILE ? from : KV_TILE) : 0;
+            s.hi = to > 0 ? static_cast<int>(to < KV_TILE ? to : KV_TILE) : 0;
+        }
+        p0 = 0;
+        p1 = u.r1 - u.r0;
+        while (p0 < p1 && seen[p0].none()) ++p0;
+        while (p0 < p1 && seen[p1 - 1].none()) --p1;
     }
-    bool none() const { return hi <= lo; }
-    bool operator==(const Seen &o) const { return lo == o.lo && hi == o.hi; }
 };
 
-// Scores to weights, in place; the row's state and what its sums are multiplied with.
+constexpr float MINUS_INFINITY = -std::numeric_limits<float>::infinity();
+
+// Scores final, keys that are not seen at -inf; the row's new top, and by how much it rose.
 template <bool SCALED>
-inline void soften(const Work &w, float *s, Seen seen, Softmax &row, float &rescale) {
-    constexpr int count = KV_TILE / Vec::width;
-    const bool cut = seen.lo > 0 || seen.hi < KV_TILE;
+inline void raise_top(const Work &w, float *s, Seen seen, Softmax &row, float &rise) {
     if (SCALED) {
         for (int i = 0; i < KV_TILE; i += Vec::width) {
             Vec::store(s + i, Vec::mul(Vec::load(s + i), Vec::load(w.key_scales + i)));
         }
     }
-    if (cut) {
-        for (int i = 0; i < seen.lo; ++i) s[i] = -std::numeric_limits<float>::infinity();
-        for (int i = seen.hi; i < KV_TILE; ++i) s[i] = -std::numeric_limits<float>::infinity();
+    if (!seen.all()) {
+        for (int i = 0; i < seen.lo; ++i) s[i] = MINUS_INFINITY;
+        for (int i = seen.hi; i < KV_TILE; ++i) s[i] = MINUS_INFINITY;
     }
     Vec::T best = Vec::load(s);
-    for (int i = 1; i < count; ++i) best = Vec::max(best, Vec::load(s + i * Vec::width));
-    const float here = Vec::top(best);
-    const float top = row.top > here ? row.top : here;
-    const Vec::T shift = Vec::set(shift_of(top));
+    for (int i = Vec::width; i < KV_TILE; i += Vec::width) best = Vec::max(best, Vec::load(s + i));
+    const float here = Vec::top(best), top = row.top > here ? row.top : here;
+    rise = row.top - shift_of(top);
+    row.top = top;
+}
+
+// Scores to weights, in place, and their sum to the row's mass.
+template <bool SCALED>
+inline void soften(const Work &w, float *s, Seen seen, Softmax &row, float rescale) {
+    constexpr int count = KV_TILE / Vec::width;
+    const Vec::T shift = Vec::set(shift_of(row.top));
     Vec::T p[count];
     for (int i = 0; i < count; ++i) {
         p[i] = exp_of(Vec::sub(Vec::load(s + i * Vec::width), shift));
     }
-    if (cut) {
+    if (!seen.all()) {
         for (int i = 0; i < count; ++i) Vec::store(s + i * Vec::width, p[i]);
         for (int i = 0; i < seen.lo; ++i) s[i] = 0.0f;
         for (int i = seen.hi; i < KV_TILE; ++i) s[i] = 0.0f;
@@ -264,14 +296,11 @@ inline void soften(const Work &w, float *s, Seen seen, Softmax &row, float &resc
     for (int half = count / 2; half > 0; half /= 2) {
         for (int i = 0; i < half; ++i) p[i] = Vec::add(p[i], p[i + half]);
     }
-    rescale = row.top - shift_of(top);
-    exps(&rescale, 1);
     row.mass = row.mass * rescale + Vec::total(p[0]);
-    row.top = top;
 }
 
 // Scales of the tile's keys; beyond them 0, so that nothing unwritten is multiplied.
-void load_scales(const Attention &a, const Tile &t, std::int64_t head, const Work &w) {
+void load_scales(const Attention &a, const Slots &t, std::int64_t head, const Work &w) {
     for (int i = 0; i < KV_TILE; ++i) {
         const std::int64_t at = i < t.keys ? t.slots[i] * a.cache.heads + head : 0;
         w.key_scales[i] = i < t.keys ? a.cache.key_scales[at] : 0.0f;
@@ -279,47 +308,68 @@ void load_scales(const Attention &a, const Tile &t, std::int64_t head, const Wor
     }
 }
 
-// Rows r0 .. r1 of the unit see some key of the tile: positions ascend, so they are neighbours.
-void rows_of(const Attention &a, const Unit &u, const Tile &t, std::int64_t &r0, std::int64_t &r1) {
-    const std::int64_t group = u.group();
-    r0 = 0;
-    r1 = u.rows();
-    while (r0 < r1 && Seen(a, u, t, r0).none()) r0 += group;
-    while (r0 < r1 && Seen(a, u, t, r1 - 1).none()) r1 -= group;
+template <class F>
+void score(const Attention &a, const Tile &t, std::int64_t head, Ahead &ahead, const Work &w,
+           const float *q, std::int64_t r0, std::int64_t r1) {
+    const auto rows = [&](auto format, const auto *keys) {
+        using Stored = decltype(format);
+        for (std::int64_t r = r0; r < r1;) {
+            r += score_rows<Stored>(q + r * a.d, keys, a.d, r1 - r, ahead, w.weights + r * KV_TILE);
+        }
+    };
+    if constexpr (turns_stored<F, Vec>) {
+        auto *turned = static_cast<typename F::Item *>(w.turned);
+        turn_stored<F, Vec>(a, t, head, ahead, turned);
+        if (r1 - r0 <= DIRECT_ROWS) return rows(F(), turned);
+        for (std::int64_t i = 0; i < a.d * KV_TILE; i += Vec::width) {
+            Vec::store(w.keys + i, F::load(turned + i));
+        }
+    } else {
+        turn_widened<F>(a, t, head, ahead, w.keys);
+    }
+    rows(CacheF32(), w.keys);
 }
 
 template <class F>
-void attend_tile(const Attention &a, const Unit &u, const Tile &t, const Tile &next,
-                 std::int64_t head, const Work &w) {
-    std::int64_t r0, r1;
-    rows_of(a, u, t, r0, r1);
-    if (r0 == r1) return;
-    const std::int64_t base = (head - u.h0) * u.rows();
-    const float *q = w.queries + base * a.d;
-    float *sums = w.sums + base * w.dv;
-    Softmax *state = w.split + base;
-
-    Ahead ahead(a.cache, next, u.h0, u.heads(), head - u.h0, u.heads());
-    pack_keys<F>(a, t, head, ahead, w.keys);
-    for (std::int64_t r = r0; r < r1;) {
-        r += score_rows(q + r * a.d, w.keys, a.d, r1 - r, ahead, w.weights + r * KV_TILE);
-    }
-    if (F::scaled) load_scales(a, t, head, w);
-    for (std::int64_t r = r0; r < r1; ++r) {
-        soften<F::scaled>(w, w.weights + r * KV_TILE, Seen(a, u, t, r), state[r], w.rescale[r]);
-    }
-    const bool direct = r1 - r0 <= DIRECT_ROWS;
+void weigh(const Attention &a, const Unit &u, const Tile &t, std::int64_t head, Ahead &ahead,
+           const Work &w, float *sums) {
+    const std::int64_t group = u.group();
+    const bool direct = (t.p1 - t.p0) * group <= DIRECT_ROWS;
     if (!direct) pack_values<F>(a, t, head, w.values, w.dv);
-    for (std::int64_t r = r0; r < r1;) {
-        const Seen seen(a, u, t, r);
-        std::int64_t end = r + 1;
-        while (end < r1 && Seen(a, u, t, end) == seen) ++end;
-        for (; r < end;) {
-            const Rows rows{w.weights + r * KV_TILE, w.rescale + r, sums + r * w.dv, w.dv, end - r};
+    for (std::int64_t p = t.p0, end; p < t.p1; p = end) {
+        const Seen seen = t.seen[p];
+        for (end = p + 1; end < t.p1 && t.seen[end] == seen;) ++end;
+        for (std::int64_t r = p * group; r < end * group;) {
+            const Rows rows{w.weights + r * KV_TILE, w.rescale + r, sums + r * w.dv, w.dv,
+                            end * group - r};
             r += direct ? weigh_stored<F>(a, t, head, ahead, rows, seen.lo, seen.hi)
                         : weigh_packed(w.values, rows, seen.lo, seen.hi);
         }
     }
+}
+
+template <class F>
+void attend_tile(const Attention &a, const Unit &u, const Tile &t, const Slots &next,
+                 std::int64_t head, const Work &w) {
+    const std::int64_t group = u.group(), base = (head - u.h0) * u.rows();
+    const std::int64_t r0 = t.p0 * group, r1 = t.p1 * group;
+    Softmax *state = w.split + base;
+    Ahead ahead(a.cache, next, u.h0, u.heads(), head - u.h0, u.heads());
+    score<F>(a, t, head, ahead, w, w.queries + base * a.d, r0, r1);
+    if (F::scaled) load_scales(a, t, head, w);
+    const auto each = [&](const auto &call) {
+        for (std::int64_t p = t.p0, r = r0; p < t.p1; ++p) {
+            for (std::int64_t g = 0; g < group; ++g, ++r) call(r, t.seen[p]);
+        }
+    };
+    each([&](std::int64_t r, Seen seen) {
+        raise_top<F::scaled>(w, w.weights + r * KV_TILE, seen, state[r], w.rescale[r]);
+    });
+    exps(w.rescale + r0, static_cast<int>(r1 - r0));
+    each([&](std::int64_t r, Seen seen) {
+        soften<F::scaled>(w, w.weights + r * KV_TILE, seen, state[r], w.rescale[r]);
+    });
+    weigh<F>(a, u, t, head, ahead, w, w.sums + base * w.dv);
 }
 
 // --- one unit ---
@@ -330,29 +380,35 @@ void begin_split(const Unit &u, const Work &w) {
     std::memset(w.sums, 0, static_cast<std::size_t>(all * w.dv) * sizeof(float));
 }
 
+// The tile that follows the one at `first`, or the first one of the unit that is likely to.
+void find_next(const Attention &a, const Unit &u, const Unit *after, std::int64_t first,
+               std::int64_t end, Slots &next) {
+    if (first + KV_TILE < end) return next.find(a, u, first + KV_TILE);
+    next.keys = 0;
+    if (after == nullptr) return;
+    const std::int64_t seen = a.first(after->piece->position + after->r0);
+    const std::int64_t start = std::max(seen, after->s0 * KV_SPLIT);
+    next.find(a, *after, start / KV_TILE * KV_TILE);
+}
+
 template <class F>
 void run(const Attention &a, const Unit &u, const Unit *after) {
     const Work w(a, u);
     load_queries(a, u, w);
     for (std::int64_t i = 0; i < u.rows() * u.heads(); ++i) w.whole[i] = Softmax{};
     const std::int64_t begin = a.first(u.piece->position + u.r0) / KV_TILE * KV_TILE;
-    const std::int64_t end = a.last(*u.piece, u.piece->position + u.r1 - 1);
-    Tile tile, next;
+    const std::int64_t end =
+        std::min(u.s1 * KV_SPLIT, a.last(*u.piece, u.piece->position + u.r1 - 1));
+    Tile tile;
+    Slots next;
     for (std::int64_t s = u.s0; s < u.s1; ++s) {
         begin_split(u, w);
-        const std::int64_t from = s * KV_SPLIT > begin ? s * KV_SPLIT : begin;
-        const std::int64_t to = (s + 1) * KV_SPLIT < end ? (s + 1) * KV_SPLIT : end;
-        for (std::int64_t first = from; first < to; first += KV_TILE) {
-            tile.find(a, u, first);
-            if (first + KV_TILE < end && (first + KV_TILE < to || s + 1 < u.s1)) {
-                next.find(a, u, first + KV_TILE);
-            } else if (after != nullptr) {
-                const std::int64_t seen = a.first(after->piece->position + after->r0);
-                const std::int64_t start = seen > after->s0 * KV_SPLIT ? seen : after->s0 * KV_SPLIT;
-                next.find(a, *after, start / KV_TILE * KV_TILE);
-            } else {
-                next.keys = 0;
-            }
+        const std::int64_t to = std::min((s + 1) * KV_SPLIT, end);
+        for (std::int64_t at = std::max(s * KV_SPLIT, begin); at < to; at += KV_TILE) {
+            tile.find(a, u, at);
+            tile.see(a, u);
+            if (tile.p0 == tile.p1) continue;
+            find_next(a, u, after, at, end, next);
             for (std::int64_t h = u.h0; h < u.h1; ++h) attend_tile<F>(a, u, tile, next, h, w);
         }
         if (u.partial != nullptr) {

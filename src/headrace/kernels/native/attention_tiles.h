@@ -4,6 +4,8 @@
 #include "attention_formats.h"
 #include "prefetch.h"
 
+#include <type_traits>
+
 namespace headrace {
 namespace {
 
@@ -69,27 +71,56 @@ class Ahead {
 
 // --- keys, turned: [d, KV_TILE] ---
 
+// Whether narrow formats are turned as they are, and widened later.
+template <class F, class V>
+constexpr bool turns_stored = V::TURNED > 0 && sizeof(typename F::Item) < sizeof(float);
+
+constexpr int MOST_COLUMNS = 64;  // that are turned at once
+
+// Rows of COUNT keys from the tile's `first` on; beyond its last key, that key once more.
+template <class F, int COUNT>
+struct KeyRows {
+    const typename F::Item *at[COUNT];
+
+    template <class Tile>
+    KeyRows(const KvCache &c, const Tile &t, int first, std::int64_t head) {
+        const char *base = c.keys + head * c.head_bytes;
+        for (int i = 0; i < COUNT; ++i) {
+            const int key = first + i < t.keys ? first + i : t.keys - 1;
+            at[i] = reinterpret_cast<const typename F::Item *>(base + t.slots[key] * c.token_bytes);
+        }
+    }
+};
+
+template <class F, class V, class Tile>
+void turn_stored(const Attention &a, const Tile &t, std::int64_t head, Ahead &ahead,
+                 typename F::Item *to) {
+    constexpr int rows = V::TURNED, columns = 64 / sizeof(typename F::Item);
+    const int lines = ahead.per_step(4, KV_TILE / rows * ((a.d + columns - 1) / columns));
+    for (int first = 0; first < t.keys; first += rows) {
+        const KeyRows<F, rows> row(a.cache, t, first, head);
+        for (std::int64_t k = 0; k < a.d; k += columns) {
+            ahead.step(lines);
+            const int n = a.d - k < columns ? static_cast<int>(a.d - k) : columns;
+            V::turn(row.at, k, n, to + k * KV_TILE + first, KV_TILE);
+        }
+    }
+}
+
 template <class F, class Tile>
-void pack_keys(const Attention &a, const Tile &t, std::int64_t head, Ahead &ahead, float *to) {
-    using Item = typename F::Item;
+void turn_widened(const Attention &a, const Tile &t, std::int64_t head, Ahead &ahead, float *to) {
     constexpr int W = Vec::width;
-    const KvCache &c = a.cache;
-    const char *base = c.keys + head * c.head_bytes;
     const int lines = ahead.per_step(4, KV_TILE / W * ((a.d + W - 1) / W));
     for (int first = 0; first < t.keys; first += W) {
-        const Item *row[W];
-        for (int i = 0; i < W; ++i) {  // beyond the last key, the last once more
-            const int key = first + i < t.keys ? first + i : t.keys - 1;
-            row[i] = reinterpret_cast<const Item *>(base + t.slots[key] * c.token_bytes);
-        }
+        const KeyRows<F, W> row(a.cache, t, first, head);
         for (std::int64_t k = 0; k < a.d; k += W) {
             ahead.step(lines);
             Vec::T v[W];
             if (a.d - k >= W) {
-                for (int i = 0; i < W; ++i) v[i] = F::load(row[i] + k);
+                for (int i = 0; i < W; ++i) v[i] = F::load(row.at[i] + k);
             } else {
                 const int n = static_cast<int>(a.d - k);
-                for (int i = 0; i < W; ++i) v[i] = F::load_some(row[i] + k, n);
+                for (int i = 0; i < W; ++i) v[i] = F::load_some(row.at[i] + k, n);
             }
             Vec::transpose(v);
             for (int i = 0; i < W; ++i) Vec::store(to + (k + i) * KV_TILE + first, v[i]);
@@ -99,8 +130,24 @@ void pack_keys(const Attention &a, const Tile &t, std::int64_t head, Ahead &ahea
 
 // --- scores ---
 
-template <int HEIGHT>
-void score_tile(const float *q, const float *keys, std::int64_t d, Ahead &ahead, float *scores) {
+// Calls f with the height as a constant.
+template <class Call>
+int by_height(std::int64_t left, const Call &f) {
+    const int height = height_of(left);
+    switch (height) {
+        case 1: f(std::integral_constant<int, 1>()); break;
+        case 2: f(std::integral_constant<int, 2>()); break;
+        case 3: f(std::integral_constant<int, 3>()); break;
+        case 4: f(std::integral_constant<int, 4>()); break;
+        case 5: f(std::integral_constant<int, 5>()); break;
+        default: f(std::integral_constant<int, 6>()); break;
+    }
+    return height;
+}
+
+template <class F, int HEIGHT>
+void score_tile(const float *q, const typename F::Item *keys, std::int64_t d, Ahead &ahead,
+                float *scores) {
     const int lines = ahead.per_step(4, KV_TILE / (ACROSS * Vec::width) * d);
     for (int n = 0; n < KV_TILE; n += ACROSS * Vec::width) {
         Vec::T acc[HEIGHT][ACROSS];
@@ -110,7 +157,9 @@ void score_tile(const float *q, const float *keys, std::int64_t d, Ahead &ahead,
         for (std::int64_t k = 0; k < d; ++k) {
             ahead.step(lines);
             Vec::T key[ACROSS];
-            for (int i = 0; i < ACROSS; ++i) key[i] = Vec::load(keys + k * KV_TILE + n + i * Vec::width);
+            for (int i = 0; i < ACROSS; ++i) {
+                key[i] = F::load(keys + k * KV_TILE + n + i * Vec::width);
+            }
             for (int m = 0; m < HEIGHT; ++m) {
                 const Vec::T value = Vec::set(q[m * d + k]);
                 for (int i = 0; i < ACROSS; ++i) acc[m][i] = Vec::fma(value, key[i], acc[m][i]);
@@ -125,18 +174,12 @@ void score_tile(const float *q, const float *keys, std::int64_t d, Ahead &ahead,
 }
 
 // Some of `left` rows with all keys of the tile; returns how many.
-inline int score_rows(const float *q, const float *keys, std::int64_t d, std::int64_t left,
-                      Ahead &ahead, float *scores) {
-    const int height = height_of(left);
-    switch (height) {
-        case 1: score_tile<1>(q, keys, d, ahead, scores); break;
-        case 2: score_tile<2>(q, keys, d, ahead, scores); break;
-        case 3: score_tile<3>(q, keys, d, ahead, scores); break;
-        case 4: score_tile<4>(q, keys, d, ahead, scores); break;
-        case 5: score_tile<5>(q, keys, d, ahead, scores); break;
-        default: score_tile<6>(q, keys, d, ahead, scores); break;
-    }
-    return height;
+template <class F>
+int score_rows(const float *q, const typename F::Item *keys, std::int64_t d, std::int64_t left,
+               Ahead &ahead, float *scores) {
+    return by_height(left, [&](auto height) {
+        score_tile<F, height()>(q, keys, d, ahead, scores);
+    });
 }
 
 // --- weighted values ---
@@ -175,21 +218,6 @@ inline void weigh_tile(const Rows &rows, int lo, int hi, std::int64_t column, co
             Vec::store(rows.sums + m * rows.stride + column + i * W, acc[m][i]);
         }
     }
-}
-
-// Calls f with the height as a constant.
-template <class Call>
-int by_height(std::int64_t left, const Call &f) {
-    const int height = height_of(left);
-    switch (height) {
-        case 1: f(std::integral_constant<int, 1>()); break;
-        case 2: f(std::integral_constant<int, 2>()); break;
-        case 3: f(std::integral_constant<int, 3>()); break;
-        case 4: f(std::integral_constant<int, 4>()); break;
-        case 5: f(std::integral_constant<int, 5>()); break;
-        default: f(std::integral_constant<int, 6>()); break;
-    }
-    return height;
 }
 
 // Values widened before: [KV_TILE, stride].

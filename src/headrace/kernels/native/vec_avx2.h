@@ -85,6 +85,8 @@ struct Vec {
             r[i + 4] = _mm256_permute2f128_ps(low, high, 0x31);
         }
     }
+    // Narrow rows are widened and transposed instead.
+    static constexpr int TURNED = 0;
     // The largest lane, and the sum of all, by one tree.
     static float top(T a) {
         const __m128 q = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));

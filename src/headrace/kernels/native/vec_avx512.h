@@ -78,6 +78,40 @@ struct Vec {
         transpose16(t);
         for (int i = 0; i < 16; ++i) r[i] = _mm512_castsi512_ps(t[i]);
     }
+    // Turns TURNED rows of a line (64 bytes), `n` items of them at `rows[i] + k` (the rest are
+    // zeros), so that those of one column lie together, `stride` items from those of the next.
+    static constexpr int TURNED = 16;
+    static void turn(const std::uint16_t *const *rows, std::int64_t k, int n, std::uint16_t *to,
+                     std::int64_t stride) {
+        __m512i r[16];
+        turn_words(rows, k, n == 32 ? ~0ull : (1ull << 2 * n) - 1, r);
+        for (int i = 0; i < 16; ++i) {
+            std::uint16_t *at = to + column_of(i) * stride;
+            _mm256_storeu_si256(reinterpret_cast<__m256i *>(at), _mm512_castsi512_si256(r[i]));
+            _mm256_storeu_si256(reinterpret_cast<__m256i *>(at + 8 * stride),
+                                _mm512_extracti64x4_epi64(r[i], 1));
+        }
+    }
+    static void turn(const std::int8_t *const *rows, std::int64_t k, int n, std::int8_t *to,
+                     std::int64_t stride) {
+        __m512i r[16];
+        turn_words(rows, k, n == 64 ? ~0ull : (1ull << n) - 1, r);
+        const __m512i apart = _mm512_broadcast_i32x4(
+            _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
+        const __m512i together = _mm512_setr_epi64(0, 2, 1, 3, 4, 6, 5, 7);
+        for (int i = 0; i < 16; ++i) {
+            const __m512i both =
+                _mm512_permutexvar_epi64(together, _mm512_shuffle_epi8(r[i], apart));
+            std::int8_t *at = to + 2 * column_of(i) * stride;
+            const auto store = [&](std::int64_t column, __m128i keys) {
+                _mm_storeu_si128(reinterpret_cast<__m128i *>(at + column * stride), keys);
+            };
+            store(0, _mm512_castsi512_si128(both));
+            store(1, _mm512_extracti64x2_epi64(both, 1));
+            store(16, _mm512_extracti64x2_epi64(both, 2));
+            store(17, _mm512_extracti64x2_epi64(both, 3));
+        }
+    }
     // The largest lane, and the sum of all, by one tree.
     static float top(T a) {
         const __m256 half = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
@@ -108,6 +142,42 @@ struct Vec {
     static Quad add4(Quad a, Quad b) { return _mm_add_ps(a, b); }
 
  private:
+    // Which column of 32 words r[i] begins with; it ends with the eighth after it.
+    static std::int64_t column_of(int i) { return i < 8 ? i : 8 + i; }
+
+    // Columns of 16 rows of 32 words. Bytes of a row beyond `mask` count as zeros.
+    template <class Item>
+    static void turn_words(const Item *const *rows, std::int64_t k, std::uint64_t mask,
+                           __m512i (&r)[16]) {
+        __m512i t[16];
+        for (int i = 0; i < 16; ++i) {
+            r[i] = mask == ~0ull ? _mm512_loadu_si512(rows[i] + k)
+                                 : _mm512_maskz_loadu_epi8(mask, rows[i] + k);
+        }
+        for (int i = 0; i < 8; ++i) {
+            t[2 * i] = _mm512_unpacklo_epi16(r[2 * i], r[2 * i + 1]);
+            t[2 * i + 1] = _mm512_unpackhi_epi16(r[2 * i], r[2 * i + 1]);
+        }
+        for (int i = 0; i < 4; ++i) {  // four rows each: columns 0 1, 2 3, 4 5, 6 7 of a quarter
+            const __m512i *a = t + 4 * i;
+            r[4 * i] = _mm512_unpacklo_epi32(a[0], a[2]);
+            r[4 * i + 1] = _mm512_unpackhi_epi32(a[0], a[2]);
+            r[4 * i + 2] = _mm512_unpacklo_epi32(a[1], a[3]);
+            r[4 * i + 3] = _mm512_unpackhi_epi32(a[1], a[3]);
+        }
+        for (int i = 0; i < 2; ++i) {  // eight rows each: column j of every quarter
+            for (int j = 0; j < 4; ++j) {
+                t[8 * i + 2 * j] = _mm512_unpacklo_epi64(r[8 * i + j], r[8 * i + 4 + j]);
+                t[8 * i + 2 * j + 1] = _mm512_unpackhi_epi64(r[8 * i + j], r[8 * i + 4 + j]);
+            }
+        }
+        const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+        const __m512i high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+        for (int j = 0; j < 8; ++j) {
+            r[j] = _mm512_permutex2var_epi64(t[j], low, t[8 + j]);
+            r[8 + j] = _mm512_permutex2var_epi64(t[j], high, t[8 + j]);
+        }
+    }
     static __mmask16 lanes(int n) { return static_cast<__mmask16>((1u << n) - 1); }
     static __m128i bytes(const void *p) {
         return _mm_loadu_si128(static_cast<const __m128i *>(p));

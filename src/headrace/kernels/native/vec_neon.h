@@ -87,6 +87,8 @@ struct Vec {
         r[2] = vcombine_f32(vget_high_f32(ab.val[0]), vget_high_f32(cd.val[0]));
         r[3] = vcombine_f32(vget_high_f32(ab.val[1]), vget_high_f32(cd.val[1]));
     }
+    // Narrow rows are widened and transposed instead.
+    static constexpr int TURNED = 0;
     // The largest lane, and the sum of all, by one tree.
     static float top(T a) { return vmaxvq_f32(a); }
     static float total(T a) { return vaddvq_f32(a); }

@@ -114,6 +114,8 @@ struct Vec {
             for (int j = 0; j < i; ++j) std::swap(r[i].v[j], r[j].v[i]);
         }
     }
+    // Narrow rows are widened and transposed instead.
+    static constexpr int TURNED = 0;
     // The largest lane, and the sum of all, by one tree.
     static float top(const T &a) {
         const float low = a.v[0] > a.v[2] ? a.v[0] : a.v[2];
