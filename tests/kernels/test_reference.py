@@ -15,6 +15,7 @@ from transformers.models.olmoe import modeling_olmoe
 from headrace.errors import ScheduleError, UnsupportedModelError
 from headrace.kernels import reference
 from headrace.kernels.reference import Piece, Routing
+from headrace.kernels.routed import RouterRule
 from headrace.kernels.scratch import Scratch
 from headrace.specs import scratch as sizes
 from headrace.specs.model import Rope
@@ -141,7 +142,8 @@ def test_route_equals_transformers(experts, k, renormalise):
     weight = router.weight.data.normal_()
     x = torch.randn(11, 20)
     routing = new_routing(13, k, experts)
-    reference.route(x, weight, renormalise, routing, Scratch(memory()))
+    rule = RouterRule(renormalise=renormalise)
+    reference.route(x, weight, rule, routing, Scratch(memory()))
     _, gates, ids = router(x)
     assert torch.equal(routing.ids[:11].long(), ids)
     close(routing.gates[:11], gates.detach())

@@ -16,7 +16,8 @@ import torch
 
 from headrace.errors import UsageError
 from headrace.kernels import reference
-from headrace.kernels.native import available, matrix
+from headrace.kernels.native import available, draws, matrix, rows
+from headrace.kernels.native.kept import Kept
 from headrace.specs.policy import KERNELS
 
 
@@ -35,6 +36,15 @@ class Kernels:
     apply_rope: Callable[..., Any]
     attend: Callable[..., Any]
     route: Callable[..., Any]
+    attention_inputs: Callable[..., Any]
+    attention_output: Callable[..., Any]
+    gather_norm: Callable[..., Any]
+    embed: Callable[..., Any]
+    widen_rows: Callable[..., Any]
+    rope_tables: Callable[..., Any]
+    best_tokens: Callable[..., Any]
+    draw_tokens: Callable[..., Any]
+    rank_tokens: Callable[..., Any]
     experts: Callable[..., Any]
     expert_up: Callable[..., Any]
     expert_down: Callable[..., Any]
@@ -68,6 +78,15 @@ def _reference(threads: int) -> Kernels:
         apply_rope=reference.apply_rope,
         attend=reference.attend,
         route=reference.route,
+        attention_inputs=reference.attention_inputs,
+        attention_output=reference.attention_output,
+        gather_norm=reference.gather_norm,
+        embed=reference.embed,
+        widen_rows=reference.widen_rows,
+        rope_tables=reference.rope_tables,
+        best_tokens=reference.best_tokens,
+        draw_tokens=reference.draw_tokens,
+        rank_tokens=reference.rank_tokens,
         experts=reference.experts,
         expert_up=reference.expert_up,
         expert_down=reference.expert_down,
@@ -81,7 +100,19 @@ def _native(threads: int) -> Kernels:
         name="native",
         numerics=f"native-{paths}-torch-{torch.__version__}-threads_{threads}",  # attention's
         linear=partial(matrix.linear, threads=threads),
-        experts=partial(matrix.experts, threads=threads),
+        rms_norm=partial(rows.rms_norm, threads=threads),
+        apply_rope=partial(rows.apply_rope, threads=threads),
+        route=partial(rows.route, threads=threads, kept=Kept()),
+        attention_inputs=partial(rows.attention_inputs, threads=threads, kept=Kept()),
+        attention_output=partial(rows.attention_output, threads=threads, kept=Kept()),
+        gather_norm=partial(rows.gather_norm, threads=threads),
+        embed=partial(rows.embed, threads=threads),
+        widen_rows=partial(rows.widen_rows, threads=threads),
+        rope_tables=partial(rows.rope_tables, threads=threads),
+        best_tokens=partial(draws.best_tokens, threads=threads),
+        draw_tokens=partial(draws.draw_tokens, threads=threads),
+        rank_tokens=partial(draws.rank_tokens, threads=threads),
+        experts=partial(matrix.experts, threads=threads, kept=Kept()),
         expert_up=partial(matrix.expert_up, threads=threads),
         expert_down=partial(matrix.expert_down, threads=threads),
     )

@@ -5,7 +5,7 @@ They live on the sweep object, next to the batch they are derived from, and die 
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,12 +18,15 @@ from headrace.kernels.reference import (
     Piece,
     inverse_frequencies,
     plan_attention,
-    rope_tables,
 )
+from headrace.kernels.reference import rope_tables as reference_tables
 from headrace.schedule.binding import Binding
 from headrace.specs.model import ModelSpec
 from headrace.specs.policy import Policy
 from headrace.specs.scratch import attention_tile
+
+RopeTables = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
+"""cos and sin of positions, inverse frequencies and a factor."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,10 @@ class Sweep(Protocol):
 class Indexer:
     """Makes the indices of a micro-batch when it is first asked for them."""
 
-    def __init__(self, model: ModelSpec, policy: Policy) -> None:
+    def __init__(
+        self, model: ModelSpec, policy: Policy, rope_tables: RopeTables = reference_tables
+    ) -> None:
+        self._rope_tables = rope_tables
         self._frequencies, self._rope_scale = inverse_frequencies(model.rope, model.head_dim)
         self._tile = attention_tile(model, policy)
         self._block = policy.kv_block
@@ -88,7 +94,8 @@ class Indexer:
     def _make(self, batch: Batch, mb: int) -> RowIndex:
         before, here = batch.micro_batches[:mb], batch.micro_batches[mb]
         positions = [p for s in here.segments for p in range(s.start, s.kv_len)]
-        cos, sin = rope_tables(torch.tensor(positions), self._frequencies, self._rope_scale)
+        places = torch.tensor(positions, dtype=torch.int64)
+        cos, sin = self._rope_tables(places, self._frequencies, self._rope_scale)
         return RowIndex(
             rows=here.rows,
             offset=sum(m.rows for m in before),

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "bind_matrix.h"
+#include "bind_rows.h"
 #include "features.h"
 #include "widen.h"
 
@@ -75,6 +76,7 @@ void widen_fp16(const Halves &source, const Floats &out, const std::string &path
 
 NB_MODULE(_native, module) {
     bind_matrix(module);
+    bind_rows(module);
     module.def("cpu_features", &cpu_features);
     module.def("widen_bf16", &widen_bf16, "source"_a.noconvert(), "out"_a.noconvert(),
                "path"_a = "auto");

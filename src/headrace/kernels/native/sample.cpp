@@ -1,0 +1,206 @@
+#include "sample.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+namespace headrace {
+namespace {
+
+constexpr std::int64_t BLOCK = 256;
+
+std::int64_t blocks_of(std::int64_t vocab) { return (vocab + BLOCK - 1) / BLOCK; }
+
+// Memory of this thread, kept between calls.
+struct Room {
+    std::vector<float> weights, tops, ordered, values;
+};
+
+Room &room(std::int64_t vocab) {
+    static thread_local Room memory;
+    memory.weights.resize(static_cast<std::size_t>(vocab));
+    memory.tops.resize(static_cast<std::size_t>(blocks_of(vocab)));
+    return memory;
+}
+
+// Use(i) for every i with x[i] >= least; blocks whose largest is below are not looked at.
+template <class Use>
+void at_least(const float *x, std::int64_t count, const std::vector<float> &tops, float least,
+              const Use &use) {
+    for (std::size_t b = 0; b < tops.size(); ++b) {
+        if (!(tops[b] >= least)) continue;
+        const std::int64_t first = static_cast<std::int64_t>(b) * BLOCK;
+        const std::int64_t last = std::min(count, first + BLOCK);
+        for (std::int64_t i = first; i < last; ++i) {
+            if (x[i] >= least) use(i);
+        }
+    }
+}
+
+// A value that at least k of x reach: the k-th largest of the blocks' largest.
+float reached_by(std::int64_t k, const std::vector<float> &tops, std::vector<float> &memory,
+                 float lowest) {
+    if (k > static_cast<std::int64_t>(tops.size())) return lowest;
+    memory = tops;
+    std::nth_element(memory.begin(), memory.begin() + (k - 1), memory.end(),
+                     std::greater<float>());
+    return memory[static_cast<std::size_t>(k - 1)];
+}
+
+// How many of the largest `values` hold `share` of their sum, at least one; afterwards they come
+// first, the last of them at the end. A selection by mass: halves that are surely in, or out,
+// are not ordered.
+std::size_t holders(std::vector<float> &values, double share) {
+    double all = 0.0;
+    for (float v : values) all += v;
+    const double wanted = share * all;
+    std::size_t low = 0, high = values.size();
+    double held = 0.0;
+    while (high - low > 1) {
+        const std::size_t middle = low + (high - low) / 2;
+        const auto at = values.begin();
+        std::nth_element(at + low, at + middle, at + high, std::greater<float>());
+        double sum = 0.0;
+        for (std::size_t i = low; i < middle; ++i) sum += values[i];
+        if (held + sum >= wanted) {
+            high = middle;
+        } else {
+            held += sum;
+            low = middle;
+        }
+    }
+    return low + 1;
+}
+
+// Weights of tokens that may not be drawn become 0.
+void truncate(Room &memory, const Draw &draw) {
+    std::vector<float> &w = memory.weights, &values = memory.values;
+    const auto vocab = static_cast<std::int64_t>(w.size());
+    const std::int64_t k = draw.top_k > 0 ? std::min(draw.top_k, vocab) : vocab;
+    float least = std::max(draw.min_p, std::numeric_limits<float>::min());
+    if (k < vocab) least = std::max(least, reached_by(k, memory.tops, memory.ordered, least));
+    if (draw.top_p < 1.0 && k == vocab) {
+        // Even all the weights below this one together are not needed.
+        double all = 0.0;
+        for (float v : w) all += v >= least ? v : 0.0f;
+        least = std::max(least, static_cast<float>((1.0 - draw.top_p) * all /
+                                                   static_cast<double>(vocab) * 0.999));
+    }
+    values.clear();
+    at_least(w.data(), vocab, memory.tops, least, [&](std::int64_t i) { values.push_back(w[i]); });
+    std::size_t kept = values.size();
+    if (static_cast<std::size_t>(k) < kept) {
+        std::nth_element(values.begin(), values.begin() + (k - 1), values.end(),
+                         std::greater<float>());
+        values.resize(static_cast<std::size_t>(k));
+        kept = values.size();
+    }
+    if (draw.top_p < 1.0) {
+        double beside = 0.0;  // what was left out above counts as mass all the same
+        if (k == vocab) {
+            const float low = std::max(draw.min_p, std::numeric_limits<float>::min());
+            for (float v : w) beside += v >= low && v < least ? v : 0.0f;
+        }
+        double mass = 0.0;
+        for (float v : values) mass += v;
+        kept = holders(values, std::min(1.0, draw.top_p * (mass + beside) / mass));
+    }
+    const float edge = *std::min_element(values.begin(),
+                                         values.begin() + static_cast<std::ptrdiff_t>(kept));
+    std::size_t above = 0;
+    for (std::size_t i = 0; i < kept; ++i) above += values[i] > edge;
+    std::size_t ties = kept - above;  // of those at the edge, the first so many ids stay
+    for (std::int64_t i = 0; i < vocab; ++i) {
+        if (w[i] > edge) continue;
+        if (w[i] == edge && ties > 0) {
+            --ties;
+        } else {
+            w[i] = 0.0f;
+        }
+    }
+}
+
+double block_sum(const float *w, std::int64_t first, std::int64_t last) {
+    double sums[4] = {0.0, 0.0, 0.0, 0.0};
+    std::int64_t i = first;
+    for (; i + 4 <= last; i += 4) {
+        for (int j = 0; j < 4; ++j) sums[j] += w[i + j];
+    }
+    for (; i < last; ++i) sums[0] += w[i];
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+// The first token whose cumulative weight exceeds the share `uniform` of all.
+std::int64_t inverted(const float *w, std::int64_t vocab, double uniform) {
+    std::vector<double> until(static_cast<std::size_t>(blocks_of(vocab)) + 1, 0.0);
+    for (std::size_t b = 0; b + 1 < until.size(); ++b) {
+        const std::int64_t first = static_cast<std::int64_t>(b) * BLOCK;
+        until[b + 1] = until[b] + block_sum(w, first, std::min(vocab, first + BLOCK));
+    }
+    const double target = uniform * until.back();
+    std::int64_t last_possible = 0;
+    std::size_t b = 0;
+    while (b + 2 < until.size() && until[b + 1] <= target) ++b;
+    double sum = until[b];
+    for (std::int64_t i = static_cast<std::int64_t>(b) * BLOCK; i < vocab; ++i) {
+        if (w[i] <= 0.0f) continue;
+        last_possible = i;
+        sum += w[i];
+        if (sum > target) return i;
+    }
+    return last_possible;
+}
+
+}  // namespace
+
+Best best_token(const RowOps &ops, const float *x, std::int64_t vocab) {
+    std::vector<float> &tops = room(0).tops;
+    tops.resize(static_cast<std::size_t>(blocks_of(vocab)));
+    const bool plain = ops.tops(x, vocab, BLOCK, tops.data());
+    if (!plain) {
+        for (std::int64_t i = 0; i < vocab; ++i) {
+            if (std::isnan(x[i])) return {i, x[i], false};
+        }
+    }
+    const std::size_t b = static_cast<std::size_t>(
+        std::max_element(tops.begin(), tops.end()) - tops.begin());
+    std::int64_t i = static_cast<std::int64_t>(b) * BLOCK;
+    while (x[i] != tops[b]) ++i;
+    return {i, x[i], std::isfinite(x[i])};
+}
+
+std::int64_t draw_token(const RowOps &ops, const float *x, std::int64_t vocab, float top,
+                        const Draw &draw) {
+    Room &memory = room(vocab);
+    ops.weigh(x, vocab, top, draw.temperature, BLOCK, memory.weights.data(), memory.tops.data());
+    if (draw.min_p > 0.0f || draw.top_k > 0 || draw.top_p < 1.0) truncate(memory, draw);
+    return inverted(memory.weights.data(), vocab, draw.uniform);
+}
+
+Ranked rank_tokens(const RowOps &ops, const float *x, std::int64_t vocab, float top,
+                   std::int64_t count) {
+    Room &memory = room(vocab);
+    Ranked found;
+    ops.weigh(x, vocab, top, 1.0f, BLOCK, memory.weights.data(), memory.tops.data());
+    double sum = 0.0;
+    for (std::int64_t first = 0; first < vocab; first += BLOCK) {
+        sum += block_sum(memory.weights.data(), first, std::min(vocab, first + BLOCK));
+    }
+    found.log_sum = static_cast<double>(top) + std::log(sum);
+    count = std::min(count, vocab);
+    if (count == 0) return found;
+    ops.tops(x, vocab, BLOCK, memory.tops.data());
+    const float least = reached_by(count, memory.tops, memory.ordered,
+                                   -std::numeric_limits<float>::infinity());
+    at_least(x, vocab, memory.tops, least,
+             [&](std::int64_t i) { found.best.emplace_back(i, x[i]); });
+    const auto ahead = [](const auto &a, const auto &b) {
+        return a.second > b.second || (a.second == b.second && a.first < b.first);
+    };
+    std::partial_sort(found.best.begin(), found.best.begin() + count, found.best.end(), ahead);
+    found.best.resize(static_cast<std::size_t>(count));
+    return found;
+}
+
+}  // namespace headrace
