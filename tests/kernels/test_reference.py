@@ -14,6 +14,7 @@ from transformers.models.olmoe import modeling_olmoe
 
 from headrace.errors import ScheduleError, UnsupportedModelError
 from headrace.kernels import reference
+from headrace.kernels.kv import KvCache
 from headrace.kernels.reference import Piece, Routing
 from headrace.kernels.routed import RouterRule
 from headrace.kernels.scratch import Scratch
@@ -214,7 +215,7 @@ def test_attention_over_pages_equals_softmax_over_all_keys(case):
         row += rows
     out = torch.full_like(q, torch.nan)
     groups = reference.plan_attention(pieces, case["tile"], block, case["window"])
-    reference.attend(q, cache, groups, out, memory(), case["tile"], case["window"])
+    reference.attend(q, KvCache(cache), groups, out, memory(), case["tile"], case["window"])
     close(out, wanted)
 
 

@@ -9,7 +9,7 @@ from .folders import small_model
 
 torch = pytest.importorskip("torch")
 
-from headrace.memory.kvcache import kv_shape, kv_tensor, tensor  # noqa: E402
+from headrace.memory.kvcache import kv_shape, kv_tensors, tensor  # noqa: E402
 
 
 @pytest.mark.parametrize(("dtype", "item"), [("f16", 2), ("bf16", 2), ("f32", 4)])
@@ -18,10 +18,27 @@ def test_a_layer_of_kv_fills_its_bytes(dtype: str, item: int) -> None:
     model = small_model()
     assert kv_shape(model, policy) == (2, 5, 8, 1, 12)
     with Arena("host", 1 << 16) as arena:
-        kv = kv_tensor(arena.take("kv", 2 * 5 * 8 * 12 * item), model, policy)
+        kv, scales = kv_tensors(arena.take("kv", 2 * 5 * 8 * 12 * item), model, policy)
+        assert scales is None
         assert kv.shape == kv_shape(model, policy)
         kv.fill_(1)
         assert kv.sum() == kv.numel()
+
+
+def test_integers_and_their_scales_fill_the_bytes_of_a_layer() -> None:
+    policy, model = (
+        Policy("resident", 4, 4, kv_blocks=5, kv_block=3, kv_dtype="int8"),
+        small_model(),
+    )
+    count = 15 * model.kv_layer_bytes("int8")
+    assert count == 2 * 15 * (12 + 4)
+    memory = memoryview(bytearray(count))
+    values, scales = kv_tensors(memory, model, policy)
+    assert scales is not None
+    assert (values.shape, scales.shape) == (kv_shape(model, policy), (2, 5, 3, 1))
+    values.fill_(1)
+    assert (scales == 0).all()
+    assert values.nbytes + scales.nbytes == count == sum(b == 1 for b in memory) + scales.nbytes
 
 
 def test_tensors_share_the_memory_they_are_laid_over() -> None:

@@ -26,7 +26,7 @@ def test_views_have_the_shapes_that_buffer_documents(runner):
     assert view(Buffer("q")).shape == (32, model.q_size)
     assert view(Buffer("logits")).shape == (8, model.vocab)
     assert view(Buffer("rows")).dtype == torch.bfloat16
-    assert view(Buffer("kv", 1)).shape == (2, 512, 4, model.kv_heads, model.head_dim)
+    assert view(Buffer("kv", 1)).values.shape == (2, 512, 4, model.kv_heads, model.head_dim)
     assert view(Buffer("routing", 0)).ids.shape == (32, model.top_k)
     assert view(Buffer("requests")) is None
 
@@ -42,7 +42,7 @@ def test_poison_shows_as_nan_and_spares_resident_pages(runner):
     before = runner.space.view(final).clone()
     runner.space.poison()
     assert runner.space.view(Buffer("hidden", 0)).isnan().all()
-    assert runner.space.view(Buffer("kv", 0)).isnan().all()
+    assert runner.space.view(Buffer("kv", 0)).values.isnan().all()
     assert torch.equal(runner.space.view(final), before)
     runner.space.view(Buffer("q")).zero_()
     runner.space.poison(Buffer("q"))

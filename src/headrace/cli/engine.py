@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import UsageError
-from headrace.specs.model import ITEM_BYTES
+from headrace.specs.model import KV_FORMATS
 from headrace.specs.policy import SCHEDULES
 from headrace.specs.units import parse_size
 
@@ -29,8 +29,8 @@ def open_llm(
     budget = None if memory is None else parse_size(memory)
     if schedule is not None and schedule not in SCHEDULES:
         raise UsageError("--schedule", expected=" | ".join(SCHEDULES), got=schedule)
-    if kv_dtype not in ITEM_BYTES:
-        raise UsageError("--kv-cache-dtype", expected=" | ".join(ITEM_BYTES), got=kv_dtype)
+    if kv_dtype not in KV_FORMATS:
+        raise UsageError("--kv-cache-dtype", expected=" | ".join(KV_FORMATS), got=kv_dtype)
     from headrace.engine.hub import local_folder
 
     folder = local_folder(model, revision)

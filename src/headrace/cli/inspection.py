@@ -9,7 +9,7 @@ from typing import Any
 
 from headrace.cli.budgets import Budgets, budgets_of
 from headrace.cli.model_source import find_model
-from headrace.specs.model import ITEM_BYTES, ModelSpec
+from headrace.specs.model import ITEM_BYTES, KV_FORMATS, ModelSpec
 from headrace.specs.pages import Page, page_layout
 
 
@@ -44,7 +44,7 @@ class Inspection:
             "max_positions": model.max_positions,
             "pages": len(pages),
             "largest_page_bytes": max(p.bytes for p in pages),
-            "kv_bytes_per_token": {d: model.kv_bytes_per_token(d) for d in ITEM_BYTES},
+            "kv_bytes_per_token": {d: model.kv_bytes_per_token(d) for d in KV_FORMATS},
             "budgets": None if self.budgets is None else vars(self.budgets),
         }
 

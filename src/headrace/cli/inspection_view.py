@@ -30,7 +30,9 @@ def _facts(found: Inspection) -> Table:
     table.add_row("weights", f"{format_bytes(found.stored_bytes)}{files}")
     largest = format_bytes(max(p.bytes for p in pages))
     table.add_row("pages", f"{len(pages)}, at most {largest} each")
-    kv = ", ".join(f"{format_bytes(model.kv_bytes_per_token(d))} {d}" for d in ("f16", "f32"))
+    kv = ", ".join(
+        f"{format_bytes(model.kv_bytes_per_token(d))} {d}" for d in ("int8", "f16", "f32")
+    )
     table.add_row("KV per token", kv)
     table.add_row("context", f"{model.max_positions} tokens")
     if found.budgets is not None:

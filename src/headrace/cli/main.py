@@ -9,7 +9,7 @@ import typer
 from typer.main import get_command
 
 from headrace import __version__
-from headrace.cli import bench, generate, inspect_, run_batch
+from headrace.cli import bench, doctor, generate, inspect_, run_batch
 from headrace.cli.interrupt import EXIT_CODE, end_on_interrupt, leave_interrupted
 from headrace.cli.output import show_error, warn
 from headrace.cli.settings import bind_environment, unknown_variables
@@ -66,6 +66,7 @@ def make_app() -> typer.Typer:
     """The Typer application with all commands."""
     app = _typer(help=HELP)
     app.callback()(_root)
+    app.command("doctor", cls=Command)(doctor.doctor)
     app.command("inspect", cls=Command)(inspect_.inspect)
     app.command("generate", cls=Command)(generate.generate)
     app.command("run-batch", cls=Command)(run_batch.run_batch)

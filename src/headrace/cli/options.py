@@ -73,7 +73,7 @@ Seed = Annotated[
 KvCacheDtype = Annotated[
     str,
     typer.Option(
-        "--kv-cache-dtype", metavar="f16|bf16|f32", help="KV format.", rich_help_panel=RUN
+        "--kv-cache-dtype", metavar="f16|bf16|f32|int8", help="KV format.", rich_help_panel=RUN
     ),
 ]
 Revision = Annotated[

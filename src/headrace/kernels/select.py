@@ -16,7 +16,7 @@ import torch
 
 from headrace.errors import UsageError
 from headrace.kernels import reference
-from headrace.kernels.native import available, draws, matrix, rows
+from headrace.kernels.native import attention, available, draws, matrix, rows
 from headrace.kernels.native.kept import Kept
 from headrace.specs.policy import KERNELS
 
@@ -34,6 +34,8 @@ class Kernels:
     linear: Callable[..., Any]
     rms_norm: Callable[..., Any]
     apply_rope: Callable[..., Any]
+    plan_attention: Callable[..., Any]
+    append: Callable[..., Any]
     attend: Callable[..., Any]
     route: Callable[..., Any]
     attention_inputs: Callable[..., Any]
@@ -76,6 +78,8 @@ def _reference(threads: int) -> Kernels:
         linear=reference.linear,
         rms_norm=reference.rms_norm,
         apply_rope=reference.apply_rope,
+        plan_attention=reference.plan_attention,
+        append=reference.append,
         attend=reference.attend,
         route=reference.route,
         attention_inputs=reference.attention_inputs,
@@ -98,8 +102,11 @@ def _native(threads: int) -> Kernels:
     return replace(
         _reference(threads),
         name="native",
-        numerics=f"native-{paths}-torch-{torch.__version__}-threads_{threads}",  # attention's
+        numerics=f"native-{paths}-torch-{torch.__version__}-threads_{threads}",  # norms'
         linear=partial(matrix.linear, threads=threads),
+        plan_attention=attention.plan_attention,
+        append=partial(attention.append, threads=threads),
+        attend=partial(attention.attend, threads=threads),
         rms_norm=partial(rows.rms_norm, threads=threads),
         apply_rope=partial(rows.apply_rope, threads=threads),
         route=partial(rows.route, threads=threads, kept=Kept()),

@@ -1,8 +1,8 @@
 """Storage of the paged KV cache: its shape, its bytes, and tensors over arena memory.
 
 One tensor per layer, ``[2, blocks, block, KV, d]``: keys then values, in blocks of ``block``
-tokens that the batcher hands out. Writing and gathering live in kernels. The only module of
-``memory`` that imports torch.
+tokens that the batcher hands out. In int8, fp32 scales ``[2, blocks, block, KV]`` lie before it.
+Writing and gathering live in kernels. The only module of ``memory`` that imports torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import torch
 
-from headrace.specs.model import ModelSpec
+from headrace.specs.model import KV_FORMATS, ModelSpec
 from headrace.specs.policy import Policy
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -22,6 +22,7 @@ DTYPES: Mapping[str, torch.dtype] = {
     "i32": torch.int32,
     "i64": torch.int64,
     "u8": torch.uint8,
+    "int8": torch.int8,
 }
 """Our format names in torch's words."""
 
@@ -31,9 +32,15 @@ def kv_shape(model: ModelSpec, policy: Policy) -> tuple[int, int, int, int, int]
     return (2, policy.kv_blocks, policy.kv_block, model.kv_heads, model.head_dim)
 
 
-def kv_tensor(view: memoryview, model: ModelSpec, policy: Policy) -> torch.Tensor:
-    """One layer's KV over arena memory."""
-    return tensor(view, policy.kv_dtype, kv_shape(model, policy))
+def kv_tensors(
+    view: memoryview, model: ModelSpec, policy: Policy
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """One layer's KV over arena memory, and its scales where the format has them."""
+    shape = kv_shape(model, policy)
+    if not KV_FORMATS[policy.kv_dtype].scale:
+        return tensor(view, policy.kv_dtype, shape), None
+    scales = tensor(view, "f32", shape[:4])
+    return tensor(view, policy.kv_dtype, shape, offset=scales.nbytes), scales
 
 
 def tensor(view: memoryview, dtype: str, shape: tuple[int, ...], offset: int = 0) -> torch.Tensor:

@@ -68,7 +68,7 @@ class _Bodies:
         self.pages = {page.id: page for page in table.pages}
         self.tile = attention_tile(model, policy)
         self.weights = Weights(table)
-        self.indexer = Indexer(model, policy, kernels.rope_tables)
+        self.indexer = Indexer(model, policy, kernels)
         self.attention_rule = AttentionRule(model.norm_eps, model.head_dim, model.clip_qkv)
         self.router_rule = RouterRule(renormalise=model.renormalise)
 
@@ -115,9 +115,7 @@ class _Bodies:
             views[Buffer("hidden", _mb(task))][:r], self._layer(task, views), self.attention_rule,
             index.cos, index.sin, views[Buffer("q")][:r], k, v, scratch,
         )  # fmt: skip
-        cache = views[Buffer("kv", _layer(task))].flatten(1, 2).flatten(2)  # [2, tokens, KV d]
-        for half, new in zip(cache.unbind(0), (k, v), strict=True):
-            half.index_copy_(0, index.slots, _rounded(new, half.dtype, temp.view(-1)))
+        self.kernels.append(k, v, views[Buffer("kv", _layer(task))], index.slots, temp.view(-1))
 
     def attention(self, task: Task, views: Views, sweep: Sweep) -> None:
         """attended = softmax(q K^T) V over the cache, the chunk's own keys included."""
@@ -125,7 +123,7 @@ class _Bodies:
         self.kernels.attend(
             views[Buffer("q")],
             views[Buffer("kv", _layer(task))],
-            index.groups,
+            index.attention,
             views[Buffer("attended")],
             views[_SCRATCH],
             self.tile,
@@ -194,13 +192,6 @@ class _Bodies:
 
 def _page_view(task: Task, views: Views) -> Tensor:
     return next(views[b] for b in task.reads if b.name in ("page", "slot"))
-
-
-def _rounded(new: Tensor, dtype: torch.dtype, temp: Tensor) -> Tensor:
-    """``new`` in the cache's type, written over ``temp``."""
-    if new.dtype == dtype:
-        return new
-    return temp.view(dtype)[: new.numel()].view(new.shape).copy_(new)
 
 
 def _mb(task: Task) -> int:

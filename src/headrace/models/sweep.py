@@ -5,37 +5,30 @@ They live on the sweep object, next to the batch they are derived from, and die 
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from headrace.batching.batch import Batch, MicroBatch, Segment
-from headrace.kernels.reference import (
-    AttentionGroup,
-    Piece,
-    inverse_frequencies,
-    plan_attention,
-)
-from headrace.kernels.reference import rope_tables as reference_tables
+from headrace.kernels.reference import Piece, inverse_frequencies
+from headrace.kernels.select import Kernels
 from headrace.schedule.binding import Binding
 from headrace.specs.model import ModelSpec
 from headrace.specs.policy import Policy
 from headrace.specs.scratch import attention_tile
-
-RopeTables = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
-"""cos and sin of positions, inverse frequencies and a factor."""
 
 
 @dataclass(frozen=True)
 class RowIndex:
     """Rows of one micro-batch, r of them, as tensors.
 
-    ``offset`` is the first row's number in the sweep; ``tokens``, ``slots`` (place in the KV of
-    a layer, in tokens) are int64 [r]; ``cos`` and ``sin`` [r, d/2]; ``sampled`` the rows that
-    draw a token, and ``first_sample`` their first place in ``logits``.
+    ``attention`` is the kernels' own plan of it; ``offset`` is the first row's number in the
+    sweep; ``tokens``, ``slots`` (place in the KV of a layer, in tokens) are int64 [r]; ``cos``
+    and ``sin`` [r, d/2]; ``sampled`` the rows that draw a token, and ``first_sample`` their
+    first place in ``logits``.
     """
 
     rows: int
@@ -44,7 +37,7 @@ class RowIndex:
     slots: Tensor
     cos: Tensor
     sin: Tensor
-    groups: tuple[AttentionGroup, ...]
+    attention: Any
     sampled: Tensor
     first_sample: int
 
@@ -75,10 +68,9 @@ class Sweep(Protocol):
 class Indexer:
     """Makes the indices of a micro-batch when it is first asked for them."""
 
-    def __init__(
-        self, model: ModelSpec, policy: Policy, rope_tables: RopeTables = reference_tables
-    ) -> None:
-        self._rope_tables = rope_tables
+    def __init__(self, model: ModelSpec, policy: Policy, kernels: Kernels) -> None:
+        self._plan = kernels.plan_attention
+        self._rope_tables = kernels.rope_tables
         self._frequencies, self._rope_scale = inverse_frequencies(model.rope, model.head_dim)
         self._tile = attention_tile(model, policy)
         self._block = policy.kv_block
@@ -103,7 +95,7 @@ class Indexer:
             slots=torch.tensor(self._slots(here.segments), dtype=torch.int64),
             cos=cos,
             sin=sin,
-            groups=plan_attention(_pieces(here), self._tile, self._block, self._window),
+            attention=self._plan(_pieces(here), self._tile, self._block, self._window),
             sampled=torch.tensor(_sampled(here), dtype=torch.int64),
             first_sample=sum(s.sample for m in before for s in m.segments),
         )

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headrace.kernels.kv import KvCache
 from headrace.kernels.reference import Routing
 from headrace.memory.arena import Arena
-from headrace.memory.kvcache import kv_tensor, tensor
+from headrace.memory.kvcache import kv_tensors, tensor
 from headrace.memory.pages import PageTable
 from headrace.schedule.task import Buffer, Size
 from headrace.specs.model import ModelSpec
@@ -64,7 +65,7 @@ class Workspace:
         return tuple(self._memory)
 
     def view(self, buffer: Buffer) -> Any:
-        """The buffer's tensor, its ``Routing``, or None for state that no arena holds."""
+        """The buffer's tensor, its ``Routing`` or ``KvCache``, or None for state that no arena holds."""
         return self._views.get(buffer)
 
     def poison(self, buffer: Buffer | None = None) -> None:
@@ -75,9 +76,9 @@ class Workspace:
             if len(self._memory.get(each, b"")):
                 torch.frombuffer(self._memory[each], dtype=torch.uint8).fill_(_POISON)
 
-    def _shaped(self, buffer: Buffer, memory: memoryview) -> Tensor | Routing:
+    def _shaped(self, buffer: Buffer, memory: memoryview) -> Tensor | Routing | KvCache:
         if buffer.name == "kv":
-            return kv_tensor(memory, self.model, self.policy)
+            return KvCache(*kv_tensors(memory, self.model, self.policy))
         if buffer.name == "routing":
             return _routing(memory, self.policy.mu, self.model)
         if buffer.name == "rows":

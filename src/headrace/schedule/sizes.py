@@ -64,9 +64,8 @@ def _activations(model: ModelSpec, pages: tuple[Page, ...], policy: Policy) -> d
         if model.is_moe:
             bytes_of[Buffer("routing", mb)] = routing_bytes(model, policy)
     tokens = policy.kv_blocks * policy.kv_block
-    for layer in range(model.layers):  # [2, blocks, block, KV, d]
-        kv_bytes = 2 * tokens * model.kv_size * ITEM_BYTES[policy.kv_dtype]
-        bytes_of[Buffer("kv", layer)] = kv_bytes
+    for layer in range(model.layers):  # [2, blocks, block, KV, d], and scales without d
+        bytes_of[Buffer("kv", layer)] = tokens * model.kv_layer_bytes(policy.kv_dtype)
     if any(page.role is Role.EXPERT_UP for page in pages):
         bytes_of[Buffer("inter")] = N * model.ffn_width * _F32  # [N, W]
     return bytes_of

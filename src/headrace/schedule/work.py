@@ -133,14 +133,14 @@ class WorkModel:
 
     def _pre_attn(self, task: Task, binding: Binding) -> Work:
         D, Q, KV = self.model.hidden, self.model.q_size, self.model.kv_size
-        written = Q * _F32 + 2 * KV * ITEM_BYTES[self.policy.kv_dtype]
+        written = Q * _F32 + self.model.kv_layer_bytes(self.policy.kv_dtype)
         return self._matmul(_mb_rows(task, binding), D * (Q + 2 * KV), D * _F32 + written)
 
     def _attn(self, task: Task, binding: Binding) -> Work:
         """QK and PV of every row over the tokens it sees; each sequence's KV is read once."""
         m = _mb_rows(task, binding)
         seen = binding.attention(task.mb or 0, self.model.sliding_window)
-        kv_bytes = seen.tokens * 2 * self.model.kv_size * ITEM_BYTES[self.policy.kv_dtype]
+        kv_bytes = seen.tokens * self.model.kv_layer_bytes(self.policy.kv_dtype)
         activations = 2 * m * self.model.q_size * _F32
         amounts = {CPU_FLOPS: 4 * seen.pairs * self.model.q_size, DRAM: kv_bytes + activations}
         return Work(amounts, m)

@@ -5,11 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from headrace.errors import UnsupportedModelError
 
 ITEM_BYTES: Mapping[str, int] = {"f32": 4, "bf16": 2, "f16": 2}
-"""Bytes per element of the formats in which weights and KV may be stored."""
+"""Bytes per element of the formats in which weights may be stored."""
+
+
+class KvFormat(NamedTuple):
+    """Bytes of one number in the KV cache, and of the scale of each token and head."""
+
+    item: int
+    scale: int = 0
+
+
+KV_FORMATS: Mapping[str, KvFormat] = {
+    **{name: KvFormat(item) for name, item in ITEM_BYTES.items()},
+    "int8": KvFormat(1, scale=4),
+}
+"""The formats in which keys and values may be stored."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +106,13 @@ class ModelSpec:
         return self.kv_heads * self.head_dim
 
     def kv_bytes_per_token(self, kv_dtype: str) -> int:
-        """Bytes of KV one token takes over all layers: 2 L KV d x item."""
-        return 2 * self.layers * self.kv_size * ITEM_BYTES[kv_dtype]
+        """Bytes of KV one token takes over all layers."""
+        return self.layers * self.kv_layer_bytes(kv_dtype)
+
+    def kv_layer_bytes(self, kv_dtype: str) -> int:
+        """Bytes of KV one token takes in one layer: 2 KV (d x item + scale)."""
+        form = KV_FORMATS[kv_dtype]
+        return 2 * self.kv_heads * (self.head_dim * form.item + form.scale)
 
     def layer_tensors(self) -> dict[str, tuple[int, ...]]:
         """Logical name -> shape of the tensors every row of a layer uses (not the experts)."""

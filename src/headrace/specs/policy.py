@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from headrace.errors import UsageError
-from headrace.specs.model import ITEM_BYTES
+from headrace.specs.model import KV_FORMATS
 
 SCHEDULES = ("resident", "one_by_one", "stream", "on_demand")
 """Names of the schedules that can run on a CPU and its disk."""
@@ -50,8 +50,8 @@ class Policy:
                 raise UsageError(f"policy {name}", expected="at least 1", got=getattr(self, name))
         if self.kernels not in KERNELS:
             raise UsageError("kernels", expected=" | ".join(KERNELS), got=self.kernels)
-        if self.kv_dtype not in ITEM_BYTES:
-            raise UsageError("kv dtype", expected=" | ".join(ITEM_BYTES), got=self.kv_dtype)
+        if self.kv_dtype not in KV_FORMATS:
+            raise UsageError("kv dtype", expected=" | ".join(KV_FORMATS), got=self.kv_dtype)
         if self.max_seqs > self.max_rows:
             raise UsageError(
                 "more sequences than rows in a sweep",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from headrace.specs.model import ITEM_BYTES, ModelSpec
+from headrace.specs.model import KV_FORMATS, ModelSpec
 from headrace.specs.policy import Policy
 
 ALIGN = 64
@@ -103,7 +103,8 @@ def _temporary_bytes(model: ModelSpec, policy: Policy) -> int:
     vectors = 4 * (4 * mu + 2 * max(model.hidden, model.q_size, model.ffn_width))
     merge = 4 * tile.rows * model.heads + 4 * tile.rows + 16 * tile.kv_tokens
     routing = mu * model.top_k * (4 + 4 + 8) + 16 * (model.experts + 1)
-    return 4096 + vectors + merge + routing + 8 * policy.max_rows
+    written = mu * (model.kv_size + 24 * model.kv_heads) if policy.kv_dtype == "int8" else 0
+    return 4096 + vectors + max(merge, written) + routing + 8 * policy.max_rows
 
 
 def _embed(model: ModelSpec, policy: Policy) -> int:
@@ -122,7 +123,8 @@ def _attention(model: ModelSpec, policy: Policy) -> int:
     queries, heads = tile.rows * model.q_size, tile.rows * model.heads
     partial = (heads, heads, queries)
     keys = tile.kv_tokens * model.kv_size
-    stored = aligned(keys * ITEM_BYTES[policy.kv_dtype])
+    form = KV_FORMATS[policy.kv_dtype]
+    stored = aligned(keys * form.item) + aligned(tile.kv_tokens * model.kv_heads * form.scale)
     masks = 2 * aligned(tile.pairs)
     floats = _pieces(queries, queries, *partial, *partial, keys, tile.pairs * model.heads)
     return floats + stored + masks

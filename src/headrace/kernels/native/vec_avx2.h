@@ -50,6 +50,53 @@ struct Vec {
         _mm_storel_epi64(reinterpret_cast<__m128i *>(p), _mm_packs_epi16(halves, halves));
     }
 
+    // 16-bit floats, rounded to nearest, ties to even.
+    static void narrow_bf16(std::uint16_t *p, T a) {
+        const __m256i bits = _mm256_castps_si256(a);
+        const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+        const __m256i up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+        const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+        const __m256i whole = _mm256_blendv_epi8(up, _mm256_set1_epi32(0x7fc00000), nan);
+        const __m256i high = _mm256_srli_epi32(whole, 16);
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(p),
+                         _mm_packus_epi32(_mm256_castsi256_si128(high),
+                                          _mm256_extracti128_si256(high, 1)));
+    }
+    static void narrow_f16(std::uint16_t *p, T a) {
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(p),
+                         _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    }
+    static void transpose(T (&r)[8]) {
+        T t[8];
+        for (int i = 0; i < 4; ++i) {
+            t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+            t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+        }
+        for (int i = 0; i < 2; ++i) {
+            const T *from = t + 4 * i;
+            r[4 * i] = _mm256_shuffle_ps(from[0], from[2], 0x44);
+            r[4 * i + 1] = _mm256_shuffle_ps(from[0], from[2], 0xee);
+            r[4 * i + 2] = _mm256_shuffle_ps(from[1], from[3], 0x44);
+            r[4 * i + 3] = _mm256_shuffle_ps(from[1], from[3], 0xee);
+        }
+        for (int i = 0; i < 4; ++i) {
+            const T low = r[i], high = r[i + 4];
+            r[i] = _mm256_permute2f128_ps(low, high, 0x20);
+            r[i + 4] = _mm256_permute2f128_ps(low, high, 0x31);
+        }
+    }
+    // The largest lane, and the sum of all, by one tree.
+    static float top(T a) {
+        const __m128 q = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+        const __m128 pair = _mm_max_ps(q, _mm_movehl_ps(q, q));
+        return _mm_cvtss_f32(_mm_max_ss(pair, _mm_movehdup_ps(pair)));
+    }
+    static float total(T a) {
+        const __m128 q = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+        const __m128 pair = _mm_add_ps(q, _mm_movehl_ps(q, q));
+        return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
+    }
+
     // Lane i: the sum of the lanes of the i-th, by the same tree for each.
     using Quad = __m128;
     static Quad sum4(T a, T b, T c, T d) {

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "transpose16.h"
+
 namespace headrace {
 namespace {
 
@@ -54,6 +56,40 @@ struct Vec {
     static void store_i8(std::int8_t *p, T a) {
         _mm_storeu_si128(reinterpret_cast<__m128i *>(p),
                          _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a)));
+    }
+
+    // 16-bit floats, rounded to nearest, ties to even.
+    static void narrow_bf16(std::uint16_t *p, T a) {
+        const __m512i bits = _mm512_castps_si512(a);
+        const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+        const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+        const __m512i whole = _mm512_mask_mov_epi32(up, nan, _mm512_set1_epi32(0x7fc00000));
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(p),
+                            _mm512_cvtepi32_epi16(_mm512_srli_epi32(whole, 16)));
+    }
+    static void narrow_f16(std::uint16_t *p, T a) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(p),
+                            _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    }
+    static void transpose(T (&r)[16]) {
+        __m512i t[16];
+        for (int i = 0; i < 16; ++i) t[i] = _mm512_castps_si512(r[i]);
+        transpose16(t);
+        for (int i = 0; i < 16; ++i) r[i] = _mm512_castsi512_ps(t[i]);
+    }
+    // The largest lane, and the sum of all, by one tree.
+    static float top(T a) {
+        const __m256 half = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+        const __m128 q = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+        const __m128 pair = _mm_max_ps(q, _mm_movehl_ps(q, q));
+        return _mm_cvtss_f32(_mm_max_ss(pair, _mm_movehdup_ps(pair)));
+    }
+    static float total(T a) {
+        const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+        const __m128 q = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+        const __m128 pair = _mm_add_ps(q, _mm_movehl_ps(q, q));
+        return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
     }
 
     // Lane i: the sum of the lanes of the i-th, by the same tree for each.

@@ -69,6 +69,28 @@ struct Vec {
         for (int i = 0; i < 4; ++i) p[i] = static_cast<std::int8_t>(all[i]);
     }
 
+    // 16-bit floats, rounded to nearest, ties to even.
+    static void narrow_bf16(std::uint16_t *p, T a) {
+        const uint32x4_t bits = vreinterpretq_u32_f32(a);
+        const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+        const uint32x4_t up = vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7fff)), odd);
+        const uint32x4_t whole = vbslq_u32(vceqq_f32(a, a), up, vdupq_n_u32(0x7fc00000));
+        vst1_u16(p, vshrn_n_u32(whole, 16));
+    }
+    static void narrow_f16(std::uint16_t *p, T a) {
+        vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a)));
+    }
+    static void transpose(T (&r)[4]) {
+        const float32x4x2_t ab = vtrnq_f32(r[0], r[1]), cd = vtrnq_f32(r[2], r[3]);
+        r[0] = vcombine_f32(vget_low_f32(ab.val[0]), vget_low_f32(cd.val[0]));
+        r[1] = vcombine_f32(vget_low_f32(ab.val[1]), vget_low_f32(cd.val[1]));
+        r[2] = vcombine_f32(vget_high_f32(ab.val[0]), vget_high_f32(cd.val[0]));
+        r[3] = vcombine_f32(vget_high_f32(ab.val[1]), vget_high_f32(cd.val[1]));
+    }
+    // The largest lane, and the sum of all, by one tree.
+    static float top(T a) { return vmaxvq_f32(a); }
+    static float total(T a) { return vaddvq_f32(a); }
+
     // Lane i: the sum of the lanes of the i-th, by the same tree for each.
     using Quad = float32x4_t;
     static Quad sum4(T a, T b, T c, T d) { return vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)); }

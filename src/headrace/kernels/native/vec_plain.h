@@ -4,7 +4,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
+#include "narrow.h"
 #include "widen.h"
 
 namespace headrace {
@@ -103,6 +105,22 @@ struct Vec {
             p[i] = a.v[i] == a.v[i] ? static_cast<std::int8_t>(a.v[i]) : std::int8_t{0};
         }
     }
+
+    // 16-bit floats, rounded to nearest, ties to even.
+    static void narrow_bf16(std::uint16_t *p, const T &a) { narrow_bf16_plain(a.v, p, 4); }
+    static void narrow_f16(std::uint16_t *p, const T &a) { narrow_fp16_plain(a.v, p, 4); }
+    static void transpose(T (&r)[4]) {
+        for (int i = 0; i < 4; ++i) {
+            for (int j = 0; j < i; ++j) std::swap(r[i].v[j], r[j].v[i]);
+        }
+    }
+    // The largest lane, and the sum of all, by one tree.
+    static float top(const T &a) {
+        const float low = a.v[0] > a.v[2] ? a.v[0] : a.v[2];
+        const float high = a.v[1] > a.v[3] ? a.v[1] : a.v[3];
+        return low > high ? low : high;
+    }
+    static float total(const T &a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 
     // Lane i: the sum of the lanes of the i-th, by the same tree for each.
     using Quad = T;

@@ -6,8 +6,10 @@ tile into scratch; K and V are rounded to the cache's type before any use. Resul
 """
 
 from headrace.kernels.reference.attention import AttentionGroup, Piece, attend, plan_attention
+from headrace.kernels.reference.cache import append
 from headrace.kernels.reference.draws import best_tokens, draw_tokens, rank_tokens
 from headrace.kernels.reference.experts import expert_down, expert_up, experts
+from headrace.kernels.reference.latent import attend_latent
 from headrace.kernels.reference.layer import (
     AttentionRule,
     attention_inputs,
@@ -29,8 +31,10 @@ __all__ = [
     "RouterRule",
     "Routing",
     "Scoring",
+    "append",
     "apply_rope",
     "attend",
+    "attend_latent",
     "attention_inputs",
     "attention_output",
     "best_tokens",

@@ -1,4 +1,4 @@
-"""Causal attention over paged K and V: decodes and prefill chunks, by groups of equal shape.
+"""Attention over paged K and V: decodes and prefill chunks, by groups of equal shape.
 
 Shapes: group members g, query rows each r, KV heads KV, queries per KV head G, head width d,
 tokens L in the member's blocks. The G query heads that share a KV head are folded into the
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from headrace.kernels.kv import KvCache
 from headrace.kernels.scratch import Scratch
 from headrace.specs.scratch import AttentionTile
 
@@ -51,33 +52,35 @@ class AttentionGroup(NamedTuple):
 
 def attend(
     q: Tensor,
-    kv: Tensor,
+    kv: KvCache,
     groups: Sequence[AttentionGroup],
     out: Tensor,
     memory: Tensor,
     tile: AttentionTile,
     window: int | None = None,
+    sinks: Tensor | None = None,
 ) -> None:
     """Rows of ``out`` = softmax(q K^T / sqrt(d)) V for every query row in ``groups``.
 
-    q and out [mu, KV G d] fp32; kv [2, blocks, block, KV, d]; ``memory`` is the scratch buffer.
-    ``window`` hides keys at distance ``window`` and more. 4 H d FLOPs per query and key, one
-    read of K and V per group.
+    q and out [mu, KV G d] fp32; ``memory`` is the scratch buffer. ``window`` hides keys at
+    distance ``window`` and more. ``sinks`` [KV G]: a logit per query head that takes part in
+    the softmax and has no value. 4 H d FLOPs per query and key, one read of K and V per group.
     """
     for group in groups:
-        _attend_group(q, kv, group, out, Scratch(memory), tile, window)
+        _attend_group(q, kv, group, out, Scratch(memory), tile, window, sinks)
 
 
 def _attend_group(
     q: Tensor,
-    kv: Tensor,
+    kv: KvCache,
     group: AttentionGroup,
     out: Tensor,
     scratch: Scratch,
     tile: AttentionTile,
     window: int | None,
+    sinks: Tensor | None,
 ) -> None:
-    (g, r), (block, heads, d) = group.limits.shape, kv.shape[2:]
+    (g, r), (block, heads, d) = group.limits.shape, kv.values.shape[2:]
     flat = scratch.take(g * r, q.shape[1])
     queries = _fold(q, group, flat, heads, d, scratch)  # [g KV, r G, d]
     state = _Partial.new(queries, scratch)
@@ -87,6 +90,8 @@ def _attend_group(
         _attend_tile(queries, kv, group, start, stop, part, inner, window)
         if start:
             state.merge(part)
+    if sinks is not None:
+        state.mass.add_((_sinks_of(sinks, g, heads, r) - state.top).exp_())
     state.result.div_(state.mass)
     if r > 1:  # [g KV, r G, d] -> [g r, KV G d]
         result = state.result.view(g, heads, r, -1, d).permute(0, 2, 1, 3, 4)
@@ -94,6 +99,12 @@ def _attend_group(
         out.index_copy_(0, group.rows, flat)
     else:
         out.index_copy_(0, group.rows, state.result.view(g, -1))
+
+
+def _sinks_of(sinks: Tensor, g: int, heads: int, r: int) -> Tensor:
+    """The sink of every folded query row: [g KV, r G, 1]."""
+    split = sinks.view(1, heads, 1, -1).expand(g, heads, r, -1)
+    return split.reshape(g * heads, -1, 1)
 
 
 class _Partial(NamedTuple):
@@ -141,7 +152,7 @@ def _tiles(group: AttentionGroup, block: int, tile: AttentionTile) -> Iterator[t
 
 def _attend_tile(
     queries: Tensor,
-    kv: Tensor,
+    kv: KvCache,
     group: AttentionGroup,
     start: int,
     stop: int,
@@ -150,32 +161,45 @@ def _attend_tile(
     window: int | None,
 ) -> None:
     """Fill ``part`` from the keys in blocks start .. stop of every member."""
-    g, (block, heads, d) = group.tables.shape[0], kv.shape[2:]
+    g, (block, heads, d) = group.tables.shape[0], kv.values.shape[2:]
     tokens = (stop - start) * block
-    stored = scratch.take(g * tokens, heads * d, dtype=kv.dtype)
+    stored = scratch.take(g * tokens, heads * d, dtype=kv.values.dtype)
+    scales = None if kv.scales is None else scratch.take(g * tokens, heads)
     wide = scratch.take(g * heads, tokens, d)
     scores = scratch.take(*queries.shape[:2], tokens)
-    _gather(kv[0], group, start, stop, stored, wide)
+    _gather(kv, 0, group, start, stop, stored, scales, wide)
     torch.bmm(queries, wide.transpose(1, 2), out=scores)
     _mask(scores, group, start * block, heads, window, scratch)
     torch.amax(scores, -1, keepdim=True, out=part.top)
     scores.sub_(part.top).exp_()
     torch.sum(scores, -1, keepdim=True, out=part.mass)
-    _gather(kv[1], group, start, stop, stored, wide)
+    _gather(kv, 1, group, start, stop, stored, scales, wide)
     torch.bmm(scores, wide, out=part.result)
 
 
 def _gather(
-    cache: Tensor, group: AttentionGroup, start: int, stop: int, stored: Tensor, wide: Tensor
+    kv: KvCache,
+    half: int,
+    group: AttentionGroup,
+    start: int,
+    stop: int,
+    stored: Tensor,
+    scales: Tensor | None,
+    wide: Tensor,
 ) -> None:
     """K or V of the blocks, upcast: ``wide`` [g KV, L, d]. Places never written become 0."""
-    (g, blocks), (block, heads, d) = group.tables.shape, cache.shape[1:]
+    (g, blocks), (block, heads, d) = group.tables.shape, kv.values.shape[2:]
     table = group.tables[:, start:stop].reshape(-1)
-    torch.index_select(cache.flatten(1), 0, table, out=stored.view(table.numel(), -1))
-    if stop == blocks:
-        stored.index_fill_(0, group.stale - start * block, 0)
+    for half_of, out in ((kv.values, stored), (kv.scales, scales)):
+        if half_of is not None and out is not None:
+            from_ = half_of[half].flatten(1)
+            torch.index_select(from_, 0, table, out=out.view(table.numel(), -1))
+            if stop == blocks:
+                out.index_fill_(0, group.stale - start * block, 0)
     split = stored.view(g, -1, heads, d).transpose(1, 2)  # [g, KV, L, d]
     wide.view(split.shape).copy_(split)
+    if scales is not None:
+        wide.view(split.shape).mul_(scales.view(g, -1, heads, 1).transpose(1, 2))
 
 
 def _mask(
@@ -201,10 +225,23 @@ def _mask(
 
 
 def plan_attention(
-    pieces: Sequence[Piece], tile: AttentionTile, block: int, window: int | None
+    pieces: Sequence[Piece],
+    tile: AttentionTile,
+    block: int,
+    window: int | None,
+    causal: bool = True,
 ) -> tuple[AttentionGroup, ...]:
-    """Group ``pieces`` by query rows and near-equal KV length. Once per sweep, for all layers."""
-    cut = [_Cut.of(p, block, window) for piece in pieces for p in _cut(piece, tile.query_rows)]
+    """Group ``pieces`` by query rows and near-equal KV length. Once per sweep, for all layers.
+
+    Not ``causal``: every row sees all keys of its piece; then there is no window.
+    """
+    if window is not None and (window < 1 or not causal):
+        raise ValueError(f"window: expected at least 1, and causal attention, got {window}")
+    cut = [
+        _Cut.of(part, block, window, None if causal else piece.position + piece.rows)
+        for piece in pieces
+        for part in _cut(piece, tile.query_rows)
+    ]
     groups: list[AttentionGroup] = []
     members: list[_Cut] = []
     padding = 0  # blocks that members lack to be as long as the last one
@@ -219,16 +256,19 @@ def plan_attention(
 
 
 class _Cut(NamedTuple):
-    """A piece and the blocks first .. stop that its queries see."""
+    """A piece, the blocks first .. stop that its queries see, and the number of keys that all of
+    them see (None: each sees those up to its own)."""
 
     piece: Piece
     first: int
     stop: int
+    all_see: int | None
 
     @classmethod
-    def of(cls, piece: Piece, block: int, window: int | None) -> _Cut:
+    def of(cls, piece: Piece, block: int, window: int | None, all_see: int | None) -> _Cut:
         first = 0 if window is None else max(0, piece.position - window + 1) // block
-        return cls(piece, first, -(-(piece.position + piece.rows) // block))
+        end = piece.position + piece.rows if all_see is None else all_see
+        return cls(piece, first, -(-end // block), all_see)
 
     @property
     def blocks(self) -> int:
@@ -257,12 +297,12 @@ def _group(members: list[_Cut], block: int) -> AttentionGroup:
     rows: list[int] = []
     stale: list[int] = []
     tables, limits = [], []
-    for place, (piece, first, stop) in enumerate(members):
+    for place, (piece, first, stop, all_see) in enumerate(members):
         begin = piece.position - first * block
-        end = begin + piece.rows
+        end = begin + piece.rows if all_see is None else all_see
         rows.extend(range(piece.row, piece.row + piece.rows))
         tables.append([*piece.blocks[first:stop], *[0] * (longest - stop + first)])
-        limits.append(list(range(begin, end)))
+        limits.append(list(range(begin, end)) if all_see is None else [end - 1] * piece.rows)
         stale.extend(range(place * longest * block + end, (place + 1) * longest * block))
     return AttentionGroup(
         rows=torch.tensor(rows),

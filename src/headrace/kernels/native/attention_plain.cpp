@@ -1,0 +1,7 @@
+#include "attention.h"
+
+#include "vec_plain.h"
+
+#include "attention_kernel.h"
+
+const headrace::AttentionKernel *headrace::plain_attention() { return attention_of("plain"); }
