@@ -62,10 +62,10 @@ def test_torch_allocates_no_more_than_declared(
 
 
 @pytest.mark.parametrize("case", ["llama-gqa", "mixtral-e8", "olmoe-e64"])
-@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "bf16", "int8"])
 def test_scratch_suffices_and_is_not_twice_what_is_used(case, kv_dtype, tmp_path, monkeypatch):
     build(case, tmp_path, torch.bfloat16)
-    runner = Runner(tmp_path, kv_dtype=kv_dtype, rows=200)
+    runner = Runner(tmp_path, kv_dtype=kv_dtype, rows=200, kernels="reference")
     used, take = [0], scratch_module.Scratch.take
 
     def watched(self, *shape, dtype=torch.float32):

@@ -166,6 +166,7 @@ class Runner:
         ring_slots: int = 3,
         threads: bool = False,
         kernels: str = "auto",
+        kernel_threads: int = 1,
     ) -> None:
         checkpoint = Checkpoint.open(folder)
         module = architecture(checkpoint.config)
@@ -186,6 +187,7 @@ class Runner:
             kv_block=kv_block,
             kv_dtype=kv_dtype,
             kernels=kernels,
+            threads=kernel_threads,
         )
         slots = {p.id: self.table.slot_bytes(p.id) for p in self.pages}
         sizes = buffer_sizes(self.model, self.pages, self.policy, slots)

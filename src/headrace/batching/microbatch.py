@@ -10,9 +10,7 @@ from __future__ import annotations
 from headrace.batching.batch import Batch, MicroBatch, Segment
 
 
-def arrange(
-    segments: list[Segment], micro_batches: int, mu: int, *, spread: bool = True
-) -> Batch:
+def arrange(segments: list[Segment], micro_batches: int, mu: int, *, spread: bool = True) -> Batch:
     """A batch of exactly ``micro_batches`` micro-batches, none above ``mu`` rows.
 
     All are filled evenly, or only as many as the rows need unless ``spread``. The rows must

@@ -26,7 +26,7 @@ class Kernels:
     """Every function that op bodies call; signatures and contracts are the reference's.
 
     ``numerics`` names what decides the bits of a result: the implementation, its arithmetic
-    path and, where results depend on it, the number of threads.
+    paths and, for torch, its version and the number of threads.
     """
 
     name: str
@@ -98,11 +98,13 @@ def _reference(threads: int) -> Kernels:
 
 
 def _native(threads: int) -> Kernels:
-    paths = "+".join(sorted({matrix.path_of(d) for d in (torch.float32, torch.bfloat16)}))
+    """Every function is native, and row-invariant: results depend on no thread count."""
+    products = {matrix.path_of(d) for d in (torch.float32, torch.bfloat16)}
+    paths = "+".join(sorted({*products, attention.path_of(), rows.path_of()}))
     return replace(
         _reference(threads),
         name="native",
-        numerics=f"native-{paths}-torch-{torch.__version__}-threads_{threads}",  # norms'
+        numerics=f"native-{paths}",
         linear=partial(matrix.linear, threads=threads),
         plan_attention=attention.plan_attention,
         append=partial(attention.append, threads=threads),

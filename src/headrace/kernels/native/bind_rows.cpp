@@ -2,6 +2,7 @@
 // Tensors arrive as addresses and strides; the wrappers in rows.py and draws.py have checked them.
 #include "bind_rows.h"
 
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>

@@ -27,6 +27,12 @@ ROW_PATHS = ("avx512", "avx2", "neon", "plain")
 _FORMATS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
+def path_of(path: str = "auto") -> str:
+    """The instruction set that single rows are computed with here."""
+    name: str = native_module().rows_path(path)
+    return name
+
+
 def rms_norm(
     x: Tensor, weight: Tensor, eps: float, out: Tensor, *, threads: int = 1, path: str = "auto"
 ) -> Tensor:

@@ -38,7 +38,7 @@ def route(
     choice = scores if bias is None else scores + bias
     if rule.groups > 1:
         choice = _within_groups(choice, rule)
-    ids = choice.sort(-1, descending=True, stable=True).indices[:, :k]  # [r, k]
+    ids = choice.sort(dim=-1, descending=True, stable=True).indices[:, :k]  # [r, k]
     gates = routing.gates[:count]
     torch.gather(scores, 1, ids, out=gates)
     if rule.renormalise:
@@ -59,7 +59,7 @@ def _within_groups(choice: Tensor, rule: RouterRule) -> Tensor:
     """``choice`` [r, E] with -inf outside each row's best groups."""
     grouped = choice.view(len(choice), rule.groups, -1)
     worth = grouped.topk(rule.per_group, -1).values.sum(-1)  # [r, groups]
-    best = worth.sort(-1, descending=True, stable=True).indices[:, : rule.kept]
+    best = worth.sort(dim=-1, descending=True, stable=True).indices[:, : rule.kept]
     out = torch.ones_like(worth, dtype=torch.bool).scatter_(1, best, False)
     return grouped.masked_fill(out[..., None], -torch.inf).view(choice.shape)
 
