@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from typing import NamedTuple
 
 from torch import Tensor
@@ -78,7 +79,8 @@ class Routing(NamedTuple):
 
     def counts(self) -> list[int]:
         """Rows per expert."""
-        return self.starts.diff().tolist()
+        starts: list[int] = self.starts.tolist()
+        return [after - here for here, after in pairwise(starts)]
 
 
 class Routed(NamedTuple):

@@ -153,9 +153,11 @@ class _Bodies:
         else:
             routing.starts.zero_()
         routed = sweep.binding.routed
-        before = routed[layer] if _mb(task) else (0.0,) * self.model.experts
-        counts = zip(before, routing.counts(), strict=True)
-        routed[layer] = tuple(a + b for a, b in counts)
+        if not _mb(task):
+            routed[layer] = tuple(routing.counts())
+        elif r:
+            counts = zip(routed[layer], routing.counts(), strict=True)
+            routed[layer] = tuple(a + b for a, b in counts)
 
     def final(self, task: Task, views: Views, sweep: Sweep) -> None:
         """Final norm of the rows that draw a token."""
