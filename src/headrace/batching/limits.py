@@ -55,4 +55,5 @@ class Limits:
             micro_batches=policy.micro_batches,
             chunk=policy.chunk,
             compute_rows=policy.compute_rows,
+            spread=policy.on_device,
         )

@@ -8,6 +8,7 @@ running micro-batches in order keeps attention causal.
 from __future__ import annotations
 
 from headrace.batching.batch import Batch, MicroBatch, Segment
+from headrace.specs.policy import Policy
 
 
 def arrange(segments: list[Segment], micro_batches: int, mu: int, *, spread: bool = True) -> Batch:
@@ -16,7 +17,7 @@ def arrange(segments: list[Segment], micro_batches: int, mu: int, *, spread: boo
     All are filled evenly, or only as many as the rows need unless ``spread``. The rows must
     fit: ``sum(rows) <= micro_batches * mu``.
     """
-    used = micro_batches if spread else filled(sum(s.rows for s in segments), micro_batches, mu)
+    used = micro_batches if spread else needed(sum(s.rows for s in segments), micro_batches, mu)
     empty = (MicroBatch(),) * (micro_batches - used)
     if used == 1:
         return Batch((MicroBatch(tuple(segments)), *empty))
@@ -30,7 +31,14 @@ def arrange(segments: list[Segment], micro_batches: int, mu: int, *, spread: boo
     return Batch((*(b.close() for b in bins), *empty))
 
 
-def filled(rows: int, micro_batches: int, mu: int) -> int:
+def used_micro_batches(rows: int, policy: Policy) -> int:
+    """In how many micro-batches the batcher puts ``rows``: all where they overlap each other."""
+    if policy.on_device:
+        return policy.micro_batches
+    return needed(rows, policy.micro_batches, policy.mu)
+
+
+def needed(rows: int, micro_batches: int, mu: int) -> int:
     """Micro-batches that ``rows`` need, at least one."""
     return max(1, min(micro_batches, -(-rows // mu)))
 

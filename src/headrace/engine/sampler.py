@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from headrace.engine.filters import penalise, restrict
-from headrace.errors import HeadraceError, ParameterError
+from headrace.errors import HeadraceError, NumericsError, ParameterError
 from headrace.kernels.draws import Best, Draw, Rank, Ranked
 from headrace.kernels.select import select
 from headrace.specs.sampling import SamplingParams
@@ -72,11 +72,13 @@ class SampledToken:
     """A drawn token; ``top`` lists the likeliest (token, logprob) pairs, the best one first.
 
     Log-probabilities are rounded to 1e-6. Both are None unless the request asked for them.
+    ``fault`` is set, and ``token`` means nothing, where the logits were not finite.
     """
 
     token: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] | None = None
+    fault: NumericsError | None = None
 
 
 class Draws(Protocol):
@@ -110,7 +112,8 @@ class Sampler:
     def sample(self, logits: Tensor, rows: Sequence[SampleRow]) -> list[SampledToken]:
         """Draw a token per row of ``logits`` [S, V] fp32, which is left as it is.
 
-        Raises HeadraceError, naming the request, when a row holds NaN or nothing finite.
+        A row that holds NaN or an infinity, or does so once bias and penalties were applied,
+        draws nothing: its ``fault`` names the request. Raises HeadraceError for a wrong shape.
         """
         if logits.shape != (len(rows), self.vocab):
             raise HeadraceError(
@@ -121,18 +124,21 @@ class Sampler:
         if not rows:
             return []
         best = self._kernels.best_tokens(logits)
-        _check_finite(best, rows)
         tokens = [b.token for b in best]
-        plain = [i for i, row in enumerate(rows) if not row.greedy and not row.adjusted]
+        bad = [i for i, b in enumerate(best) if not b.all_finite]
+        faults = {i: _fault(logits[i], rows[i], "logits") for i in bad}
+        fine = [i for i in range(len(rows)) if i not in faults]
+        plain = [i for i in fine if not rows[i].greedy and not rows[i].adjusted]
         for block in self._blocks(plain):
             drawn = self._draw(logits, best, [(i, rows[i]) for i in block])
             for i, token in zip(block, drawn, strict=True):
                 tokens[i] = token
-        for block in self._blocks([i for i, row in enumerate(rows) if row.adjusted]):
-            for i, token in zip(block, self._draw_adjusted(logits, rows, block), strict=True):
+        for block in self._blocks([i for i in fine if rows[i].adjusted]):
+            drawn = self._draw_adjusted(logits, rows, block, faults)
+            for i, token in zip(block, drawn, strict=True):
                 tokens[i] = token
-        results = [SampledToken(token) for token in tokens]
-        asked = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
+        results = [SampledToken(token, fault=faults.get(i)) for i, token in enumerate(tokens)]
+        asked = [i for i in fine if i not in faults and rows[i].params.logprobs is not None]
         for block in self._blocks(asked):
             self._fill_logprobs(logits, best, rows, block, results)
         return results
@@ -143,17 +149,23 @@ class Sampler:
             yield indices[start : start + size]
 
     def _draw_adjusted(
-        self, logits: Tensor, rows: Sequence[SampleRow], block: list[int]
+        self,
+        logits: Tensor,
+        rows: Sequence[SampleRow],
+        block: list[int],
+        faults: dict[int, NumericsError],
     ) -> list[int]:
-        """Tokens of the rows in ``block``, whose logits change before the draw."""
+        """Tokens of the rows in ``block``, whose logits change before the draw; adds to
+        ``faults``."""
         x = logits[torch.tensor(block)]  # [B, V], a copy
         members = [rows[i] for i in block]
         for line, row in zip(x, members, strict=True):
             _adjust(line, row)
         best = self._kernels.best_tokens(x)
-        _check_finite(best, members)
         tokens = [b.token for b in best]
-        random = [(b, row) for b, row in enumerate(members) if not row.greedy]
+        bad = [b for b, found in enumerate(best) if not found.finite]
+        faults |= {block[b]: _fault(x[b], members[b], "adjusted logits") for b in bad}
+        random = [(b, row) for b, row in enumerate(members) if not row.greedy and b not in bad]
         for (b, _), token in zip(random, self._draw(x, best, random), strict=True):
             tokens[b] = token
         return tokens
@@ -234,16 +246,13 @@ def check_params(params: SamplingParams, vocab: int, eos_ids: frozenset[int]) ->
         )
 
 
-def _check_finite(best: Sequence[Best], rows: Sequence[SampleRow]) -> None:
-    """Raise for the first row whose largest logit is not a finite number."""
-    for found, row in zip(best, rows, strict=True):
-        if not found.finite:
-            raise HeadraceError(
-                f"logits of request {row.key!r} at generated token {row.position}",
-                expected="finite numbers",
-                got=f"a maximum of {found.value}",
-                hint="check the checkpoint's files; the model computed an invalid number",
-            )
+def _fault(line: Tensor, row: SampleRow, what: str) -> NumericsError:
+    """The error of a row of logits [V] that are not finite numbers."""
+    return NumericsError(
+        f"{what} of request {row.key!r} at generated token {row.position}",
+        expected="finite numbers",
+        got=f"{line.amin().item()} to {line.amax().item()}",
+    )
 
 
 def _adjust(line: Tensor, row: SampleRow) -> None:

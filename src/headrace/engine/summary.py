@@ -79,7 +79,10 @@ def summarise(
         if realised.requests
         else None
     )
-    policy = {**asdict(plan.policy), "resident": len(plan.policy.resident)}
+    sets = {
+        name: len(getattr(plan.policy, name)) for name in ("resident", "on_disk", "cpu_experts")
+    }
+    policy = {**asdict(plan.policy), **sets}
     tokens = counters.prefill_tokens + counters.sampled_tokens
     return RunSummary(
         schedule=plan.policy.schedule,

@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 class Best(NamedTuple):
     """The likeliest token of a row and its logit; ``finite`` says that the logit is a finite
-    number and no logit is NaN."""
+    number and no logit is NaN, ``all_finite`` that every logit is finite."""
 
     token: int
     value: float
     finite: bool
+    all_finite: bool
 
 
 class Draw(NamedTuple):

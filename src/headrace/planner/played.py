@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
-from headrace.batching.microbatch import filled
+from headrace.batching.microbatch import used_micro_batches
 from headrace.machines.virtual import Virtual
 from headrace.planner.sweeps import Load, SweepTimes
 from headrace.schedule.binding import Binding, Extent
 from headrace.schedule.generate import generate, next_phase
 from headrace.schedule.task import Task
-from headrace.schedule.work import Work, WorkModel
+from headrace.schedule.work import WorkModel
+from headrace.schedule.work_vector import Work
 from headrace.specs.hardware import Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page
@@ -94,7 +95,7 @@ def steady_seconds(
 ) -> float:
     """Seconds of the last of ``sweeps`` appended sweeps of equal load, seam overlap included."""
     work = WorkModel(model, pages, policy)
-    binding = _binding(load, policy)
+    binding = binding_of(load, policy)
     seen: dict[tuple[object, ...], Work] = {}
 
     def work_of(task: Task, sweep: object) -> Work:
@@ -112,11 +113,11 @@ def steady_seconds(
     return ends[-1] - ends[-2]
 
 
-def _binding(load: Load, policy: Policy) -> Binding:
+def binding_of(load: Load, policy: Policy) -> Binding:
     """The load in as few micro-batches as the batcher uses."""
     extents: list[list[Extent]] = [[] for _ in range(policy.micro_batches)]
     samples = [0] * policy.micro_batches
-    micro_batches = filled(load.rows, policy.micro_batches, policy.mu)
+    micro_batches = used_micro_batches(load.rows, policy)
     mean = max(1, load.decode_kv // max(1, load.decodes))
     for i in range(load.decodes):
         extents[i % micro_batches].append(Extent(1, mean))

@@ -13,17 +13,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from headrace.batching.microbatch import filled
+from headrace.batching.microbatch import used_micro_batches
 from headrace.schedule.binding import Binding, Extent
 from headrace.schedule.generate import generate
 from headrace.schedule.task import Op, Task
 from headrace.schedule.work import WorkModel
-from headrace.specs.hardware import DISK, DRAM, HOST, Hardware
+from headrace.schedule.work_vector import rate_of
+from headrace.specs.hardware import DISK, DRAM, Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page
 from headrace.specs.policy import Policy
 
-_PER_SAMPLE = (Op.FINAL, Op.LOGITS, Op.SAMPLE)
+_PER_SAMPLE = (Op.FINAL, Op.LOGITS, Op.SAMPLE, Op.COMMIT)
 _STEP = 2**0.25
 
 
@@ -172,7 +173,7 @@ class SweepTimes:
 
     def _binding(self, rows: int, samples: int) -> Binding:
         """Rows in as few micro-batches as the batcher uses, as evenly."""
-        count = filled(rows, self.policy.micro_batches, self.policy.mu)
+        count = used_micro_batches(rows, self.policy)
         shares = [rows * (i + 1) // count - rows * i // count for i in range(count)]
         extents = tuple((Extent(n, n),) if n else () for n in shares)
         drawn = tuple(samples * (i + 1) // count - samples * i // count for i in range(count))
@@ -185,9 +186,7 @@ class SweepTimes:
         return max(times, default=0.0) / share
 
     def _seconds_on(self, roof: str, amount: float) -> float:
-        if roof == HOST:
-            return amount * self.hardware.row_seconds
-        return amount / self.hardware.roofs[roof]
+        return amount / rate_of(self.hardware, roof)
 
 
 def _alike(tasks: list[Task], pages: tuple[Page, ...]) -> list[tuple[Task, int]]:

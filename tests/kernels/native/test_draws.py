@@ -38,6 +38,7 @@ def test_rows_without_a_finite_maximum_are_told(path, place):
     logits[3, place] = -math.inf
     got = draws.best_tokens(logits, path=path)
     assert [b.finite for b in got] == [False, False, False, True]
+    assert not any(b.all_finite for b in got)
     assert math.isnan(got[0].value)
     assert (got[0].token, got[1].token) == (place, place)
     assert got[3] == reference.best_tokens(logits)[3]

@@ -54,7 +54,8 @@ def plan_attention(
     hold fewer tokens than it has.
     """
     _check_window(window, causal)
-    described, tables = [], []
+    described: list[tuple[int, ...]] = []
+    tables: list[int] = []
     for piece in pieces:
         needed = -(-(piece.position + piece.rows) // block)
         if len(piece.blocks) < needed:

@@ -258,7 +258,7 @@ void run_embed(Address tokens, std::int64_t rows, Address table, const std::stri
 
 // -- sampling ------------------------------------------------------------------------------------
 
-using BestRow = std::tuple<std::int64_t, float, bool>;
+using BestRow = std::tuple<std::int64_t, float, bool, bool>;
 
 std::vector<BestRow> run_best(const Matrix &logits, std::int64_t rows, std::int64_t vocab,
                               int threads, const std::string &path) {
@@ -268,7 +268,7 @@ std::vector<BestRow> run_best(const Matrix &logits, std::int64_t rows, std::int6
     Team team(wanted_threads(threads, rows, vocab));
     each_row(team, rows, vocab, [&](std::int64_t i) {
         const Best best = best_token(ops, logits.row(i), vocab);
-        found[i] = {best.token, best.value, best.finite};
+        found[i] = {best.token, best.value, best.finite, best.all_finite};
     });
     return found;
 }

@@ -160,14 +160,14 @@ Best best_token(const RowOps &ops, const float *x, std::int64_t vocab) {
     const bool plain = ops.tops(x, vocab, BLOCK, tops.data());
     if (!plain) {
         for (std::int64_t i = 0; i < vocab; ++i) {
-            if (std::isnan(x[i])) return {i, x[i], false};
+            if (std::isnan(x[i])) return {i, x[i], false, false};
         }
     }
     const std::size_t b = static_cast<std::size_t>(
         std::max_element(tops.begin(), tops.end()) - tops.begin());
     std::int64_t i = static_cast<std::int64_t>(b) * BLOCK;
     while (x[i] != tops[b]) ++i;
-    return {i, x[i], std::isfinite(x[i])};
+    return {i, x[i], std::isfinite(x[i]), plain};
 }
 
 std::int64_t draw_token(const RowOps &ops, const float *x, std::int64_t vocab, float top,

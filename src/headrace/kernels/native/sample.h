@@ -9,11 +9,13 @@
 
 namespace headrace {
 
-// The first of the largest logits; `finite` false when that is infinite or any is NaN.
+// The first of the largest logits; `finite` false when that is infinite or any is NaN,
+// `all_finite` when any is either.
 struct Best {
     std::int64_t token;
     float value;
     bool finite;
+    bool all_finite;
 };
 Best best_token(const RowOps &ops, const float *x, std::int64_t vocab);
 
