@@ -25,7 +25,7 @@ from headrace.specs.scratch import attention_tile
 class RowIndex:
     """Rows of one micro-batch, r of them, as tensors.
 
-    ``attention`` is the kernels' own plan of it; ``offset`` is the first row's number in the
+    ``attention`` is the kernels' own plan of it. ``offset`` is the first row's number in the
     sweep; ``tokens``, ``slots`` (place in the KV of a layer, in tokens) are int64 [r]; ``cos``
     and ``sin`` [r, d/2]; ``sampled`` the rows that draw a token, and ``first_sample`` their
     first place in ``logits``.

@@ -65,7 +65,7 @@ class Workspace:
         return tuple(self._memory)
 
     def view(self, buffer: Buffer) -> Any:
-        """The buffer's tensor, its ``Routing`` or ``KvCache``, or None for state that no arena holds."""
+        """The buffer's tensor, ``Routing`` or ``KvCache``; None for state that no arena holds."""
         return self._views.get(buffer)
 
     def poison(self, buffer: Buffer | None = None) -> None:

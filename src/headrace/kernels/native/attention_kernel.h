@@ -299,9 +299,10 @@ void attend_tile(const Attention &a, const Unit &u, const Tile &t, const Tile &n
     float *sums = w.sums + base * w.dv;
     Softmax *state = w.split + base;
 
-    pack_keys<F>(a, t, next, head, w.keys);
+    Ahead ahead(a.cache, next, u.h0, u.heads(), head - u.h0, u.heads());
+    pack_keys<F>(a, t, head, ahead, w.keys);
     for (std::int64_t r = r0; r < r1;) {
-        r += score_rows(q + r * a.d, w.keys, a.d, r1 - r, w.weights + r * KV_TILE);
+        r += score_rows(q + r * a.d, w.keys, a.d, r1 - r, ahead, w.weights + r * KV_TILE);
     }
     if (F::scaled) load_scales(a, t, head, w);
     for (std::int64_t r = r0; r < r1; ++r) {
@@ -315,7 +316,7 @@ void attend_tile(const Attention &a, const Unit &u, const Tile &t, const Tile &n
         while (end < r1 && Seen(a, u, t, end) == seen) ++end;
         for (; r < end;) {
             const Rows rows{w.weights + r * KV_TILE, w.rescale + r, sums + r * w.dv, w.dv, end - r};
-            r += direct ? weigh_stored<F>(a, t, next, head, rows, seen.lo, seen.hi)
+            r += direct ? weigh_stored<F>(a, t, head, ahead, rows, seen.lo, seen.hi)
                         : weigh_packed(w.values, rows, seen.lo, seen.hi);
         }
     }

@@ -21,19 +21,61 @@ inline int height_of(std::int64_t left) {
     return static_cast<int>((left + tiles - 1) / tiles);
 }
 
-inline void prefetch_row(const char *row, std::int64_t bytes) {
-    for (std::int64_t i = 0; i < bytes; i += 64) prefetch(row + i);
-}
+// Memory that will be read after this tile and head: asked for a few lines at a time, in the
+// order in which it lies, so that memory is never idle and never asked for more than it gives.
+class Ahead {
+ public:
+    static constexpr int LINE = 64;
+
+    // Part `part` of `parts` of the next tile's keys and values: heads first_head on, `heads`.
+    template <class Tile>
+    Ahead(const KvCache &c, const Tile &next, std::int64_t first_head, std::int64_t heads,
+          std::int64_t part, std::int64_t parts)
+        : slot_(next.slots + next.keys * part / parts),
+          end_(next.slots + next.keys * (part + 1) / parts),
+          keys_(c.keys + first_head * c.head_bytes),
+          values_(c.values + first_head * c.head_bytes),
+          token_bytes_(c.token_bytes),
+          row_bytes_(heads * c.head_bytes),
+          lines_((end_ - slot_) * (keys_ == values_ ? 1 : 2) * ((row_bytes_ + LINE - 1) / LINE)) {}
+
+    // Lines to ask for in each of `steps` steps that shall take a `share`-th of all.
+    int per_step(std::int64_t share, std::int64_t steps) const {
+        return static_cast<int>((lines_ + share * steps - 1) / (share * steps));
+    }
+    void step(int lines) {
+        for (; lines > 0; --lines, at_ += LINE) {
+            if (at_ >= row_end_ && !next_row()) return;
+            prefetch(at_);
+        }
+    }
+
+ private:
+    bool next_row() {
+        if (slot_ == end_) return false;
+        at_ = (in_values_ ? values_ : keys_) + *slot_ * token_bytes_;
+        row_end_ = at_ + row_bytes_;
+        if (in_values_ || keys_ == values_) ++slot_;
+        in_values_ = !in_values_ && keys_ != values_;
+        return true;
+    }
+
+    const std::int64_t *slot_, *end_;
+    const char *keys_, *values_;
+    std::int64_t token_bytes_, row_bytes_, lines_;
+    const char *at_ = nullptr, *row_end_ = nullptr;
+    bool in_values_ = false;
+};
 
 // --- keys, turned: [d, KV_TILE] ---
 
 template <class F, class Tile>
-void pack_keys(const Attention &a, const Tile &t, const Tile &next, std::int64_t head, float *to) {
+void pack_keys(const Attention &a, const Tile &t, std::int64_t head, Ahead &ahead, float *to) {
     using Item = typename F::Item;
     constexpr int W = Vec::width;
     const KvCache &c = a.cache;
     const char *base = c.keys + head * c.head_bytes;
-    const std::int64_t bytes = a.d * static_cast<std::int64_t>(sizeof(Item));
+    const int lines = ahead.per_step(4, KV_TILE / W * ((a.d + W - 1) / W));
     for (int first = 0; first < t.keys; first += W) {
         const Item *row[W];
         for (int i = 0; i < W; ++i) {  // beyond the last key, the last once more
@@ -41,10 +83,7 @@ void pack_keys(const Attention &a, const Tile &t, const Tile &next, std::int64_t
             row[i] = reinterpret_cast<const Item *>(base + t.slots[key] * c.token_bytes);
         }
         for (std::int64_t k = 0; k < a.d; k += W) {
-            const std::int64_t ahead = first + k * W / a.d, until = first + (k + W) * W / a.d;
-            for (std::int64_t i = ahead; i < until && i < next.keys; ++i) {
-                prefetch_row(base + next.slots[i] * c.token_bytes, bytes);
-            }
+            ahead.step(lines);
             Vec::T v[W];
             if (a.d - k >= W) {
                 for (int i = 0; i < W; ++i) v[i] = F::load(row[i] + k);
@@ -61,13 +100,15 @@ void pack_keys(const Attention &a, const Tile &t, const Tile &next, std::int64_t
 // --- scores ---
 
 template <int HEIGHT>
-void score_tile(const float *q, const float *keys, std::int64_t d, float *scores) {
+void score_tile(const float *q, const float *keys, std::int64_t d, Ahead &ahead, float *scores) {
+    const int lines = ahead.per_step(4, KV_TILE / (ACROSS * Vec::width) * d);
     for (int n = 0; n < KV_TILE; n += ACROSS * Vec::width) {
         Vec::T acc[HEIGHT][ACROSS];
         for (int m = 0; m < HEIGHT; ++m) {
             for (int i = 0; i < ACROSS; ++i) acc[m][i] = Vec::zero();
         }
         for (std::int64_t k = 0; k < d; ++k) {
+            ahead.step(lines);
             Vec::T key[ACROSS];
             for (int i = 0; i < ACROSS; ++i) key[i] = Vec::load(keys + k * KV_TILE + n + i * Vec::width);
             for (int m = 0; m < HEIGHT; ++m) {
@@ -85,15 +126,15 @@ void score_tile(const float *q, const float *keys, std::int64_t d, float *scores
 
 // Some of `left` rows with all keys of the tile; returns how many.
 inline int score_rows(const float *q, const float *keys, std::int64_t d, std::int64_t left,
-                      float *scores) {
+                      Ahead &ahead, float *scores) {
     const int height = height_of(left);
     switch (height) {
-        case 1: score_tile<1>(q, keys, d, scores); break;
-        case 2: score_tile<2>(q, keys, d, scores); break;
-        case 3: score_tile<3>(q, keys, d, scores); break;
-        case 4: score_tile<4>(q, keys, d, scores); break;
-        case 5: score_tile<5>(q, keys, d, scores); break;
-        default: score_tile<6>(q, keys, d, scores); break;
+        case 1: score_tile<1>(q, keys, d, ahead, scores); break;
+        case 2: score_tile<2>(q, keys, d, ahead, scores); break;
+        case 3: score_tile<3>(q, keys, d, ahead, scores); break;
+        case 4: score_tile<4>(q, keys, d, ahead, scores); break;
+        case 5: score_tile<5>(q, keys, d, ahead, scores); break;
+        default: score_tile<6>(q, keys, d, ahead, scores); break;
     }
     return height;
 }
@@ -171,13 +212,13 @@ inline int weigh_packed(const float *values, const Rows &rows, int lo, int hi) {
 
 // Values where they lie.
 template <class F, class Tile>
-int weigh_stored(const Attention &a, const Tile &t, const Tile &next, std::int64_t head,
+int weigh_stored(const Attention &a, const Tile &t, std::int64_t head, Ahead &ahead,
                  const Rows &rows, int lo, int hi) {
     using Item = typename F::Item;
     constexpr int W = Vec::width;
     const KvCache &c = a.cache;
     const char *base = c.values + head * c.head_bytes;
-    const std::int64_t bytes = a.dv * static_cast<std::int64_t>(sizeof(Item));
+    const int lines = ahead.per_step(2, KV_TILE * ((a.dv + ACROSS * W - 1) / (ACROSS * W)));
     const auto row_of = [&](int key) {
         return reinterpret_cast<const Item *>(base + t.slots[key] * c.token_bytes);
     };
@@ -185,9 +226,7 @@ int weigh_stored(const Attention &a, const Tile &t, const Tile &next, std::int64
         std::int64_t at = 0;
         for (; at + ACROSS * W <= a.dv; at += ACROSS * W) {
             weigh_tile<height(), ACROSS>(rows, lo, hi, at, [&](int key, int i) {
-                if (i == 0 && at == 0 && key < next.keys) {
-                    prefetch_row(base + next.slots[key] * c.token_bytes, bytes);
-                }
+                if (i == 0) ahead.step(lines);
                 return F::load(row_of(key) + at + i * W);
             });
         }
