@@ -19,12 +19,12 @@ pytestmark = pytest.mark.skipif(not native.available(), reason="built without na
 LARGER = {"hidden_size": 192, "intermediate_size": 150, "max_position_embeddings": 512}
 CASES = {
     "mixtral-e8": (torch.bfloat16, "f16"),
-    "olmoe-e64": (torch.float16, "bf16"),
+    "olmoe-e4-gqa-renormalised-biases": (torch.float16, "bf16"),
     "mixtral-e5-window-tied": (torch.float32, "f16"),
     "llama-mha-tied-biases": (torch.bfloat16, "f32"),
 }
-LENGTHS = (1, 3, 40, 77, 150)
-ANSWER = 4
+LENGTHS = (1, 3, 40, 130)
+ANSWER = 2
 """Tokens after each prompt, the same in every run: what is compared are logits."""
 
 Logits = dict[tuple[int, int], torch.Tensor]
@@ -67,7 +67,7 @@ def in_company(runner: Runner, draw: random.Random, mbs: int, preemptions: int) 
                 preemptions -= 1
                 spare, blocks = toy.blocks, spare
                 toys[number] = toy = Toy(toy.tokens, blocks)
-            rows = min(len(toy.tokens) - toy.cached, draw.choice([1, 2, 17, 64, 200]))
+            rows = min(len(toy.tokens) - toy.cached, draw.choice([1, 17, 64, 200]))
             mb = draw.randrange(mbs)
             if rows and sum(s.rows for s in parts[mb]) + rows <= runner.policy.mu:
                 parts[mb].append(toy.segment(number, rows))
@@ -88,9 +88,9 @@ def found_of(found: Logits, number: int) -> list[int]:
     ("seed", "schedule", "micro_batches", "cut_bytes", "threads", "kv_block", "preemptions"),
     [
         (0, "resident", 1, 1 << 20, 2, 4, 0),
-        (1, "stream", 2, 1 << 20, 1, 4, 6),
+        (1, "stream", 2, 1 << 20, 1, 4, 3),
         (2, "on_demand", 3, 40_000, 3, 8, 0),
-        (3, "one_by_one", 2, 40_000, 2, 16, 6),
+        (3, "one_by_one", 2, 40_000, 2, 16, 3),
     ],
 )
 def test_logits_have_the_same_bits_in_any_company(

@@ -19,10 +19,10 @@ from headrace.kernels.draws import Best, Draw, Rank, Ranked
 def best_tokens(logits: Tensor) -> list[Best]:
     """The first of the largest logits of each row [S, V]; NaN counts as the largest."""
     best = logits.max(dim=-1)
-    finite = best.values.isfinite().tolist()
-    return [
-        Best(*row) for row in zip(best.indices.tolist(), best.values.tolist(), finite, strict=True)
-    ]
+    finite = best.values.isfinite()
+    all_finite = finite & logits.amin(dim=-1).isfinite()
+    columns = (best.indices, best.values, finite, all_finite)
+    return [Best(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
 
 
 def draw_tokens(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
