@@ -33,11 +33,11 @@ class Draw(NamedTuple):
 
 
 class Rank(NamedTuple):
-    """Asks for the ``count`` likeliest tokens of row ``row``, whose largest logit is ``top``."""
+    """Asks for the ``most`` likeliest tokens of row ``row``, whose largest logit is ``top``."""
 
     row: int
     top: float
-    count: int
+    most: int
 
 
 class Ranked(NamedTuple):

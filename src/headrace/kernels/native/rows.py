@@ -211,7 +211,7 @@ def _embed(tokens: int, table: Tensor, first: int, out: Tensor, threads: int, pa
 
 def _inputs(weights: LayerWeights, rule: AttentionRule) -> Any:
     native = native_module()
-    q, k, v = (native_weight(weights[n], weights.get(f"{n}_bias")) for n in ("q", "k", "v"))
+    q, k, v = (native_weight(weights[n], _bias(weights, n)) for n in ("q", "k", "v"))
     norms = []
     for name in ("q", "k"):
         norm, size = weights.get(f"{name}_norm"), weights[name].shape[0]
@@ -226,7 +226,7 @@ def _inputs(weights: LayerWeights, rule: AttentionRule) -> Any:
 
 
 def _output(weights: LayerWeights, eps: float) -> Any:
-    o = native_weight(weights["o"], weights.get("o_bias"))
+    o = native_weight(weights["o"], _bias(weights, "o"))
     norm = _vector(weights["ffn_norm"], weights["o"].shape[0])
     return native_module().AttentionOutput(o, *norm, eps)
 
@@ -243,6 +243,12 @@ def _router(router: Tensor, rule: RouterRule, k: int, bias: Tensor | None) -> tu
         rule.per_group, rule.scale, 0 if bias is None else bias.data_ptr(),
     )  # fmt: skip
     return native_weight(router, None), made, bias  # whose memory the rule names
+
+
+def _bias(weights: LayerWeights, name: str) -> Tensor | None:
+    bias = weights.get(f"{name}_bias")
+    assert bias is None or isinstance(bias, Tensor), f"{name}_bias is never quantized"
+    return bias
 
 
 def _vector(weight: Any, width: int) -> tuple[int, str]:

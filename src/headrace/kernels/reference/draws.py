@@ -44,7 +44,7 @@ def draw_tokens(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
 def rank_tokens(logits: Tensor, ranks: Sequence[Rank]) -> list[Ranked]:
     """log sum exp, and the likeliest tokens, of the rows that ``ranks`` name."""
     x = logits[torch.tensor([r.row for r in ranks])]
-    most = min(x.shape[1], max(r.count for r in ranks))
+    most = min(x.shape[1], max(r.most for r in ranks))
     values, ids = (t.tolist() for t in x.topk(most, dim=-1))
     largest = x.amax(dim=-1, keepdim=True)
     sums = x.sub_(largest).exp_().sum(dim=-1, dtype=torch.float64)
@@ -52,7 +52,7 @@ def rank_tokens(logits: Tensor, ranks: Sequence[Rank]) -> list[Ranked]:
     found = []
     for rank, total, value, token in zip(ranks, totals, values, ids, strict=True):
         ordered = sorted(zip(token, value, strict=True), key=lambda pair: (-pair[1], pair[0]))
-        found.append(Ranked(total, ordered[: rank.count]))
+        found.append(Ranked(total, ordered[: rank.most]))
     return found
 
 
