@@ -44,6 +44,13 @@ def test_bytes_are_those_that_the_disk_delivered(run):
     assert record.needed_bytes == sum(s.needed_bytes for s in record.sweeps)
 
 
+def test_flops_are_those_of_every_task_as_it_was_routed(run):
+    _, record, _ = run
+    for trace, amounts in zip(record.traces, record.sweeps, strict=True):
+        totals = record.work.sweep_work(trace.schedule, trace.sweep.binding)
+        assert amounts.flops == pytest.approx(totals["cpu_flops"], rel=1e-12)
+
+
 def test_needed_are_pages_that_rows_used_and_rows_of_the_table(run):
     llm, record, _ = run
     table = llm.loaded.table
