@@ -85,7 +85,7 @@ class Routing(NamedTuple):
 
 class Routed(NamedTuple):
     """``rows`` r of one micro-batch before a layer's experts: normed rows ``x``, the ``hidden``
-    rows that results are added to, both fp32 [r, D], and who goes where.
+    rows that results are added to, both fp32 [r or more, D], and who goes where.
 
     The first half of a cut expert has no ``hidden``, the second no ``x``. ``routing`` None: every
     row visits the only expert, with gate 1.

@@ -8,6 +8,7 @@ bodies use the first rows of them. An empty micro-batch or an unrouted expert co
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,6 +68,8 @@ class _Bodies:
         self.table = table
         self.pages = {page.id: page for page in table.pages}
         self.tile = attention_tile(model, policy)
+        self.mu = policy.mu
+        self._pieces: _Lent | None = None
         self.weights = Weights(table)
         self.indexer = Indexer(model, policy, kernels)
         self.attention_rule = AttentionRule(model.norm_eps, model.head_dim, model.clip_qkv)
@@ -104,18 +107,16 @@ class _Bodies:
 
     def pre_attention(self, task: Task, views: Views, sweep: Sweep) -> None:
         """q, k and v of the normed rows; k and v go to the cache."""
-        index, model = self._index(task, sweep), self.model
-        r = index.rows
-        if not r:
+        index = self._index(task, sweep)
+        if not index.rows:
             return
-        scratch = Scratch(views[_SCRATCH])
-        k, v = scratch.take(r, model.kv_size), scratch.take(r, model.kv_size)
-        temp = scratch.take(r, model.kv_size)
+        lent = self._lent(views[_SCRATCH])
         self.kernels.attention_inputs(
-            views[Buffer("hidden", _mb(task))][:r], self._layer(task, views), self.attention_rule,
-            index.cos, index.sin, views[Buffer("q")][:r], k, v, scratch,
+            views[Buffer("hidden", _mb(task))], self._layer(task, views), self.attention_rule,
+            index.cos, index.sin, views[Buffer("q")], lent.k, lent.v, Scratch(lent.rest),
         )  # fmt: skip
-        self.kernels.append(k, v, views[Buffer("kv", _layer(task))], index.slots, temp.view(-1))
+        kv = views[Buffer("kv", _layer(task))]
+        self.kernels.append(lent.k, lent.v, kv, index.slots, lent.temp)
 
     def attention(self, task: Task, views: Views, sweep: Sweep) -> None:
         """attended = softmax(q K^T) V over the cache, the chunk's own keys included."""
@@ -136,9 +137,9 @@ class _Bodies:
         if not r:
             return
         self.kernels.attention_output(
-            views[Buffer("attended")][:r], self._layer(task, views), self.model.norm_eps,
-            views[Buffer("hidden", _mb(task))][:r], views[Buffer("normed", _mb(task))][:r],
-            Scratch(views[_SCRATCH]),
+            views[Buffer("attended")], self._layer(task, views), self.model.norm_eps,
+            views[Buffer("hidden", _mb(task))], views[Buffer("normed", _mb(task))],
+            Scratch(views[_SCRATCH]), r,
         )  # fmt: skip
 
     def router(self, task: Task, views: Views, sweep: Sweep) -> None:
@@ -146,10 +147,10 @@ class _Bodies:
         r, layer = self._index(task, sweep).rows, _layer(task)
         routing = views[Buffer("routing", _mb(task))]
         if r:
-            normed = views[Buffer("normed", _mb(task))][:r]
+            normed = views[Buffer("normed", _mb(task))]
             router = self._layer(task, views)["router"]
             scratch = Scratch(views[_SCRATCH])
-            self.kernels.route(normed, router, self.router_rule, routing, scratch)
+            self.kernels.route(normed, router, self.router_rule, routing, scratch, rows=r)
         else:
             routing.starts.zero_()
         routed = sweep.binding.routed
@@ -184,12 +185,32 @@ class _Bodies:
         out = views[Buffer("logits")][:count, piece.start : piece.stop]
         self.kernels.linear(views[Buffer("final")][:count], weight, out, tile)
 
+    def _lent(self, scratch: Tensor) -> _Lent:
+        """The same pieces of the same scratch: kernels know them again."""
+        if self._pieces is None or self._pieces.scratch is not scratch:
+            taken, shape = Scratch(scratch), (self.mu, self.model.kv_size)
+            k, v = taken.take(*shape), taken.take(*shape)
+            temp = taken.take(self.mu * self.model.kv_size)
+            self._pieces = _Lent(scratch, k, v, temp, taken.rest())
+        return self._pieces
+
     def _index(self, task: Task, sweep: Sweep) -> RowIndex:
         return self.indexer.of(sweep, _mb(task))
 
     def _layer(self, task: Task, views: Views) -> Mapping[str, Tensor]:
         assert task.page is not None
         return self.weights.of(task.page, _page_view(task, views))
+
+
+class _Lent(NamedTuple):
+    """Keys and values on their way to the cache, fp32 [mu, KV d] each, and as much again to
+    round them in; the rest of ``scratch``."""
+
+    scratch: Tensor
+    k: Tensor
+    v: Tensor
+    temp: Tensor
+    rest: Tensor
 
 
 def _page_view(task: Task, views: Views) -> Tensor:

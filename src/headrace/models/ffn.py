@@ -89,12 +89,6 @@ class Ffn:
             rows = self.indexer.of(sweep, mb).rows
             if rows:
                 x, hidden = views.get(Buffer("normed", mb)), views.get(Buffer("hidden", mb))
-                batches.append(
-                    Routed(
-                        rows,
-                        None if x is None else x[:rows],
-                        None if hidden is None else hidden[:rows],
-                        views[Buffer("routing", mb)] if self.model.is_moe else None,
-                    )
-                )
+                routing = views[Buffer("routing", mb)] if self.model.is_moe else None
+                batches.append(Routed(rows, x, hidden, routing))
         return batches

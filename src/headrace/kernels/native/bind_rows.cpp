@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -76,6 +77,20 @@ struct Lent {
     Scratch rest() const { return {at<char>(scratch), bytes}; }
 };
 
+constexpr std::int64_t LONG = 1 << 17;  // values that take some ten microseconds
+
+// Lets other Python threads run during a call over `values` values, where it lasts. One that is
+// over at once keeps the GIL: to get it back would take longer, up to a switch interval.
+class Unlocked {
+ public:
+    explicit Unlocked(std::int64_t values) {
+        if (values >= LONG) release_.emplace();
+    }
+
+ private:
+    std::optional<nb::gil_scoped_release> release_;
+};
+
 constexpr std::int64_t SHARE = 1 << 15;  // values that are worth a task of their own
 
 // Calls use(i) for rows 0 .. count of `width` values each, on the team where it pays.
@@ -107,7 +122,7 @@ void run_norm(const Matrix &x, Address index, std::int64_t rows, std::int64_t wi
               int threads, const std::string &path) {
     const RowOps &ops = choose_rows(path.c_str());
     const Values w = values(weight, format);
-    nb::gil_scoped_release release;
+    Unlocked unlocked(rows * width);
     Team team(wanted_threads(threads, rows, width));
     const auto *places = at<const std::int64_t>(index);
     each_row(team, rows, width, [&](std::int64_t i) {
@@ -120,7 +135,7 @@ void run_norm(const Matrix &x, Address index, std::int64_t rows, std::int64_t wi
 void run_rope(const Matrix &x, std::int64_t rows, std::int64_t heads, std::int64_t d, Address cos,
               Address sin, int threads, const std::string &path) {
     const RowOps &ops = choose_rows(path.c_str());
-    nb::gil_scoped_release release;
+    Unlocked unlocked(rows * heads * d);
     Team team(wanted_threads(threads, rows, heads * d));
     each_row(team, rows, heads * d, [&](std::int64_t i) {
         ops.rotate(x.row(i), heads, d, at<const float>(cos) + i * (d / 2),
@@ -130,7 +145,7 @@ void run_rope(const Matrix &x, std::int64_t rows, std::int64_t heads, std::int64
 
 void run_rope_tables(Address positions, std::int64_t rows, Address frequencies, std::int64_t half,
                      float scale, Address cos, Address sin, int threads) {
-    nb::gil_scoped_release release;
+    Unlocked unlocked(32 * rows * half);
     Team team(wanted_threads(threads, rows, 32 * half));
     const auto *place = at<const std::int64_t>(positions);
     const auto *frequency = at<const float>(frequencies);
@@ -161,7 +176,7 @@ void run_attention_inputs(const AttentionInputs &in, const Matrix &hidden, std::
                           Address cos, Address sin, const Matrix &q, const Matrix &k,
                           const Matrix &v, Lent lent) {
     const RowOps &ops = choose_rows(lent.rows.c_str());
-    nb::gil_scoped_release release;
+    Unlocked unlocked((in.q.rows + 2 * in.k.rows) * in.q.columns);
     const std::int64_t D = in.q.columns, half = in.head_dim / 2;
     const Matrix x{reinterpret_cast<Address>(lent.take(rows * D)), D};
     std::vector<const float *> normed(static_cast<std::size_t>(rows));
@@ -199,7 +214,7 @@ struct AttentionOutput {
 void run_attention_output(const AttentionOutput &to, const Matrix &attended, std::int64_t rows,
                           const Matrix &hidden, const Matrix &normed, const Lent &lent) {
     const RowOps &ops = choose_rows(lent.rows.c_str());
-    nb::gil_scoped_release release;
+    Unlocked unlocked(to.o.rows * to.o.columns);
     Team team(lent.threads);
     std::vector<const float *> x(static_cast<std::size_t>(rows));
     for (std::int64_t i = 0; i < rows; ++i) x[i] = attended.row(i);
@@ -219,7 +234,7 @@ RoutingTables tables_of(const std::vector<Address> &t) {
 void run_route(const Weight &router, const RouterRule &rule, const Matrix &normed,
                std::int64_t rows, std::int64_t k, const std::vector<Address> &tables, Lent lent) {
     const RowOps &ops = choose_rows(lent.rows.c_str());
-    nb::gil_scoped_release release;
+    Unlocked unlocked(rows * router.rows * router.columns / 4);
     const RoutingTables to = tables_of(tables);
     const std::int64_t E = router.rows;
     const Matrix scores{reinterpret_cast<Address>(lent.take(rows * E)), E};
@@ -247,7 +262,7 @@ void run_embed(Address tokens, std::int64_t rows, Address table, const std::stri
                int threads, const std::string &path) {
     const RowOps &ops = choose_rows(path.c_str());
     const Values stored = values(table, format);
-    nb::gil_scoped_release release;
+    Unlocked unlocked(rows * width);
     Team team(wanted_threads(threads, rows, width));
     const auto *token = at<const std::int64_t>(tokens);
     each_row(team, rows, width, [&](std::int64_t i) {
@@ -264,7 +279,7 @@ std::vector<BestRow> run_best(const Matrix &logits, std::int64_t rows, std::int6
                               int threads, const std::string &path) {
     const RowOps &ops = choose_rows(path.c_str());
     std::vector<BestRow> found(static_cast<std::size_t>(rows));
-    nb::gil_scoped_release release;
+    Unlocked unlocked(rows * vocab / 4);
     Team team(wanted_threads(threads, rows, vocab));
     each_row(team, rows, vocab, [&](std::int64_t i) {
         const Best best = best_token(ops, logits.row(i), vocab);
@@ -281,8 +296,8 @@ std::vector<std::int64_t> run_draw(const Matrix &logits, std::int64_t vocab,
                                    const std::string &path) {
     const RowOps &ops = choose_rows(path.c_str());
     std::vector<std::int64_t> tokens(rows.size());
-    nb::gil_scoped_release release;
     const auto count = static_cast<std::int64_t>(rows.size());
+    Unlocked unlocked(count * vocab);
     Team team(wanted_threads(threads, count, vocab));
     each_row(team, count, vocab, [&](std::int64_t i) {
         const auto &[row, top, temperature, min_p, top_k, top_p, uniform] = rows[i];
@@ -302,8 +317,8 @@ std::vector<RankedRow> run_rank(const Matrix &logits, std::int64_t vocab,
     const RowOps &ops = choose_rows(path.c_str());
     std::vector<RankedRow> found(rows.size());
     {
-        nb::gil_scoped_release release;
         const auto count = static_cast<std::int64_t>(rows.size());
+        Unlocked unlocked(count * vocab);
         Team team(wanted_threads(threads, count, vocab));
         each_row(team, count, vocab, [&](std::int64_t i) {
             const auto &[row, top, most] = rows[i];

@@ -2,9 +2,9 @@
 
 Norms, rotations, look-ups, the router, and what surrounds attention in a layer as one call.
 A row's result has the same bits for any number of rows beside it, any position and any
-``threads``. What the kernels must know of a layer's weights is worked out once where ``kept``, a
-``Kept`` of this function and its rule alone, is given. ``path`` (auto, avx512, avx2, neon, plain)
-forces an instruction set, for tests.
+``threads``. What the kernels must know of weights and buffers is worked out once where ``kept``,
+a ``Kept`` of this function and its rule alone, is given. ``path`` (auto, avx512, avx2, neon,
+plain) forces an instruction set, for tests.
 """
 
 from __future__ import annotations
@@ -117,12 +117,14 @@ def attention_inputs(
     """q, k and v of ``hidden``: norm, projections, clipping, rotation; see the reference."""
     native = native_module()
     made = made_of(kept, weights, lambda: _inputs(weights, rule))
-    rows, width = hidden.shape
+    rows = cos.shape[0]
     _check_tables(cos, sin, rows, rule.head_dim)
+    shape = weights["q"].shape
     native.attention_inputs(
-        made, _matrix("hidden", hidden, width), rows, cos.data_ptr(), sin.data_ptr(),
-        _matrix("q", q, weights["q"].shape[0]), _matrix("k", k, weights["k"].shape[0]),
-        _matrix("v", v, weights["v"].shape[0]), _lent(scratch, threads, path),
+        made, _rows_of("hidden", hidden, rows, shape[1], kept), rows, cos.data_ptr(),
+        sin.data_ptr(), _rows_of("q", q, rows, shape[0], kept),
+        _rows_of("k", k, rows, weights["k"].shape[0], kept),
+        _rows_of("v", v, rows, weights["v"].shape[0], kept), _lent(scratch, threads, path),
     )  # fmt: skip
 
 
@@ -133,6 +135,7 @@ def attention_output(
     hidden: Tensor,
     normed: Tensor,
     scratch: Scratch,
+    rows: int | None = None,
     *,
     kept: Kept | None = None,
     threads: int = 1,
@@ -142,10 +145,11 @@ def attention_output(
     native = native_module()
     made = made_of(kept, weights, lambda: _output(weights, eps))
     width, columns = weights["o"].shape
+    count = attended.shape[0] if rows is None else rows
     native.attention_output(
-        made, _matrix("attended", attended, columns), len(attended),
-        _matrix("hidden", hidden, width), _matrix("normed", normed, width),
-        _lent(scratch, threads, path),
+        made, _rows_of("attended", attended, count, columns, kept), count,
+        _rows_of("hidden", hidden, count, width, kept),
+        _rows_of("normed", normed, count, width, kept), _lent(scratch, threads, path),
     )  # fmt: skip
 
 
@@ -156,6 +160,7 @@ def route(
     routing: Routing,
     scratch: Scratch,
     bias: Tensor | None = None,
+    rows: int | None = None,
     *,
     kept: Kept | None = None,
     threads: int = 1,
@@ -165,15 +170,17 @@ def route(
     native = native_module()
     experts, width = router.shape
     mu, k = routing.ids.shape
-    if len(normed) > mu or len(routing.starts) != experts + 1:
+    count = normed.shape[0] if rows is None else rows
+    if count > mu or routing.starts.shape[0] != experts + 1:
         raise ValueError(
-            f"routing: expected room for {len(normed)} rows and {experts} experts, "
-            f"got {mu} and {len(routing.starts) - 1}"
+            f"routing: expected room for {count} rows and {experts} experts, "
+            f"got {mu} and {routing.starts.shape[0] - 1}"
         )
     weight, made, _ = made_of(kept, router, lambda: _router(router, rule, k, bias))
     native.route(
-        weight, made, _matrix("normed", normed, width), len(normed), k,
-        [table.data_ptr() for table in routing], _lent(scratch, threads, path),
+        weight, made, _rows_of("normed", normed, count, width, kept), count, k,
+        made_of(kept, routing, lambda: [table.data_ptr() for table in routing]),
+        _lent(scratch, threads, path),
     )  # fmt: skip
 
 
@@ -267,6 +274,13 @@ def _matrix(name: str, x: Tensor, width: int) -> Any:
             f"{tuple(x.shape)} with strides {x.stride()}"
         )
     return native_module().Matrix(x.data_ptr(), x.stride(0))
+
+
+def _rows_of(name: str, x: Tensor, rows: int, width: int, kept: Kept | None) -> Any:
+    """At least ``rows`` rows of ``width`` values."""
+    if x.shape[0] < rows:
+        raise ValueError(f"{name}: expected {rows} rows or more, got {x.shape[0]}")
+    return made_of(kept, x, lambda: _matrix(name, x, width))
 
 
 def _lent(scratch: Scratch, threads: int, path: str) -> Any:

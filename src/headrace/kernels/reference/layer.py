@@ -43,10 +43,12 @@ def attention_inputs(
 ) -> None:
     """q [r, Q], k and v [r, KV d] of ``hidden`` [r, D]: norm, projections, clipping, rotation.
 
-    ``weights`` holds attn_norm, q, k, v, and if there are any their ``_bias``, and q_norm and
-    k_norm, as wide as a head or as the whole row. cos and sin are [r, d/2].
+    r is that of cos and sin, [r, d/2]; the four matrices may have more rows. ``weights`` holds
+    attn_norm, q, k, v, and if there are any their ``_bias``, and q_norm and k_norm, as wide as
+    a head or as the whole row.
     """
-    r, D = hidden.shape
+    r, D = cos.shape[0], hidden.shape[1]
+    hidden, q, k, v = hidden[:r], q[:r], k[:r], v[:r]
     x = scratch.take(r, D)
     rms_norm(hidden, _vector(weights, "attn_norm"), rule.eps, x)
     tile = scratch.take(tile_elements(q.shape[1], D))
@@ -73,8 +75,13 @@ def attention_output(
     hidden: Tensor,
     normed: Tensor,
     scratch: Scratch,
+    rows: int | None = None,
 ) -> None:
-    """``hidden`` [r, D] += the projection o of ``attended`` [r, Q]; ``normed`` = its ffn_norm."""
+    """``hidden`` [r, D] += the projection o of ``attended`` [r, Q]; ``normed`` = its ffn_norm.
+
+    Of the first ``rows`` r, or all of them.
+    """
+    attended, hidden, normed = attended[:rows], hidden[:rows], normed[:rows]
     tile = scratch.take(tile_elements(hidden.shape[1], attended.shape[1]))
     bias = _optional(weights, "o_bias")
     linear(attended, weights["o"], hidden, tile, bias, accumulate=True)

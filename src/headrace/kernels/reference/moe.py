@@ -23,12 +23,14 @@ def route(
     routing: Routing,
     scratch: Scratch,
     bias: Tensor | None = None,
+    rows: int | None = None,
 ) -> None:
-    """The best k experts of every row and their gates, by ``rule``.
+    """The best k experts of the first ``rows`` rows (of all) and their gates, by ``rule``.
 
     ``normed`` [r, D], ``router`` [E, D] in its stored type; ``bias`` [E] fp32 shifts the choice
     and not the gates; fills ``routing``. Of equal scores the lower number wins.
     """
+    normed = normed[:rows]
     count, (experts, hidden) = normed.shape[0], router.shape
     k = routing.ids.shape[1]
     rule.check(experts, k)
