@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <limits>
 
@@ -48,75 +49,106 @@ float reached_by(std::int64_t k, const std::vector<float> &tops, std::vector<flo
     return memory[static_cast<std::size_t>(k - 1)];
 }
 
-// How many of the largest `values` hold `share` of their sum, at least one; afterwards they come
-// first, the last of them at the end. A selection by mass: halves that are surely in, or out,
-// are not ordered.
-std::size_t holders(std::vector<float> &values, double share) {
-    double all = 0.0;
-    for (float v : values) all += v;
-    const double wanted = share * all;
-    std::size_t low = 0, high = values.size();
+// The smallest of the `kept` largest values, the fewest that hold `share` of the sum of all.
+struct Edge {
+    float value;
+    std::size_t kept;
+};
+
+Edge by_mass(std::vector<float> &values, double wanted) {
+    std::sort(values.begin(), values.end(), std::greater<float>());
     double held = 0.0;
-    while (high - low > 1) {
-        const std::size_t middle = low + (high - low) / 2;
-        const auto at = values.begin();
-        std::nth_element(at + low, at + middle, at + high, std::greater<float>());
-        double sum = 0.0;
-        for (std::size_t i = low; i < middle; ++i) sum += values[i];
-        if (held + sum >= wanted) {
-            high = middle;
-        } else {
-            held += sum;
-            low = middle;
-        }
+    std::size_t kept = 0;
+    while (kept < values.size()) {
+        held += values[kept++];
+        if (held >= wanted) break;
     }
-    return low + 1;
+    return {values[kept - 1], kept};
+}
+
+double total(const std::vector<float> &values) {
+    double sum = 0.0;
+    for (float v : values) sum += v;
+    return sum;
+}
+
+// Positive floats are ordered as their bits are: those that share their upper bits lie together.
+constexpr int SHIFT = 20;
+constexpr std::size_t BUCKETS = (0x3f800000u >> SHIFT) + 1;  // up to 1
+constexpr std::size_t LINES = 4;                             // sums that do not wait for each other
+
+std::size_t bucket_of(float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits >> SHIFT;
+}
+
+// As above, for all weights of at least `least`: whole buckets are added up, one is sorted.
+Edge by_mass_of_many(const std::vector<float> &w, float least, double share,
+                     std::vector<float> &memory) {
+    std::vector<double> sums(BUCKETS * LINES, 0.0);
+    std::vector<std::uint32_t> counts(BUCKETS * LINES, 0);
+    for (std::size_t i = 0; i < w.size(); ++i) {
+        if (w[i] < least) continue;
+        const std::size_t at = bucket_of(w[i]) * LINES + i % LINES;
+        sums[at] += w[i];
+        ++counts[at];
+    }
+    const auto line_sum = [&](std::size_t bucket) {
+        const double *s = &sums[bucket * LINES];
+        return (s[0] + s[1]) + (s[2] + s[3]);
+    };
+    double all = 0.0;
+    for (std::size_t b = 0; b < BUCKETS; ++b) all += line_sum(b);
+    const double wanted = share * all;
+    double held = 0.0;
+    std::size_t above = 0, bucket = BUCKETS - 1;
+    while (bucket > 0 && held + line_sum(bucket) < wanted) {
+        held += line_sum(bucket);
+        for (std::size_t j = 0; j < LINES; ++j) above += counts[bucket * LINES + j];
+        --bucket;
+    }
+    memory.clear();
+    for (float v : w) {
+        if (v >= least && bucket_of(v) == bucket) memory.push_back(v);
+    }
+    if (memory.empty()) return {least, above};  // all of it, but for rounding of the sums
+    const Edge edge = by_mass(memory, wanted - held);
+    return {edge.value, above + edge.kept};
 }
 
 // Weights of tokens that may not be drawn become 0.
 void truncate(Room &memory, const Draw &draw) {
     std::vector<float> &w = memory.weights, &values = memory.values;
     const auto vocab = static_cast<std::int64_t>(w.size());
-    const std::int64_t k = draw.top_k > 0 ? std::min(draw.top_k, vocab) : vocab;
-    float least = std::max(draw.min_p, std::numeric_limits<float>::min());
-    if (k < vocab) least = std::max(least, reached_by(k, memory.tops, memory.ordered, least));
-    if (draw.top_p < 1.0 && k == vocab) {
-        // Even all the weights below this one together are not needed.
-        double all = 0.0;
-        for (float v : w) all += v >= least ? v : 0.0f;
-        least = std::max(least, static_cast<float>((1.0 - draw.top_p) * all /
-                                                   static_cast<double>(vocab) * 0.999));
-    }
-    values.clear();
-    at_least(w.data(), vocab, memory.tops, least, [&](std::int64_t i) { values.push_back(w[i]); });
-    std::size_t kept = values.size();
-    if (static_cast<std::size_t>(k) < kept) {
-        std::nth_element(values.begin(), values.begin() + (k - 1), values.end(),
-                         std::greater<float>());
-        values.resize(static_cast<std::size_t>(k));
-        kept = values.size();
-    }
-    if (draw.top_p < 1.0) {
-        double beside = 0.0;  // what was left out above counts as mass all the same
-        if (k == vocab) {
-            const float low = std::max(draw.min_p, std::numeric_limits<float>::min());
-            for (float v : w) beside += v >= low && v < least ? v : 0.0f;
+    const float least = std::max(draw.min_p, std::numeric_limits<float>::min());
+    Edge edge{least, w.size()};
+    if (draw.top_k > 0 && draw.top_k < vocab) {
+        const std::int64_t k = draw.top_k;
+        const float reached = std::max(least, reached_by(k, memory.tops, memory.ordered, least));
+        values.clear();
+        at_least(w.data(), vocab, memory.tops, reached,
+                 [&](std::int64_t i) { values.push_back(w[i]); });
+        if (static_cast<std::size_t>(k) < values.size()) {
+            std::nth_element(values.begin(), values.begin() + (k - 1), values.end(),
+                             std::greater<float>());
+            values.resize(static_cast<std::size_t>(k));
         }
-        double mass = 0.0;
-        for (float v : values) mass += v;
-        kept = holders(values, std::min(1.0, draw.top_p * (mass + beside) / mass));
+        edge = by_mass(values, draw.top_p < 1.0 ? draw.top_p * total(values) : INFINITY);
+    } else if (draw.top_p < 1.0) {
+        edge = by_mass_of_many(w, least, draw.top_p, memory.ordered);
     }
-    const float edge = *std::min_element(values.begin(),
-                                         values.begin() + static_cast<std::ptrdiff_t>(kept));
-    std::size_t above = 0;
-    for (std::size_t i = 0; i < kept; ++i) above += values[i] > edge;
-    std::size_t ties = kept - above;  // of those at the edge, the first so many ids stay
-    for (std::int64_t i = 0; i < vocab; ++i) {
-        if (w[i] > edge) continue;
-        if (w[i] == edge && ties > 0) {
-            --ties;
-        } else {
+    std::size_t above = 0, ties = 0;
+    for (float &v : w) {
+        above += v > edge.value;
+        ties += v == edge.value;
+        v = v < edge.value ? 0.0f : v;
+    }
+    // Of those at the edge, the first ids stay.
+    for (std::size_t i = w.size(); above + ties > edge.kept && i-- > 0;) {
+        if (w[i] == edge.value) {
             w[i] = 0.0f;
+            --ties;
         }
     }
 }
