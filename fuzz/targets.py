@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from random import Random
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from headrace.cli.main import make_command
@@ -165,9 +165,15 @@ _TOKENIZER: Mapping[str, Any] = {
 
 
 @cache
-def _folder() -> Path:
+def _temporary() -> TemporaryDirectory[str]:
+    """In memory where there is a place for it; gone with the process."""
     shared = Path("/dev/shm")
-    return Path(mkdtemp(prefix="headrace-fuzz-", dir=shared if os.access(shared, 7) else None))
+    place = shared if os.access(shared, os.W_OK) else None
+    return TemporaryDirectory(prefix="headrace-fuzz-", dir=place)
+
+
+def _folder() -> Path:
+    return Path(_temporary().name)
 
 
 @cache

@@ -65,7 +65,6 @@ def address() -> int:
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "PYTHONPATH": os.pathsep.join((str(site), sysconfig.get_paths()["purelib"])),
-        "HEADRACE_SANITIZED": str(package),
     }
     # -S: the editable install would put the ordinary module in place of this one.
     probe = "from headrace.kernels.native import native_module as n; print(n().__file__)"

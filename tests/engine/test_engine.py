@@ -358,7 +358,7 @@ def test_not_a_number_costs_its_request_only(mixtral):
     (refused,) = [e for e in events if isinstance(e, Refused)]
     assert isinstance(refused.error, NumericsError)
     assert f"logits of request '{refused.prompt.key}' at generated token 2" in str(refused.error)
-    assert "every weight is finite" in str(refused.error)
+    assert "every stored weight is finite" in str(refused.error)
     answered = {e.prompt.key: e.output for e in events if isinstance(e, Answered)}
     assert answered == {k: v for k, v in expected.items() if k != refused.prompt.key}
 

@@ -85,10 +85,12 @@ def test_law_5_no_wait_can_be_spared(case: Case, data: st.DataObject) -> None:
 @settings(max_examples=12, deadline=None)
 @given(cases(every_expert=True, max_layers=2, max_experts=3), st.data())
 def test_law_5_poison_finds_a_missing_wait_in_numbers(case: Case, data: st.DataObject) -> None:
-    """But for barriers, which keep steps apart that could do without."""
+    """But for barriers, which keep steps apart that could do without, and loads of a cache that is
+    still empty, which change no number: on terms, law 5 holds for both."""
     expected = toy_outcome(case, list_order)
     graph = TaskGraph.of(case.schedules())
-    steps = [any(graph.tasks[i].op is Op.BARRIER for i in wait) for wait in graph.waits]
+    silent = (Op.BARRIER, Op.LOAD_KV)
+    steps = [any(graph.tasks[i].op in silent for i in wait) for wait in graph.waits]
     waits = [wait for wait, step in zip(graph.waits, steps, strict=True) if not step]
     start = data.draw(st.integers(0, max(0, len(waits) - 30)))
     for wait in waits[start : start + 30]:
@@ -97,7 +99,7 @@ def test_law_5_poison_finds_a_missing_wait_in_numbers(case: Case, data: st.DataO
             outcome = toy_outcome(case, breaking(wait))
         except TaskError:
             continue
-        assert outcome != expected, wait
+        assert outcome != expected, (graph.tasks[wait.before], graph.tasks[wait.after])
 
 
 @settings(max_examples=15, deadline=None)

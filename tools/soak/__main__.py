@@ -2,7 +2,7 @@
 
 ::
 
-    python -m tools.soak [--minutes 30] [--only kills,jobs,changes,NAME ...] [--output FILE]
+    python -m tools.soak [--minutes 30] [--only kills,jobs,changes,NAME,...] [--output FILE]
 
 After the fixed list come further kills at random moments until the minutes are over.
 """
@@ -72,9 +72,8 @@ def _verdicts(folder: Path, only: list[str], deadline: float) -> Iterator[Verdic
     def wanted(name: str) -> bool:
         return not only or name in only
 
-    if wanted("kills"):
-        cases = kills.moments(passed, LINES, sum(kills.SHARES.values()))
-        yield from _killed(stage, cases)
+    cases = kills.moments(passed, LINES, sum(kills.SHARES.values()))
+    yield from _killed(stage, [c for c in cases if wanted("kills") or c.kind in only])
     for change in CHANGES:
         if wanted("changes") or change.__name__ in only:
             yield _changed(stage, change)
@@ -92,8 +91,12 @@ def _killed(stage: Stage, cases: list[kills.Kill]) -> Iterator[Verdict]:
     """One row per kind of moment."""
     for kind in dict.fromkeys(case.kind for case in cases):
         mine = [case for case in cases if case.kind == kind]
-        began = time.monotonic()
-        faults = [f"{case}: {fault}" for case in mine if (fault := _case(stage, case))]
+        began, faults = time.monotonic(), []
+        for number, case in enumerate(mine, 1):
+            if fault := _case(stage, case):
+                faults.append(f"{case}: {fault}")
+            if not number % 10:
+                print(f"  {kind}: {number} of {len(mine)}, {len(faults)} faults", file=sys.stderr)
         again = sum(case.again is not None for case in mine)
         figures = f"{len(mine)} killed, {again} of them again when resumed"
         yield Verdict(f"kill -9: {kind}", figures, "; ".join(faults), time.monotonic() - began)
@@ -141,8 +144,8 @@ def _options() -> argparse.ArgumentParser:
         "--only",
         type=lambda text: text.split(","),
         default=[],
-        help="kills, jobs, changes, or names of changes: "
-        + ", ".join(change.__name__ for change in CHANGES),
+        help=f"kills, or kinds of them ({', '.join(kills.SHARES)}); jobs; changes, or names of "
+        "them: " + ", ".join(change.__name__ for change in CHANGES),
     )
     parser.add_argument("--output", type=Path, help="write the table there, as Markdown")
     return parser

@@ -18,10 +18,17 @@ from typing import Any
 from tools.soak import rig as rigs
 from tools.soak.rig import Rig
 
-START = ("start.model", "start.plan", "start.memory", "start.loaded", "input.line")
-REPLACE = ("replace.write", "replace.fsync", "replace.rename", "replace.done")
-SWEEP = ("page.read", "sweep.commit", "page.arrived", "sweep.committed")
-WRITE = ("output.write", "output.chunk", "output.durable")
+POINTS = {
+    "fsync": ("output.fsync",),
+    "sweep": ("page.read", "sweep.commit", "page.arrived", "sweep.committed"),
+    "start": (
+        *("start.model", "start.plan", "start.memory", "start.loaded", "input.line"),
+        *("replace.write", "replace.fsync", "replace.rename", "replace.done"),
+    ),
+    "write": ("output.write", "output.chunk", "output.durable"),
+    "command": ("output.fsync", "sweep.commit", "start.plan", "output.durable"),
+}
+"""Kind of moment -> fault points at which it is brought about; ``clock`` has none."""
 
 SHARES = {"fsync": 50, "sweep": 50, "start": 28, "write": 22, "clock": 40, "command": 10}
 """Kind of moment -> kills of it among the 200: between write and fsync, in the middle of a sweep,
@@ -52,7 +59,8 @@ def moments(passed: Counter[str], lines: int, count: int, seed: int = 0) -> list
     kills: list[Kill] = []
     for kind, share in SHARES.items():
         number = max(1, round(share * count / whole))
-        kills += [_moment(kind, i, number, passed, lines, draw) for i in range(number)]
+        places = [i / max(1, number - 1) for i in range(number)]
+        kills += [_moment(kind, i, at, passed, lines) for i, at in enumerate(places)]
     kills = kills[:count]
     return [
         Kill(k.kind, k.point, k.turn, draw.choice(kills) if i % 3 == 0 else None)
@@ -65,24 +73,20 @@ def random_moments(passed: Counter[str], lines: int, seed: int) -> Iterator[Kill
     draw = Random(seed)
     kinds = [kind for kind in SHARES if kind != "command"]
     while True:
-        whole = 1 << 20
-        yield _moment(draw.choice(kinds), draw.randrange(whole), whole, passed, lines, draw)
+        yield _moment(draw.choice(kinds), draw.randrange(1 << 20), draw.random(), passed, lines)
 
 
-def _moment(kind: str, i: int, number: int, passed: Counter[str], lines: int, draw: Random) -> Kill:
+def _moment(kind: str, number: int, at: float, passed: Counter[str], lines: int) -> Kill:
+    """The moment ``at`` (0 to 1) of a run; ``number`` picks the point, in turn.
+
+    Of many passings the last tenth is left out: when a request is admitted depends on timing, so
+    that another run may have a few less."""
     if kind == "clock":
-        return Kill(kind, "", i * lines * 9 // (number * 10))
-    points = {
-        "fsync": ("output.fsync",),
-        "sweep": SWEEP,
-        "start": START + REPLACE,
-        "write": WRITE,
-        "command": ("output.fsync", "sweep.commit", "start.plan", "output.durable"),
-    }[kind]
-    point = points[i % len(points)]
-    most = max(1, passed[point])
-    at = i / max(1, number - 1) if number < 1 << 20 else draw.random()
-    return Kill(kind, point, 1 + round(at * (most - 1)))
+        return Kill(kind, "", int(at * 0.9 * lines))
+    points = POINTS[kind]
+    point = points[number % len(points)]
+    most = passed[point] if passed[point] < 10 else passed[point] * 9 // 10
+    return Kill(kind, point, 1 + round(at * max(0, most - 1)))
 
 
 # -- one case ------------------------------------------------------------------------------

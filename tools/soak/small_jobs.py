@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import sys
-import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +35,7 @@ class Held(NamedTuple):
     @classmethod
     def now(cls) -> Held:
         """This process."""
-        return cls(rss_bytes(), threading.active_count(), len(os.listdir("/proc/self/fd")))
+        return cls(rss_bytes(), *(len(os.listdir(f"/proc/self/{n}")) for n in ("task", "fd")))
 
 
 def in_one_process(rig: Rig, folder: Path, context: Any, jobs: int = JOBS) -> tuple[str, str]:

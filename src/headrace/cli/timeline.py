@@ -25,9 +25,11 @@ KINDS: Mapping[str, frozenset[str]] = {
             Op.LOAD_HIDDEN,
             Op.LOAD_KV,
             Op.STORE_KV,
+            Op.OFFLOAD_HIDDEN,
+            Op.LOAD_PARTIAL,
         }
     ),
-    "experts": frozenset({Op.EXPERT, Op.EXPERT_UP, Op.EXPERT_DOWN, Op.MOE}),
+    "experts": frozenset({Op.EXPERT, Op.EXPERT_UP, Op.EXPERT_DOWN, Op.MOE, Op.COMBINE}),
     "attention": frozenset({Op.PRE_ATTN, Op.ATTN, Op.POST_ATTN, Op.ROUTER}),
     "head": frozenset({Op.EMBED, Op.FINAL, Op.LOGITS}),
     "host": frozenset({Op.BIND, Op.SAMPLE, Op.COMMIT, Op.BARRIER}),

@@ -11,15 +11,12 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from headrace.errors import HeadraceError
-from headrace.planner.candidates import LEAST_SLOTS, MOST_ROWS, Situation
+from headrace.planner.candidates import LEAST_SLOTS, MOST_ROWS, ROWS_PER_MICRO_BATCH, Situation
 from headrace.planner.plan import Plan
 from headrace.planner.rules import plan_of
-from headrace.specs.policy import SCHEDULES, Policy
+from headrace.specs.policy import PAGE_SETS, SCHEDULES, Policy
 
 NOTE = "the plan of an earlier run of this job, kept"
-
-_SETS = ("resident", "on_disk", "cpu_experts")
-"""Fields of a policy that hold page ids."""
 
 _DEFAULTS = {field.name: field.default for field in fields(Policy)}
 
@@ -32,7 +29,7 @@ MOST = 1 << 40
 
 def store_plan(plan: Plan, at: Situation, memory: int | None) -> dict[str, Any]:
     """``plan`` for JSON. ``memory`` is the budget that the user set (None: the default)."""
-    sets = {name: sorted(getattr(plan.policy, name)) for name in _SETS}
+    sets = {name: sorted(getattr(plan.policy, name)) for name in PAGE_SETS}
     policy = {**asdict(plan.policy), **sets}
     return {
         **_asked(at, memory),
@@ -75,7 +72,7 @@ def _policy(stored: Any, at: Situation) -> Policy:
     pages = {page.id for page in at.pages}
     values: dict[str, Any] = {}
     for name, value in stored.items():
-        if name in _SETS:
+        if name in PAGE_SETS:
             if not isinstance(value, list) or not all(_whole(i) in pages for i in value):
                 raise ValueError("pages that the model does not have")
             values[name] = frozenset(value)
@@ -106,7 +103,9 @@ def _ours(policy: Policy, at: Situation) -> bool:
         and policy.ring_slots <= max(len(at.pages), LEAST_SLOTS, asked.ring_slots or 0)
         and (policy.schedule == "resident") <= (slot == 0)
         and policy.schedule in ((asked.schedule, "resident") if asked.schedule else SCHEDULES)
-        and policy.micro_batches <= policy.max_rows <= most_rows
+        and policy.max_rows <= most_rows
+        and policy.micro_batches
+        <= (asked.micro_batches or -(-policy.max_rows // ROWS_PER_MICRO_BATCH))
         and 1 <= policy.disk_lanes <= MOST_LANES
     )
 

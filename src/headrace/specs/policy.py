@@ -21,6 +21,9 @@ ON_DEVICE_ATTENTION = ("resident", "flexgen")
 
 COMPUTE = ("host", "device")
 
+PAGE_SETS = ("resident", "on_disk", "cpu_experts")
+"""Fields that hold page ids."""
+
 KERNELS = ("auto", "native", "reference")
 """Whose arithmetic: the native module's where it was built (auto), or the torch reference."""
 

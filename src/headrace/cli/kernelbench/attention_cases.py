@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from headrace.cli.kernelbench.case import Case, Run
 from headrace.cli.kernelbench.roofs import cache_bytes
-from headrace.cli.kernelbench.weights import FLOATS
-from headrace.kernels import reference
+from headrace.cli.kernelbench.weights import FLOATS, bytes_of
+from headrace.kernels.kv import KvCache
 from headrace.kernels.reference import Piece
 from headrace.kernels.select import Kernels
 from headrace.specs.model import ModelSpec
 from headrace.specs.policy import Policy
 from headrace.specs.scratch import attention_tile, scratch_bytes
 
-FORMATS = tuple(FLOATS)
+FORMATS = (*FLOATS, "int8")
+"""K and V; int8 with a scale for each token and head."""
+
 BLOCK = 16
 MODEL = ModelSpec("mixtral", 1, 4096, 32, 8, 128, 14336, 32000, experts=8, top_k=2)
 """32 query and 8 KV heads of width 128."""
@@ -46,11 +47,11 @@ def _case(kernels: Kernels, kernel: str, form: str, sequences: int, rows: int, t
     H, KV, d = MODEL.heads, MODEL.kv_heads, MODEL.head_dim
     blocks = sequences * tokens // BLOCK
     policy = _policy(sequences * rows, sequences, blocks, form)
-    size = 2 * sequences * tokens * KV * d * FLOATS[form].itemsize
+    size = sum(bytes_of(part) for part in _cache(1, KV, d, form) if part is not None) * blocks
     layers = [_cache(blocks, KV, d, form) for _ in range(1 + 4 * cache_bytes() // size)]
     tile = attention_tile(MODEL, policy)
     pieces = _pieces(sequences, rows, tokens)
-    groups = reference.plan_attention(pieces, tile, BLOCK, None)
+    plan = kernels.plan_attention(pieces, tile, BLOCK, None)
     q, out = torch.randn(sequences * rows, H * d), torch.empty(sequences * rows, H * d)
     memory = torch.empty(scratch_bytes(MODEL, policy), dtype=torch.uint8)
     pairs = sequences * sum(range(tokens - rows + 1, tokens + 1))  # query rows and keys they see
@@ -58,7 +59,7 @@ def _case(kernels: Kernels, kernel: str, form: str, sequences: int, rows: int, t
         kernel=kernel,
         shape=f"{sequences}x{rows} L={tokens} {H}/{KV}x{d}",
         format=form,
-        run=lambda i: kernels.attend(q, layers[i % len(layers)], groups, out, memory, tile, None),
+        run=lambda i: kernels.attend(q, layers[i % len(layers)], plan, out, memory, tile, None),
         bytes=size + 2.0 * 4 * q.numel(),
         flops=4.0 * H * d * pairs,
         torch_ways=_torch_ways(sequences, rows, tokens),
@@ -73,7 +74,7 @@ def _policy(rows: int, sequences: int, blocks: int, form: str) -> Policy:
         resident=frozenset(),
         kv_blocks=blocks,
         kv_block=BLOCK,
-        kv_dtype={"fp32": "f32", "bf16": "bf16", "fp16": "f16"}[form],
+        kv_dtype={"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "int8"}[form],
     )
 
 
@@ -86,10 +87,13 @@ def _pieces(sequences: int, rows: int, tokens: int) -> list[Piece]:
     ]
 
 
-def _cache(blocks: int, heads: int, d: int, form: str) -> Tensor:
+def _cache(blocks: int, heads: int, d: int, form: str) -> KvCache:
     """One block of random values again and again: what is measured does not depend on them."""
-    one = torch.randn(2, 1, BLOCK, heads, d).to(FLOATS[form])
-    return one.expand(2, blocks, BLOCK, heads, d).contiguous()
+    shape = (2, blocks, BLOCK, heads, d)
+    if form == "int8":
+        one = torch.randint(-127, 128, (2, 1, BLOCK, heads, d), dtype=torch.int8)
+        return KvCache(one.expand(shape).contiguous(), torch.full(shape[:-1], 0.02))
+    return KvCache(torch.randn(2, 1, *shape[2:]).to(FLOATS[form]).expand(shape).contiguous())
 
 
 def _torch_ways(sequences: int, rows: int, tokens: int) -> Callable[[], Mapping[str, Run]]:

@@ -89,7 +89,9 @@ def run_suite(
     torch.manual_seed(0)
     try:
         with torch.inference_mode():
-            roofs = measure_roofs(choice.threads, replace(watch, seconds=0.3), choice.quick)
+            roofs = measure_roofs(
+                choice.threads, replace(watch, seconds=2 * watch.seconds), choice.quick
+            )
             told(roofs)
             # Beside native kernels the engine gives torch one thread; so the same here.
             own = 1 if kernels.name == "native" else choice.threads

@@ -6,9 +6,7 @@ package, so that a peer's environment may be another one.
 
 from __future__ import annotations
 
-import atexit
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -45,6 +43,11 @@ class Transformers:
     def files(self) -> tuple[str, ...]:
         """The folder."""
         return (self.model,)
+
+    @property
+    def scratch(self) -> str | None:
+        """Beside the checkpoint, when offloading: it is the disk that is raced on."""
+        return None if self.offload_bytes is None else str(Path(self.model).resolve().parent)
 
     def command(self, shape: Shape) -> list[str]:
         """This file under ``python``. Raises UsageError where a package is missing."""
@@ -93,6 +96,7 @@ def main(arguments: list[str]) -> None:
     model, version = load(arguments[0], arguments[5], int(arguments[6]))
     prompts = torch.randint(0, model.config.vocab_size, (batch, prompt_len))
     with torch.inference_mode():
+        model(input_ids=prompts[:1, :1], use_cache=True)  # the first call pays for itself
         began = perf_counter()
         out = model(input_ids=prompts, use_cache=True, logits_to_keep=1)
         token = out.logits[:, -1:].argmax(-1)
@@ -124,9 +128,7 @@ def load(folder: str, dtype: str, offload_bytes: int) -> tuple[Any, str]:
         return model.eval(), ""
     import accelerate
 
-    # Beside the checkpoint: it is the disk that is raced on.
-    place = tempfile.mkdtemp(prefix="headrace-offload-", dir=Path(folder).resolve().parent)
-    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    place = tempfile.mkdtemp(prefix="offload-")
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=kind,

@@ -35,6 +35,11 @@ class Llama:
         """The GGUF."""
         return (self.gguf,)
 
+    @property
+    def scratch(self) -> None:
+        """Needs none."""
+        return None
+
     def command(self, shape: Shape) -> list[str]:
         """One batch. The context holds every sequence to its end. Raises UsageError."""
         if shutil.which(self.program) is None:

@@ -35,6 +35,11 @@ class Ours:
         """The folder."""
         return (self.model,)
 
+    @property
+    def scratch(self) -> None:
+        """Needs none."""
+        return None
+
     def command(self, shape: Shape) -> list[str]:
         """This interpreter, this module."""
         numbers = [shape.batch, shape.prompt_len, shape.gen_len, shape.threads]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic, sleep
 
@@ -26,12 +27,22 @@ class Ended:
     peak_rss: int
 
 
-def run_process(command: Sequence[str], timeout: float) -> Ended:
+def run_process(command: Sequence[str], timeout: float, scratch: str | None = None) -> Ended:
     """Run ``command`` in a group of its own, which is killed at the end of ``timeout`` seconds.
-    Raises OSError when it cannot be started."""
-    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+    With ``scratch``, its TMPDIR is a new folder there, removed afterwards. Raises OSError when it
+    cannot be started."""
+    with (
+        tempfile.TemporaryFile("w+") as output,
+        tempfile.TemporaryFile("w+") as errors,
+        _temporary(scratch) as environment,
+    ):
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=errors,
+            env=environment,
+            start_new_session=True,
         )
         try:
             code, peak = _watch(process, monotonic() + timeout)
@@ -43,13 +54,25 @@ def run_process(command: Sequence[str], timeout: float) -> Ended:
         return Ended(code, _tail(output.read()), _tail(errors.read()), peak)
 
 
+@contextmanager
+def _temporary(scratch: str | None) -> Iterator[dict[str, str]]:
+    if scratch is None:
+        yield dict(os.environ)
+        return
+    with tempfile.TemporaryDirectory(prefix="headrace-bench-", dir=scratch) as folder:
+        yield {**os.environ, "TMPDIR": folder}
+
+
 def _watch(process: subprocess.Popen[bytes], deadline: float) -> tuple[int | None, int]:
     peak = 0
+    # A process starts with its parent's peak as its own: up to that, looking must do.
+    inherited = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     while True:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         if pid:
             process.returncode = os.waitstatus_to_exitcode(status)
-            return process.returncode, max(peak, usage.ru_maxrss * 1024)
+            own = usage.ru_maxrss * 1024 if usage.ru_maxrss > inherited else 0
+            return process.returncode, max(peak, own)
         peak = max(peak, sum(_rss(p) for p in _tree(process.pid)))
         if monotonic() > deadline:
             os.killpg(process.pid, signal.SIGKILL)

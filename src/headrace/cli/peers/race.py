@@ -77,7 +77,7 @@ class Race:
         (read_cached if self.memory is None else drop_cached)(contestant.files)
         with bounded(self.memory) as bound:
             try:
-                ended = run_process(bound.command(command), self.timeout)
+                ended = run_process(bound.command(command), self.timeout, contestant.scratch)
             except OSError as fault:
                 return replace(blank, error=f"cannot be started: {fault.strerror}")
             measured = replace(

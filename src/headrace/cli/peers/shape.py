@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,11 +52,12 @@ class Contestant(Protocol):
     def files(self) -> tuple[str, ...]:
         """Files and folders of weights that it reads."""
 
+    @property
+    def scratch(self) -> str | None:
+        """The folder in which it needs one for temporary files, or None."""
+
     def command(self, shape: Shape) -> list[str]:
         """What to run. Raises UsageError when it cannot be run at all."""
 
     def times(self, output: str, shape: Shape) -> Times:
         """Read its standard output. Raises ValueError saying what is wrong with it."""
-
-
-Clock = Callable[[], float]
