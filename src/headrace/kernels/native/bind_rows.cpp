@@ -103,7 +103,7 @@ void each_row(Team &team, std::int64_t count, std::int64_t width, const Use &use
 }
 
 int wanted_threads(int threads, std::int64_t count, std::int64_t width) {
-    return count * width < 2 * SHARE ? 1 : threads;
+    return count < 2 || count * width < 2 * SHARE ? 1 : threads;
 }
 
 void multiply(Team &team, const std::vector<const float *> &x, const Weight &w, const Matrix &out,
