@@ -167,6 +167,7 @@ class Runner:
         threads: bool = False,
         kernels: str = "auto",
         activations: str = "int8",
+        kernel_threads: int = 1,
     ) -> None:
         checkpoint = Checkpoint.open(folder)
         module = architecture(checkpoint.config)
@@ -188,6 +189,7 @@ class Runner:
             kv_dtype=kv_dtype,
             kernels=kernels,
             activations=activations,
+            threads=kernel_threads,
         )
         slots = {p.id: self.table.slot_bytes(p.id) for p in self.pages}
         sizes = buffer_sizes(self.model, self.pages, self.policy, slots)

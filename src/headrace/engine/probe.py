@@ -222,7 +222,7 @@ class _Bench:
         self.work = WorkModel(self.model, pages, self.policy)
         tasks = generate(self.model, pages, self.policy).tasks
         self.tasks = {task.op: task for task in reversed(tasks)}  # the first of each op
-        self.sampler = Sampler(0, self.model.vocab)
+        self.sampler = Sampler(0, self.model.vocab, select(kernels, threads))
         self.filled: int | None = None  # the page in the slot
 
     def close(self) -> None:

@@ -16,7 +16,8 @@ import torch
 
 from headrace.errors import UsageError
 from headrace.kernels import reference
-from headrace.kernels.native import attention, available, matrix
+from headrace.kernels.native import attention, available, draws, matrix, rows
+from headrace.kernels.native.kept import Kept
 from headrace.specs.policy import ACTIVATIONS, KERNELS
 
 
@@ -25,7 +26,7 @@ class Kernels:
     """Every function that op bodies call; signatures and contracts are the reference's.
 
     ``numerics`` names what decides the bits of a result: the implementation, its arithmetic
-    path and, where results depend on it, the number of threads. ``integers`` is the same for
+    paths and, for torch, its version and the number of threads. ``integers`` is the same for
     products with integer weights.
     """
 
@@ -39,6 +40,15 @@ class Kernels:
     append: Callable[..., Any]
     attend: Callable[..., Any]
     route: Callable[..., Any]
+    attention_inputs: Callable[..., Any]
+    attention_output: Callable[..., Any]
+    gather_norm: Callable[..., Any]
+    embed: Callable[..., Any]
+    widen_rows: Callable[..., Any]
+    rope_tables: Callable[..., Any]
+    best_tokens: Callable[..., Any]
+    draw_tokens: Callable[..., Any]
+    rank_tokens: Callable[..., Any]
     experts: Callable[..., Any]
     expert_up: Callable[..., Any]
     expert_down: Callable[..., Any]
@@ -79,6 +89,15 @@ def _reference(threads: int, activations: str) -> Kernels:
         append=reference.append,
         attend=reference.attend,
         route=reference.route,
+        attention_inputs=partial(reference.attention_inputs, activations=activations),
+        attention_output=partial(reference.attention_output, activations=activations),
+        gather_norm=reference.gather_norm,
+        embed=reference.embed,
+        widen_rows=reference.widen_rows,
+        rope_tables=reference.rope_tables,
+        best_tokens=reference.best_tokens,
+        draw_tokens=reference.draw_tokens,
+        rank_tokens=reference.rank_tokens,
         experts=partial(reference.experts, activations=activations),
         expert_up=partial(reference.expert_up, activations=activations),
         expert_down=partial(reference.expert_down, activations=activations),
@@ -86,18 +105,32 @@ def _reference(threads: int, activations: str) -> Kernels:
 
 
 def _native(threads: int, activations: str) -> Kernels:
-    paths = "+".join(sorted({matrix.path_of(d) for d in (torch.float32, torch.bfloat16)}))
+    """Every function is native, and row-invariant: results depend on no thread count."""
+    products = {matrix.path_of(d) for d in (torch.float32, torch.bfloat16)}
+    paths = "+".join(sorted({*products, attention.path_of(), rows.path_of()}))
     path = "auto" if activations == "int8" else "exact"
     return replace(
         _reference(threads, activations),
         name="native",
-        numerics=f"native-{paths}-torch-{torch.__version__}-threads_{threads}",  # norms'
+        numerics=f"native-{paths}",
         integers=f"{matrix.path_of('i8', path)}-x_{activations}",
         linear=partial(matrix.linear, threads=threads, path=path),
         plan_attention=attention.plan_attention,
-        append=partial(attention.append, threads=threads),
-        attend=partial(attention.attend, threads=threads),
-        experts=partial(matrix.experts, threads=threads, path=path),
+        append=partial(attention.append, threads=threads, kept=Kept()),
+        attend=partial(attention.attend, threads=threads, kept=Kept()),
+        rms_norm=partial(rows.rms_norm, threads=threads),
+        apply_rope=partial(rows.apply_rope, threads=threads),
+        route=partial(rows.route, threads=threads, kept=Kept()),
+        attention_inputs=partial(rows.attention_inputs, threads=threads, path=path, kept=Kept()),
+        attention_output=partial(rows.attention_output, threads=threads, path=path, kept=Kept()),
+        gather_norm=partial(rows.gather_norm, threads=threads),
+        embed=partial(rows.embed, threads=threads),
+        widen_rows=partial(rows.widen_rows, threads=threads),
+        rope_tables=partial(rows.rope_tables, threads=threads),
+        best_tokens=partial(draws.best_tokens, threads=threads),
+        draw_tokens=partial(draws.draw_tokens, threads=threads),
+        rank_tokens=partial(draws.rank_tokens, threads=threads),
+        experts=partial(matrix.experts, threads=threads, path=path, kept=Kept()),
         expert_up=partial(matrix.expert_up, threads=threads, path=path),
         expert_down=partial(matrix.expert_down, threads=threads, path=path),
     )

@@ -171,7 +171,9 @@ def _policy(at: Situation, seqs: int, rows: int, kv_blocks: int) -> Policy:
 
 
 def _micro_batches(at: Situation, rows: int) -> int:
-    return at.overrides.micro_batches or -(-rows // ROWS_PER_MICRO_BATCH)
+    """As many as bring their rows nearest to ROWS_PER_MICRO_BATCH."""
+    near = (rows + ROWS_PER_MICRO_BATCH // 2) // ROWS_PER_MICRO_BATCH
+    return at.overrides.micro_batches or max(1, near)
 
 
 def _disk_lanes(hardware: Hardware) -> int:

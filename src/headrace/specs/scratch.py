@@ -159,7 +159,8 @@ def _post_attention(model: ModelSpec, policy: Policy) -> int:
 def _router(model: ModelSpec, policy: Policy) -> int:
     entries = 2 * policy.mu * visits(model)  # int64
     scores = policy.mu * model.experts
-    return _pieces(scores, model.experts * model.hidden, entries, entries, entries)
+    tile = max(model.experts * model.hidden, tile_elements(model.experts, model.hidden))
+    return _pieces(scores, tile, entries, entries, entries)
 
 
 def _ffn(model: ModelSpec, policy: Policy) -> int:
