@@ -58,6 +58,46 @@ void tile(const float *x, const float *w, std::int64_t columns, bool set, float 
     }
 }
 
+// The same for AHEAD whole blocks of one vector of weight rows, a line of each in turn, multiplied as
+// it is turned: few rows of x have few sums, and one after the other they would wait for each
+// multiply-add to end. `next` is how far x of the next block lies.
+constexpr int AHEAD = 4;
+
+template <class F, int H>
+void blocks_ahead(const Rows<1> &rows, std::int64_t k, const float *x, std::int64_t next, bool set,
+                  float *sums) {
+    constexpr int per_word = 4 / F::size, columns = Turn::words * per_word;
+    Vec::T acc[AHEAD][H];
+    for (int b = 0; b < AHEAD; ++b) {
+        for (int m = 0; m < H; ++m) acc[b][m] = Vec::zero();
+    }
+    for (std::int64_t at = 0; at < K_BLOCK; at += columns) {
+        for (int b = 0; b < AHEAD; ++b) {
+            typename Turn::T words[Turn::words];
+            Turn::line(rows.at, static_cast<std::size_t>((k + b * K_BLOCK + at) * F::size), words);
+            const float *values = x + b * next + at;
+            Vec::T sum[H];
+            for (int m = 0; m < H; ++m) sum[m] = acc[b][m];
+            for (int j = 0; j < Turn::words; ++j) {
+                for (int c = 0; c < per_word; ++c) {
+                    const Vec::T weight = F::column(words[j], c);
+                    for (int m = 0; m < H; ++m) {
+                        const Vec::T value = Vec::set(values[m * K_BLOCK + j * per_word + c]);
+                        sum[m] = Vec::fma(value, weight, sum[m]);
+                    }
+                }
+            }
+            for (int m = 0; m < H; ++m) acc[b][m] = sum[m];
+        }
+    }
+    for (int m = 0; m < H; ++m) {
+        float *to = sums + m * N_BLOCK;
+        Vec::T sum = set ? acc[0][m] : Vec::add(Vec::load(to), acc[0][m]);
+        for (int b = 1; b < AHEAD; ++b) sum = Vec::add(sum, acc[b][m]);
+        Vec::store(to, sum);
+    }
+}
+
 template <class F>
 struct Products {
     using Memory = float[K_BLOCK * N_BLOCK];
@@ -69,7 +109,19 @@ struct Products {
             return;
         }
         const Rows<V> rows(w.row(p.n0 + n), p.rows - n, w.row_bytes);
-        for (std::int64_t k = 0; k < w.columns; k += K_BLOCK) {
+        std::int64_t k = 0;
+        if constexpr (V == 1) {
+            for (; k + AHEAD * K_BLOCK <= w.columns; k += AHEAD * K_BLOCK) {
+                const float *x = static_cast<const float *>(p.panel) + k * p.count + p.m0 * K_BLOCK;
+                with_height(p.m1 - p.m0, [&](auto height) {
+                    if constexpr (height.value <= FEW) {
+                        blocks_ahead<F, height.value>(rows, k, x, K_BLOCK * p.count, k == 0,
+                                                      sums + n);
+                    }
+                });
+            }
+        }
+        for (; k < w.columns; k += K_BLOCK) {
             const std::int64_t columns = w.columns - k < K_BLOCK ? w.columns - k : K_BLOCK;
             widen<F>(rows, k, columns, wide);
             const float *x = static_cast<const float *>(p.panel) + k * p.count;

@@ -23,6 +23,7 @@ struct Ints {
         return set(word);
     }
     static T times(T a, T b) { return _mm512_mullo_epi32(a, b); }
+    static T add(T a, T b) { return _mm512_add_epi32(a, b); }
     static T dot(T sum, T w, T x) { return _mm512_dpbusd_epi32(sum, w, x); }
     static Vec::T to_float(T a) { return _mm512_cvtepi32_ps(a); }
 };

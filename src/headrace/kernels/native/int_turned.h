@@ -117,8 +117,10 @@ void int_tile(const std::int8_t *x, const float *scales, const std::int32_t *sta
 
 // --- sums of products ---
 
-constexpr std::int64_t MOST_GROUPS = 1024;       // of a weight row
-constexpr std::int64_t STRETCH = MOST_SHARED;    // columns that are turned at a time
+constexpr std::int64_t MOST_GROUPS = 1024;  // of a weight row
+constexpr std::int64_t STRETCH = 128;       // columns that are turned at a time
+constexpr int UNIT = 32;                    // columns that every block is a multiple of
+constexpr int UNIT_QUADS = UNIT / 4;
 
 template <Format F>
 struct IntProducts {
@@ -136,7 +138,9 @@ struct IntProducts {
         const Rows<V> values(w.row(p.n0 + n), rows, w.row_bytes);
         scales<V>(w, p.n0 + n, rows, memory.scales);
         if (w.zeros != nullptr) zeros<group>(w, p.n0 + n, rows, memory.zeros);
-        for (std::int64_t k = 0; k < w.columns; k += STRETCH) {
+        std::int64_t k = 0;
+        if constexpr (V == 1) k = whole_stretches(w, p, panel, values, memory, sums + n);
+        for (; k < w.columns; k += STRETCH) {
             const std::int64_t end = k + STRETCH < w.columns ? k + STRETCH : w.columns;
             spread(values, k, end - k, memory.words);
             for (std::int64_t b = k / panel.block; b * panel.block < end; ++b) {
@@ -155,6 +159,80 @@ struct IntProducts {
     }
 
  private:
+    // Few rows of x: weights are multiplied as they are turned, whole stretches of whole blocks.
+    // Returns the columns that were.
+    static std::int64_t whole_stretches(const Weight &w, const Part &p, const Panel &panel,
+                                        const Rows<1> &values, const Memory &memory, float *sums) {
+        const std::int64_t columns = w.columns / STRETCH * STRETCH;
+        if (columns == 0 || panel.block != panel.room) return 0;
+        with_height(p.m1 - p.m0, [&](auto height) {
+            if constexpr (height.value <= FEW) {
+                switch (panel.room) {
+                    case 32: return few<32, height.value>(w, p, panel, columns, values, memory, sums);
+                    case 64: return few<64, height.value>(w, p, panel, columns, values, memory, sums);
+                    default: return few<128, height.value>(w, p, panel, columns, values, memory, sums);
+                }
+            }
+        });
+        return columns;
+    }
+
+    // Sums of H rows of x are kept in registers; integers are summed exactly, so in any order, and in
+    // several chains, which need not wait for each other.
+    template <int ROOM, int H>
+    static void few(const Weight &w, const Part &p, const Panel &panel, std::int64_t columns,
+                    const Rows<1> &values, const Memory &memory, float *sums) {
+        constexpr int chains = H > 2 ? 2 : 4;
+        constexpr int units = ROOM / UNIT, line_units = F == Format::u4 ? 4 : 2;
+        Vec::T total[H];
+        Ints::T acc[H][chains], words[Turn::words];
+        for (int m = 0; m < H; ++m) total[m] = Vec::zero();
+        for (std::int64_t k = 0; k < columns; k += STRETCH) {
+#pragma GCC unroll 4
+            for (int u = 0; u < STRETCH / UNIT; ++u) {
+                const std::int64_t b = (k + u * UNIT) / ROOM, i = b * panel.count + p.m0;
+                const std::int64_t g = b * ROOM / w.group * Vec::width;
+                if (u % line_units == 0) Turn::line(values.at, bytes_of(F, k + u * UNIT), words);
+                if (u % units == 0) {
+                    for (int m = 0; m < H; ++m) {
+                        acc[m][0] = Ints::set(panel.starts[i + m]);
+                        if (w.zeros != nullptr) {
+                            acc[m][0] = Ints::times(acc[m][0], Ints::load(memory.zeros + g));
+                        }
+                        for (int c = 1; c < chains; ++c) acc[m][c] = Ints::set(0);
+                    }
+                }
+                const std::int8_t *x = panel.bytes + i * ROOM + u % units * UNIT;
+#pragma GCC unroll 8
+                for (int q = 0; q < UNIT_QUADS; ++q) {
+                    const Ints::T weight = quad(words, u % line_units, q);
+                    for (int m = 0; m < H; ++m) {
+                        const Ints::T value = Ints::four(x + m * ROOM + 4 * q);
+                        acc[m][q % chains] = Ints::dot(acc[m][q % chains], weight, value);
+                    }
+                }
+                if (u % units < units - 1) continue;
+                const Vec::T scale = Vec::load(memory.scales + g);
+                for (int m = 0; m < H; ++m) {
+                    for (int c = 1; c < chains; ++c) acc[m][0] = Ints::add(acc[m][0], acc[m][c]);
+                    const Vec::T by = Vec::set(panel.scales[i + m]);
+                    total[m] = Vec::fma(Vec::mul(Ints::to_float(acc[m][0]), by), scale, total[m]);
+                }
+            }
+        }
+        for (int m = 0; m < H; ++m) Vec::store(sums + m * N_BLOCK, total[m]);
+    }
+
+    // Four columns of every row: the q-th of unit u of a turned line.
+    static Ints::T quad(const Turn::T (&words)[Turn::words], int u, int q) {
+        if constexpr (F == Format::u4) {
+            const Turn::T word = words[4 * u + q % 4];
+            return q < 4 ? Turn::low_nibbles(word) : Turn::high_nibbles(word);
+        }
+        const Turn::T word = words[UNIT_QUADS * u + q];
+        return F == Format::i8 ? Turn::shifted(word) : word;
+    }
+
     template <int ROOM, int V>
     static void meet(const Panel &panel, std::int64_t b, const Part &p, const Block &block,
                      float *sums) {

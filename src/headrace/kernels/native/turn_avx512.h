@@ -31,19 +31,30 @@ struct Turn {
     static T high_nibbles(T a) { return low_nibbles(_mm512_srli_epi32(a, 4)); }
     static void store(void *p, T a) { _mm512_storeu_si512(p, a); }
 
-    // Columns of one word as floats: one vector, or two that are `stride` apart.
-    static void from_f32(T a, float *to, int) { store(to, a); }
-    static void from_bf16(T a, float *to, int stride) {
-        store(to, _mm512_slli_epi32(a, 16));
-        store(to + stride, _mm512_and_si512(a, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+    // Column c of a word as floats.
+    static __m512 f32(T a) { return _mm512_castsi512_ps(a); }
+    static __m512 bf16(T a, int c) {
+        const T high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+        return f32(c == 0 ? _mm512_slli_epi32(a, 16) : _mm512_and_si512(a, high));
     }
-    static void from_f16(T a, float *to, int stride) {
+    static __m512 f16(T a, int c) {
         alignas(64) static constexpr short EVEN_ODD[32] = {
             0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30,
             1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
         const T halves = _mm512_permutexvar_epi16(_mm512_load_si512(EVEN_ODD), a);
-        _mm512_storeu_ps(to, _mm512_cvtph_ps(_mm512_castsi512_si256(halves)));
-        _mm512_storeu_ps(to + stride, _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1)));
+        return _mm512_cvtph_ps(c == 0 ? _mm512_castsi512_si256(halves)
+                                      : _mm512_extracti64x4_epi64(halves, 1));
+    }
+
+    // All columns of a word: one vector, or two that are `stride` apart.
+    static void from_f32(T a, float *to, int) { _mm512_storeu_ps(to, f32(a)); }
+    static void from_bf16(T a, float *to, int stride) {
+        _mm512_storeu_ps(to, bf16(a, 0));
+        _mm512_storeu_ps(to + stride, bf16(a, 1));
+    }
+    static void from_f16(T a, float *to, int stride) {
+        _mm512_storeu_ps(to, f16(a, 0));
+        _mm512_storeu_ps(to + stride, f16(a, 1));
     }
 };
 

@@ -76,14 +76,17 @@ struct Rows {
 struct F32 {
     static constexpr int size = 4;
     static void widen(Turn::T word, float *to, int stride) { Turn::from_f32(word, to, stride); }
+    static Vec::T column(Turn::T word, int) { return Turn::f32(word); }
 };
 struct Bf16 {
     static constexpr int size = 2;
     static void widen(Turn::T word, float *to, int stride) { Turn::from_bf16(word, to, stride); }
+    static Vec::T column(Turn::T word, int c) { return Turn::bf16(word, c); }
 };
 struct F16 {
     static constexpr int size = 2;
     static void widen(Turn::T word, float *to, int stride) { Turn::from_f16(word, to, stride); }
+    static Vec::T column(Turn::T word, int c) { return Turn::f16(word, c); }
 };
 
 // Columns k .. k + columns as fp32 [column][V vectors of rows]; may write one column more.
