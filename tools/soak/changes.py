@@ -25,7 +25,7 @@ from tools.soak import rig as rigs
 from tools.soak.kills import PATIENCE, command, difference
 from tools.soak.rig import Rig, records
 
-SLOW = "page.read@*=delay:0.002"
+SLOW = "page.read@*=delay:0.006"
 """Makes a run long enough to do something to it."""
 
 
