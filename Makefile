@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := .demo/model
 
-.PHONY: install demo demo-model test check docs bench conformance clean
+.PHONY: install demo demo-model test check check-native check-neon docs bench conformance fuzz soak clean
 
 install: $(INSTALLED)
 
@@ -40,15 +40,35 @@ check: install
 	$(BIN)/lint-imports
 	$(BIN)/python tools/docs.py check
 
+# The native kernels under AddressSanitizer, UBSan and ThreadSanitizer; needs cmake, about 4 minutes.
+check-native: install
+	$(BIN)/python tools/check_native.py address thread
+
+# Every native source compiled for aarch64; with an emulator, a small test is run.
+check-neon: install
+	$(BIN)/python tools/check_native.py neon
+
 docs: install
 	$(BIN)/python tools/docs.py build site
 
 bench: install
 	$(BIN)/headrace bench schedules
 
+# A search over everything that reads what strangers wrote; MINUTES in all.
+MINUTES ?= 5
+fuzz: install
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet atheris==3.0.0
+	$(BIN)/python -m fuzz.refusals
+	$(BIN)/python -m fuzz.run --minutes $(MINUTES)
+
 conformance: demo-model
 	$(BIN)/python -m pytest -q -m conformance --timeout 3600 tests
 	$(BIN)/python -m demo.conformance $(DEMO) | tee .demo/conformance.md
 
+# About half an hour: kills, full disks, changed shards, signals, many jobs. Mounts small file
+# systems where it may, and limits file sizes where it may not.
+soak: install
+	$(BIN)/python -m tools.soak --minutes 30
+
 clean:
-	rm -rf build dist site .venv .demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
+	rm -rf build dist site .venv .demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .fuzz .coverage*

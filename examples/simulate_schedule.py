@@ -17,7 +17,8 @@ from headrace.machines.virtual import Virtual
 from headrace.schedule.binding import Binding, Extent
 from headrace.schedule.generate import generate, next_phase
 from headrace.schedule.task import Op, Task
-from headrace.schedule.work import Work, WorkModel
+from headrace.schedule.work import WorkModel
+from headrace.schedule.work_vector import Work
 from headrace.specs.hardware import Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Role, page_layout

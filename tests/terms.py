@@ -30,9 +30,11 @@ class Terms:
         """Put in a term that no task computes."""
         self.memory[buffer][0] = hash(("spoilt", next(self._spoilt)))
 
-    def outcome(self) -> tuple[int, int]:
-        """What is left of a run: the requests, and who held the baton."""
-        return self.memory[Buffer("requests")][0], self.memory[Buffer("baton")][0]
+    def outcome(self) -> tuple[int, ...]:
+        """What is left of a run: the requests, who held the baton, and the KV of each part."""
+        parts = sorted(buffer for buffer in self.memory if buffer.name == "kv_part")
+        left = (Buffer("requests"), Buffer("baton"), *parts)
+        return tuple(self.memory[buffer][0] for buffer in left)
 
     def _body(self, task: Task, views: Views, sweep: Any) -> None:
         read = tuple([views[buffer][0] for buffer in task.reads])

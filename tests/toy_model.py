@@ -18,18 +18,19 @@ def plain_logits(model: ModelSpec, weights: Weights, tokens: list[int]) -> np.nd
     """[len(tokens), vocab]: the whole sequence at once, no cache, pages or micro-batches."""
     hidden = weights["embed", None, None][tokens]
     for layer in range(model.layers):
-        w = {name: weights[name, layer, None] for name in model.layer_tensors()}
+        w = {name: weights[name, layer, None] for name in model.layer_tensors(layer)}
         x = norm(hidden, w["attn_norm"])
         attended = attend(model, x @ w["q"].T, x @ w["k"].T, x @ w["v"].T)
         hidden = hidden + attended @ w["o"].T
         x = norm(hidden, w["ffn_norm"])
         ids, gates = np.zeros((len(x), 1), int), np.ones((len(x), 1))
-        if model.is_moe:
-            ids, gates = route(model, x, w["router"])
+        if model.is_routed(layer):
+            ids, gates = route(model, x, w)
         mixed = np.zeros_like(hidden)
         for row in range(len(x)):
             for expert, gate in zip(ids[row], gates[row], strict=True):
-                e = {name: weights[name, layer, int(expert)] for name in model.expert_tensors()}
+                names = model.expert_tensors(layer, int(expert))
+                e = {name: weights[name, layer, int(expert)] for name in names}
                 mixed[row] += gate * (ffn_in(x[row : row + 1], e) @ e["down"].T)[0]
         hidden = hidden + mixed
     head = weights["embed" if model.tied_embeddings else "head", None, None]
@@ -43,9 +44,10 @@ def make_weights(model: ModelSpec) -> Weights:
         (name, None, None): shape for name, shape in model.global_tensors().items()
     }
     for layer in range(model.layers):
-        shapes |= {(name, layer, None): s for name, s in model.layer_tensors().items()}
-        for expert in range(model.experts):
-            shapes |= {(name, layer, expert): s for name, s in model.expert_tensors().items()}
+        shapes |= {(name, layer, None): s for name, s in model.layer_tensors(layer).items()}
+        for expert in range(model.experts_in(layer)):
+            tensors = model.expert_tensors(layer, expert)
+            shapes |= {(name, layer, expert): s for name, s in tensors.items()}
     return {key: rng.normal(0, 0.6, shape) for key, shape in shapes.items()}
 
 
@@ -85,13 +87,20 @@ def attend(model: ModelSpec, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.
     return out
 
 
-def route(model: ModelSpec, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The k best experts of each row and their softmax gates."""
-    scores = x @ w.T
+def route(
+    model: ModelSpec, x: np.ndarray, w: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best experts of each row and their softmax gates; the shared one comes last."""
+    scores = x @ w["router"].T
     ids = np.argsort(-scores, axis=-1, kind="stable")[:, : model.top_k]
     best = np.take_along_axis(scores, ids, -1)
     gates = np.exp(best - best.max(-1, keepdims=True)) if len(x) else best
-    return ids, gates / gates.sum(-1, keepdims=True)
+    gates = gates / gates.sum(-1, keepdims=True)
+    if model.shared is None:
+        return ids, gates
+    one = np.ones((len(x), 1))
+    gate = 1 / (1 + np.exp(-x @ w["shared_gate"].T)) if model.shared.gated else one
+    return np.hstack((ids, one.astype(int) * model.experts)), np.hstack((gates, gate))
 
 
 def ffn_in(x: np.ndarray, w: dict[str, np.ndarray]) -> np.ndarray:

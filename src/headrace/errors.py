@@ -16,6 +16,7 @@
     |-- LineError                  exit 1   one line of a batch file; costs that line only
     |-- ScheduleError              exit 1   a schedule that breaks its own rules (our bug)
     |-- TaskError                  exit 1   a task's body raised; names the task and the sweep
+    |-- NumericsError              exit 1   NaN or infinity in logits; costs that request only
     `-- StorageError               exit 1   reading weights or writing results failed
 """
 
@@ -122,6 +123,10 @@ class TaskError(HeadraceError):
         self.task = task
         self.sweep = sweep
         super().__init__(message, **details)  # type: ignore[arg-type]
+
+
+class NumericsError(HeadraceError):
+    """The logits of a request hold NaN or infinity; it costs that request only."""
 
 
 class StorageError(HeadraceError):

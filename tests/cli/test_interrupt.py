@@ -11,7 +11,7 @@ from time import perf_counter
 import pytest
 
 from headrace.cli import main
-from headrace.cli.interrupt import end_on_interrupt
+from headrace.cli.interrupt import SIGNALS, Listener, end_on_interrupt, held
 from tests.cli.helpers import SOURCE
 
 # Python-level handlers never run here: the main thread stays inside one C call.
@@ -30,19 +30,22 @@ while time.monotonic() < end:
 
 
 @pytest.mark.parametrize("body", [POLITE, STUBBORN, DEAF])
-def test_exits_130_within_two_seconds(body):
-    seconds, code = _interrupt(body, signals=1)
-    assert code == 130
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_exits_by_the_signal_s_number_within_two_seconds(body, number):
+    if body is not POLITE and number is signal.SIGHUP:
+        pytest.skip("as SIGTERM")
+    seconds, code = _interrupt(body, number, times=1)
+    assert code == 128 + number
     assert seconds < 2.5
 
 
 def test_second_interrupt_exits_at_once():
-    seconds, code = _interrupt(STUBBORN, signals=2)
+    seconds, code = _interrupt(STUBBORN, signal.SIGINT, times=2)
     assert code == 130
-    assert seconds < 1.5
+    assert seconds < 1.4
 
 
-def _interrupt(body: str, signals: int) -> tuple[float, int]:
+def _interrupt(body: str, number: int, times: int) -> tuple[float, int]:
     program = (
         "import sys\nfrom headrace.cli import main\n"
         f"def job(arguments):\n    exec({body!r}, {{}})\n    return 0\n"
@@ -57,12 +60,13 @@ def _interrupt(body: str, signals: int) -> tuple[float, int]:
     )
     assert process.stdout.readline() == "ready\n"
     began = perf_counter()
-    for i in range(signals):
+    for i in range(times):
         if i:
             _settle(process)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
     _, error = process.communicate(timeout=20)
     assert "Traceback" not in error
+    assert times > 1 or "interrupted" in error
     return perf_counter() - began, process.returncode
 
 
@@ -77,6 +81,7 @@ def _settle(process) -> None:
 def test_patience_ends_once_and_a_second_interrupt_ends_it_at_once():
     left, slept = threading.Event(), []
     before = signal.set_wakeup_fd(-1)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         end_on_interrupt(9.0, leave=lambda code: left.set(), sleep=slept.append)
         with pytest.raises(KeyboardInterrupt):
@@ -85,16 +90,43 @@ def test_patience_ends_once_and_a_second_interrupt_ends_it_at_once():
         assert slept == [9.0]
     finally:
         signal.set_wakeup_fd(before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
-def test_keyboard_interrupt_becomes_exit_code_130(monkeypatch, capsys):
+def test_keyboard_interrupt_becomes_the_code_that_was_heard(monkeypatch):
     def interrupted(arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(main, "end_on_interrupt", lambda: None)
+    monkeypatch.setattr(main, "forgiving_streams", lambda: None)
+    monkeypatch.setattr(main, "end_on_interrupt", Listener)
     monkeypatch.setattr(main, "run", interrupted)
-    monkeypatch.setattr(main, "leave_interrupted", lambda: sys.exit(130))
+    monkeypatch.setattr(main, "leave_interrupted", sys.exit)
     with pytest.raises(SystemExit) as exit_:
         main.main([])
     assert exit_.value.code == 130
-    assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_signal_that_is_held_is_raised_where_it_is_asked_for():
+    with held() as raise_waiting:
+        raise_waiting()
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            raise_waiting()
+    with pytest.raises(KeyboardInterrupt), held():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_ignored_by_nohup_stays_ignored():
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    descriptor = signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        listener = end_on_interrupt()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is listener
+    finally:
+        signal.set_wakeup_fd(descriptor)
+        for number, handler in before.items():
+            signal.signal(number, handler)

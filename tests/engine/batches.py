@@ -1,24 +1,19 @@
-"""Batch jobs on a tiny engine, run here or in a process that gets killed."""
+"""Batch jobs on a tiny engine."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from headrace.engine import session as session_module
 from headrace.engine.batch import plan_job, run_job, store_plan
-from headrace.engine.faultpoints import Faults, no_faults
 from headrace.engine.jobs import Job
 from headrace.engine.llm import LLM
 from headrace.engine.summary import RunSummary
-
-from .engines import open_llm
+from headrace.specs.faults import Faults, no_faults
 
 DEFAULTS = {"temperature": 0.0, "max_tokens": 6}
 
@@ -96,52 +91,3 @@ def run(llm: LLM, source: Path, output: Path, **how: Any) -> RunSummary | None:
         plan_job(llm, job)
         store_plan(llm, job, {})
         return run_job(llm, job)
-
-
-# -- in a process of its own ---------------------------------------------------------------
-
-
-def run_and_die(
-    folder: Path, memory: int, source: Path, output: Path, point: str, turn: int, **how: Any
-) -> None:
-    """``run`` until ``point`` is passed for the ``turn``-th time, then kill -9 by its own hand.
-
-    A point is a fault point of the job, ``task:OP`` (before the body of such a task), or a place
-    between the steps of a run: ``opened``, ``planned``.
-    """
-    die = _death(point, turn)
-    _wrap_bodies(die)
-    with open_llm(folder, memory) as llm, opened(llm, source, output, faults=die, **how) as job:
-        die("opened")
-        plan_job(llm, job)
-        store_plan(llm, job, {})
-        die("planned")
-        run_job(llm, job)
-
-
-def _death(point: str, turn: int) -> Callable[[str], None]:
-    left = [turn]
-
-    def passed(name: str) -> None:
-        left[0] -= name == point
-        if name == point and not left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return passed
-
-
-def _wrap_bodies(die: Callable[[str], None]) -> None:
-    make = session_module.make_bodies
-
-    def made(*arguments: Any) -> dict[Any, Any]:
-        return {op: _announced(f"task:{op.value}", b, die) for op, b in make(*arguments).items()}
-
-    session_module.make_bodies = made
-
-
-def _announced(name: str, body: Any, die: Callable[[str], None]) -> Any:
-    def announced(task: Any, views: Any, sweep: Any) -> None:
-        die(name)
-        body(task, views, sweep)
-
-    return announced

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from headrace.engine import batch as batch_module
 from headrace.engine.batch import Progress, job_shape, plan_job, run_job, store_plan
-from headrace.errors import SignatureError, StorageError, TaskError
+from headrace.errors import BudgetError, SignatureError, StorageError, TaskError
 
 from .batches import (
     DEFAULTS,
@@ -22,7 +23,6 @@ from .batches import (
     opened,
     results,
     run,
-    run_and_die,
     write_lines,
 )
 from .engines import least_memory, open_llm, workload
@@ -282,68 +282,75 @@ def test_a_failing_body_stops_the_run_after_saving(llm, source, undisturbed, tmp
     assert essence(output) == undisturbed
 
 
-# -- killed ------------------------------------------------------------------------------
-
-KILLS = {
-    "starting": [
-        ("replace.fsync", 1),  # the signature
-        ("replace.rename", 1),
-        ("input.line", 1),
-        ("input.line", 16),
-        ("opened", 1),
-        ("replace.fsync", 1),  # the plan
-        ("replace.rename", 1),
-        ("planned", 1),
-    ],
-    "computing": [
-        ("task:read_page", 1),
-        ("task:embed", 1),
-        ("task:read_page", 90),
-        ("task:expert", 70),
-        ("task:router", 11),
-        ("task:logits", 3),
-        ("task:final", 4),
-        ("task:read_rows", 5),
-    ],
-    "writing": [
-        ("output.write", 1),
-        ("output.chunk", 1),
-        ("output.fsync", 1),
-        ("output.durable", 1),
-        ("output.write", 2),
-        ("output.fsync", 1),
-        ("output.chunk", 1),
-        ("output.durable", 1),
-        ("output.write", 1),
-    ],
-}
-"""Where each run of a job dies, one after the other: fault points, and their turn in that run."""
+# -- a machine that changes ------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def forks():
-    """Processes that have imported everything when they start."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.engine.batches"])
-    return context
-
-
-@pytest.mark.parametrize("when", KILLS)
-def test_a_job_killed_again_and_again_loses_and_repeats_nothing(
-    mixtral, memory, llm, source, undisturbed, forks, tmp_path, when
+def test_answers_from_a_checkpoint_that_was_written_to_are_not_kept(
+    mixtral, memory, llm, source, undisturbed, tmp_path
 ):
-    """Each run resumes what the last one left, until kill -9."""
-    output, durable = tmp_path / "out.jsonl", 0
-    for point, turn in KILLS[when]:
-        arguments = (mixtral, memory, source, output, point, turn)
-        process = forks.Process(target=run_and_die, args=arguments)
-        process.start()
-        process.join(60)
-        assert process.exitcode == -signal.SIGKILL, (point, turn)
-        lines = output.read_bytes().split(b"\n")[:-1] if output.exists() else []
-        assert len(lines) >= durable, "a durable line was lost"
-        durable = len(lines)
+    copy, output, written = tmp_path / "model", tmp_path / "out.jsonl", []
+    shutil.copytree(mixtral, copy)
+    shard = next(copy.glob("*.safetensors"))
+
+    def spoil(progress: Progress) -> None:
+        written.append(progress.done)
+        os.utime(shard, ns=(1, 1))
+
+    with open_llm(copy, memory) as other, opened(other, source, output) as job:
+        plan_job(other, job)
+        with pytest.raises(StorageError, match="was written to while it was in use"):
+            run_job(other, job, progress=spoil)
+    assert len(written) == 1
+    assert len(results(output)) == written[0] < 13
     run(llm, source, output)
+    assert essence(output) == undisturbed
+
+
+def test_less_free_memory_than_planned_is_refused_before_any_work(
+    mixtral, memory, source, tmp_path, monkeypatch
+):
+    output = tmp_path / "out.jsonl"
+    monkeypatch.setattr("headrace.engine.llm.free_bytes", lambda: memory // 2)
+    with (
+        open_llm(mixtral, memory) as llm,
+        pytest.raises(BudgetError, match="less memory is free") as refused,
+    ):
+        run(llm, source, output)
+    assert refused.value.exit_code == 2
+    assert not output.exists()
+
+
+def test_what_tells_a_run_to_stop_is_heard_while_a_sweep_is_under_way(
+    mixtral, memory, llm, source, undisturbed, tmp_path
+):
+    output, told = tmp_path / "out.jsonl", []
+
+    def slow(point: str) -> None:
+        if point == "sweep.commit" and len(told) > 20:
+            time.sleep(0.3)
+
+    def stop() -> None:
+        told.append(1)
+        if len(told) == 25:
+            raise Stop
+
+    with open_llm(mixtral, memory, faults=slow) as other, opened(other, source, output) as job:
+        plan_job(other, job)
+        with pytest.raises(Stop):
+            run_job(other, job, stop=stop)
+        assert job.done == len(results(output))
+    run(llm, source, output)
+    assert essence(output) == undisturbed
+
+
+def test_a_trace_that_cannot_be_written_costs_no_answers(
+    mixtral, memory, source, undisturbed, tmp_path, caplog
+):
+    output = tmp_path / "out.jsonl"
+    with open_llm(mixtral, memory) as llm, opened(llm, source, output) as job:
+        plan_job(llm, job)
+        assert run_job(llm, job, trace_path=Path("/dev/full")).done == 13
+    assert "/dev/full could not be written: No space left" in caplog.text
     assert essence(output) == undisturbed
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import weakref
 from dataclasses import replace
 from itertools import pairwise
@@ -11,12 +12,13 @@ from random import Random
 import pytest
 import torch
 
-from headrace.engine.answers import Answered, Delta, Prompt
-from headrace.engine.engine import Refused, SweepEnd
+from headrace.engine.answers import Answered, Delta, Prompt, Refused
+from headrace.engine.engine import SweepEnd
 from headrace.engine.record import Record
 from headrace.engine.session import lanes_as_threads
-from headrace.errors import HeadraceError, TaskError, UsageError
+from headrace.errors import HeadraceError, NumericsError, TaskError, UsageError
 from headrace.machines.orders import TaskGraph, delaying, shuffled
+from headrace.memory.checkpoint import Checkpoint
 from headrace.schedule.task import Buffer, Op
 from headrace.schedule.work import WorkModel
 from headrace.specs.sampling import SamplingParams
@@ -332,21 +334,68 @@ def test_closing_ends_every_thread_and_frees_the_memory(mixtral):
     assert lane_threads() <= before
 
 
-def test_not_a_number_is_an_error_that_names_the_request(mixtral):
+def test_not_a_number_costs_its_request_only(mixtral):
     def poisoned(bodies, workspace, clock):
         def sample(task, views, sweep):
-            views[Buffer("logits")].fill_(torch.nan)
+            if sweep.index == 3:
+                views[Buffer("logits")][1].fill_(torch.nan)
             bodies[Op.SAMPLE](task, views, sweep)
 
         return lanes_as_threads({**bodies, Op.SAMPLE: sample}, workspace, clock)
 
     with open_llm(mixtral) as llm:
         policy_of(llm)
-        with (
-            session_of(llm, machine=poisoned, schedule="resident") as session,
-            pytest.raises(TaskError, match="logits of request 'p0' at generated token 0"),
-        ):
-            answers_of(session, PROMPTS[:1])
+        with session_of(llm, schedule="resident") as session:
+            expected = answers_of(session)
+        with session_of(llm, machine=poisoned, schedule="resident") as session:
+            requests = [Prompt(f"p{i}", tuple(p), greedy()) for i, p in enumerate(PROMPTS)]
+            events = list(session.run(iter(requests)))
+    (refused,) = [e for e in events if isinstance(e, Refused)]
+    assert isinstance(refused.error, NumericsError)
+    assert f"logits of request '{refused.prompt.key}' at generated token 2" in str(refused.error)
+    assert "every stored weight is finite" in str(refused.error)
+    answered = {e.prompt.key: e.output for e in events if isinstance(e, Answered)}
+    assert answered == {k: v for k, v in expected.items() if k != refused.prompt.key}
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+@pytest.mark.parametrize("schedule", ["resident", "stream"])
+def test_a_weight_that_is_no_number_is_named(mixtral, tmp_path, schedule, kernels):
+    folder = shutil.copytree(mixtral, tmp_path / "model")
+    checkpoint = Checkpoint.open(folder)
+    entry = checkpoint.tensors["model.layers.1.block_sparse_moe.experts.3.w2.weight"]
+    with checkpoint.files[entry.file].open("r+b") as file:
+        file.seek(entry.offset + 2 * (entry.shape[1] * 5 + 7))
+        file.write(b"\xc0\x7f")
+    with open_llm(folder, kernels=kernels) as llm:
+        policy_of(llm)
+        with session_of(llm, schedule=schedule) as session:
+            requests = [Prompt(f"p{i}", tuple(p), greedy(20)) for i, p in enumerate(PROMPTS)]
+            events = list(session.run(iter(requests)))
+    errors = [str(e.error) for e in events if isinstance(e, Refused)]
+    assert errors, "no request visited the expert"
+    assert len(errors) + sum(isinstance(e, Answered) for e in events) == len(PROMPTS)
+    for error in errors:
+        assert "experts.3.w2.weight (layer 1, expert 3) holds 1 NaN" in error
+        assert "first at [5, 7]" in error
+
+
+def test_all_choices_of_a_request_end_before_it_is_refused(mixtral):
+    def poisoned(bodies, workspace, clock):
+        def sample(task, views, sweep):
+            if sweep.index == 2:
+                views[Buffer("logits")][0].fill_(torch.inf)
+            bodies[Op.SAMPLE](task, views, sweep)
+
+        return lanes_as_threads({**bodies, Op.SAMPLE: sample}, workspace, clock)
+
+    with open_llm(mixtral) as llm:
+        policy_of(llm)
+        with session_of(llm, machine=poisoned, schedule="resident") as session:
+            prompt = Prompt("both", PROMPTS[0], greedy(5, n=2))
+            events = [e for e in session.run(iter([prompt])) if not isinstance(e, SweepEnd)]
+            assert [type(e) for e in events] == [Refused]
+            assert answers_of(session, PROMPTS[:1], greedy(3))
 
 
 def test_one_run_at_a_time(streaming):

@@ -89,3 +89,13 @@ def test_an_unreachable_hub_says_what_to_try(hub):
     hub.monkeypatch.setattr(huggingface_hub, "snapshot_download", nobody)
     with pytest.raises(ModelError, match="hub does not answer"):
         local_folder("org/model")
+
+
+def test_a_download_that_fills_the_disk_names_the_cache(hub):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    hub.monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
+    with pytest.raises(ModelError, match=r"HF_HUB_CACHE.*fetched is kept") as refused:
+        local_folder("org/model")
+    assert refused.value.got == "No space left on device"

@@ -449,3 +449,64 @@ def test_a_full_disk_at_the_signature_is_a_storage_error_and_nothing_is_begun(
     with pytest.raises(StorageError, match="No space"):
         files.open(faults=faults)
     assert not files.output.exists()
+
+
+def test_what_a_full_disk_took_of_a_group_is_cut_at_once(files: Files) -> None:
+    files.put(*plain("a", "b"))
+    files.run(limit=1)
+    before = files.output.read_bytes()
+
+    def faults(name: str) -> None:
+        if name == "output.chunk":
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(StorageError, match="free some space"):
+        files.run(faults=faults)
+    assert files.output.read_bytes() == before
+
+
+def test_zeros_that_a_power_cut_left_are_cut_with_all_behind_them(files: Files) -> None:
+    files.put(*plain("a", "b", "c"))
+    files.run(group=1)
+    first, second, third = files.output.read_bytes().splitlines(keepends=True)
+    files.output.write_bytes(first + bytes(len(second)) + third)
+    assert files.run() == ["b", "c"]
+    assert [r["text"] for r in files.results()] == ["re: a", "re: b", "re: c"]
+
+
+def test_a_killed_rewriting_leaves_nothing_behind(files: Files) -> None:
+    files.put(*plain("a"), b"{")
+    files.run()
+    with pytest.raises(Crash):
+        files.run(retry_errors=True, faults=crash_at("replace.write", 0))
+    (files.output.parent / "out.jsonl.headrace.tmp").write_bytes(b"half a line")
+    assert files.run() == []
+    assert not list(files.output.parent.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"format": 1, "signature": {}, "plan": []}',
+        '{"format": 1, "signature": [["seed", 0]], "plan": null}',
+        '{"format": 1, "signature": ' + "[" * 100_000,
+    ],
+)
+def test_a_sidecar_of_another_shape_is_refused(files: Files, text: str) -> None:
+    files.put(*plain("a"))
+    files.run()
+    files.sidecar.write_text(text)
+    with pytest.raises(SignatureError, match="cannot be read"):
+        files.open()
+
+
+def test_two_questions_alike_but_for_their_id_stay_apart_when_they_change_places(
+    files: Files,
+) -> None:
+    """Were the id no part of the key, the second answer would carry the first one's id."""
+    lines = [{"id": n, "prompt": "same"} for n in (1, 2)]
+    files.put(*lines)
+    files.run(limit=1)
+    files.put(*reversed(lines))
+    files.run()
+    assert sorted(r["id"] for r in files.results()) == [1, 2]

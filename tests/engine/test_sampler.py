@@ -42,12 +42,16 @@ def test_a_wrong_shape_is_refused() -> None:
         Sampler(0, 5).sample(torch.zeros(1, 4), (row(),))
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_an_invalid_logit_names_the_request(bad: float) -> None:
-    logits = torch.zeros(2, 4)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("asked", [{}, {"temperature": 0.0}, {"logprobs": 2, "top_p": 0.5}])
+def test_an_invalid_logit_costs_its_request_only(bad: float, asked: dict[str, float]) -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0]] * 3)
+    rows = [row("first", **asked), row("second", position=7, **asked), row("third", **asked)]
+    whole = Sampler(0, 4).sample(logits, rows)
     logits[1, 2] = bad
-    with pytest.raises(HeadraceError, match="'second' at generated token 7"):
-        Sampler(0, 4).sample(logits, (row("first"), row("second", position=7)))
+    drawn = Sampler(0, 4).sample(logits, rows)
+    assert "'second' at generated token 7" in str(drawn[1].fault)
+    assert (drawn[0], drawn[2]) == (whole[0], whole[2])
 
 
 def test_the_logits_are_left_as_they_are() -> None:
@@ -235,5 +239,8 @@ def test_fitting_parameters_pass() -> None:
 
 
 def test_a_row_with_nothing_left_to_draw_names_the_request() -> None:
-    with pytest.raises(HeadraceError, match="'r' at generated token 0"):
-        draw([1.0, 2.0], row(min_tokens=1, eos_ids={0, 1}))
+    logits = torch.tensor([[1.0, 2.0], [1.0, 2.0]])
+    rows = (row("hopeless", min_tokens=1, eos_ids={0, 1}), row("fine"))
+    hopeless, fine = Sampler(0, 2).sample(logits, rows)
+    assert "adjusted logits of request 'hopeless' at generated token 0" in str(hopeless.fault)
+    assert fine.fault is None

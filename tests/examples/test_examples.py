@@ -58,6 +58,15 @@ def test_simulate_schedule_draws_both_timelines_on_one_axis(capsys):
     assert stream < one_by_one
 
 
+def test_cgopipe_cuts_the_idle_time_of_what_bounds_by_more_than_half(capsys):
+    """At the balance point of a T4, against one_by_one and every published baseline."""
+    lines = output_of("compare_schedules.py", capsys)
+    assert "1536 rows in micro-batches of 64" in lines[0]
+    idle = {line.split()[0]: float(line.split()[-1]) for line in lines[2:]}
+    assert idle["cgopipe"] < idle["one_by_one"] / 2
+    assert all(idle["cgopipe"] < idle[name] for name in ("flexgen", "flexgen_c", "fastdecode"))
+
+
 def test_nothing_overlaps_one_by_one(capsys):
     rows = [line.split("|")[1] for line in output_of("simulate_schedule.py", capsys) if "|" in line]
     for column in zip(*rows[:4], strict=True):

@@ -20,10 +20,14 @@ USED = ["commands.md", "batch-files.md", "library.md", "planning.md", "reading-t
 
 
 def flags() -> set[str]:
-    """Every option of every command, both ways of a switch, and click's own."""
-    command = make_command()
-    options = {o for leaf in leaves(command) for p in leaf.params for o in (*p.opts, *_off(p))}
+    """Every option of every command that help shows, both ways of a switch, and click's own."""
+    shown = [p for leaf in leaves(make_command()) for p in leaf.params if not _hidden(p)]
+    options = {o for p in shown for o in (*p.opts, *_off(p))}
     return options | {"--help", "--version", "--install-completion"}
+
+
+def _hidden(parameter) -> bool:
+    return bool(getattr(parameter, "hidden", False))
 
 
 def _off(parameter) -> list[str]:

@@ -18,10 +18,10 @@ from headrace.errors import TaskError
 from headrace.machines.orders import Order, TaskGraph, breaking, delaying, list_order, shuffled
 from headrace.machines.stepper import Stepper
 from headrace.machines.threads import Threads
-from headrace.schedule.task import Schedule
-from headrace.specs.policy import SCHEDULES
+from headrace.schedule.task import Op, Schedule
+from headrace.specs.policy import DEVICE_SCHEDULES, SCHEDULES
 
-TASKS_TO_RUN = 30_000
+TASKS_TO_RUN = 20_000
 """How many tasks law 5 runs per drawn case, about: each wait costs the whole list, twice."""
 
 
@@ -49,12 +49,18 @@ def test_law_1_every_legal_order_and_the_threads_agree_bit_for_bit(case: Case, s
 
 
 @settings(max_examples=20, deadline=None)
-@given(cases(schedules=("stream",)))
+@given(cases(schedules=("device two_group",)))
 def test_schedules_of_one_policy_agree_with_each_other(case: Case) -> None:
     outcomes = []
-    for name in SCHEDULES:
-        resident = frozenset(p.id for p in case.pages) if name == "resident" else None
-        policy = replace(case.policy, schedule=name, resident=resident or case.policy.resident)
+    on_host = {"compute": "host", "on_disk": frozenset(), "pageable": False, "stage_slots": 0}
+    on_host["cpu_experts"] = frozenset()
+    names = [(name, on_host) for name in SCHEDULES] + [(name, {}) for name in DEVICE_SCHEDULES]
+    for name, fields in names:
+        if name == "resident":
+            everything = frozenset(p.id for p in case.pages)
+            fields = {**fields, "resident": everything, "cpu_experts": frozenset()}
+        fields = {"ring_slots": max(2, case.policy.ring_slots), **fields}
+        policy = replace(case.policy, schedule=name, **fields)
         toy = Toy(replace(case, policy=policy))
         toy.run(Stepper(toy.bodies, toy.memory.get, poison=toy.poison))
         outcomes.append((toy.requests.tokens, [entry[3] for entry in toy.requests.log]))
@@ -79,8 +85,13 @@ def test_law_5_no_wait_can_be_spared(case: Case, data: st.DataObject) -> None:
 @settings(max_examples=12, deadline=None)
 @given(cases(every_expert=True, max_layers=2, max_experts=3), st.data())
 def test_law_5_poison_finds_a_missing_wait_in_numbers(case: Case, data: st.DataObject) -> None:
+    """But for barriers, which keep steps apart that could do without, and loads of a cache that is
+    still empty, which change no number: on terms, law 5 holds for both."""
     expected = toy_outcome(case, list_order)
-    waits = TaskGraph.of(case.schedules()).waits
+    graph = TaskGraph.of(case.schedules())
+    silent = (Op.BARRIER, Op.LOAD_KV)
+    steps = [any(graph.tasks[i].op in silent for i in wait) for wait in graph.waits]
+    waits = [wait for wait, step in zip(graph.waits, steps, strict=True) if not step]
     start = data.draw(st.integers(0, max(0, len(waits) - 30)))
     for wait in waits[start : start + 30]:
         assert toy_outcome(case, delaying(wait.before)) == expected, wait
@@ -88,7 +99,7 @@ def test_law_5_poison_finds_a_missing_wait_in_numbers(case: Case, data: st.DataO
             outcome = toy_outcome(case, breaking(wait))
         except TaskError:
             continue
-        assert outcome != expected, wait
+        assert outcome != expected, (graph.tasks[wait.before], graph.tasks[wait.after])
 
 
 @settings(max_examples=15, deadline=None)
@@ -108,7 +119,7 @@ def toy_outcome(case: Case, order: Order) -> tuple[object, ...]:
     return toy.outcome()
 
 
-def terms_outcome(schedules: list[Schedule], order: Order) -> tuple[int, int]:
+def terms_outcome(schedules: list[Schedule], order: Order) -> tuple[int, ...]:
     terms = Terms()
     stepper = Stepper(terms.bodies, terms.view, order, poison=terms.poison)
     for schedule in schedules:

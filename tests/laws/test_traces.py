@@ -24,7 +24,7 @@ from headrace.schedule.lifetimes import lifetimes, peak_bytes
 from headrace.schedule.sizes import buffer_sizes
 from headrace.schedule.task import Buffer, Op, Task
 from headrace.schedule.work import WorkModel
-from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, Hardware
+from headrace.specs.hardware import CPU_FLOPS, D2H, DISK, DRAM, GPU_FLOPS, H2D, HBM, Hardware
 
 rates = st.floats(1e3, 1e9)
 curves = st.lists(st.floats(0.05, 1.0), min_size=2, max_size=2).map(
@@ -33,10 +33,16 @@ curves = st.lists(st.floats(0.05, 1.0), min_size=2, max_size=2).map(
 machines = st.builds(
     Hardware,
     name=st.just("drawn"),
-    roofs=st.fixed_dictionaries({CPU_FLOPS: rates, DRAM: rates, DISK: rates}),
+    roofs=st.fixed_dictionaries(
+        dict.fromkeys((CPU_FLOPS, DRAM, DISK, GPU_FLOPS, HBM, H2D, D2H), rates)
+    ),
     lane_rate=rates,
-    efficiency=st.dictionaries(st.sampled_from([op.value for op in Op]), curves),
+    efficiency=st.dictionaries(
+        st.sampled_from([name for op in Op for name in (op.value, f"gpu.{op.value}")]), curves
+    ),
     row_seconds=st.sampled_from((0.0, 50e-6)),
+    token_seconds=st.sampled_from((0.0, 20e-6)),
+    sequence_seconds=st.sampled_from((0.0, 10e-6)),
     task_seconds=st.sampled_from((0.0, 20e-6)),
 )
 
@@ -83,13 +89,24 @@ def test_law_4_lifetimes_take_what_the_sizes_promise(case: Case) -> None:
     sizes = buffer_sizes(case.model, case.pages, case.policy)
     touched = {buffer for schedule in schedules for buffer in lifetimes(schedule)}
     assert touched == {buffer for schedule in schedules for buffer in schedule.sizes}
-    promised = sum(sizes[b].bytes for b in touched if sizes[b].tier == "host")
-    assert peak_bytes(schedules) == {"host": promised, "state": 0}
+    promised = dict.fromkeys((sizes[b].tier for b in touched), 0)
+    for buffer in touched:
+        promised[sizes[buffer].tier] += sizes[buffer].bytes
+    assert peak_bytes(schedules) == promised
+    assert promised["state"] == 0
     assert all(size.bytes % 64 == 0 for size in sizes.values())
 
 
 @settings(max_examples=25, deadline=None)
-@given(cases(schedules=("stream", "on_demand", "one_by_one")), machines)
+@given(
+    cases(
+        schedules=(
+            *("stream", "on_demand", "one_by_one", "device one_by_one"),
+            *("device cgopipe", "device flexgen", "device two_group"),
+        )
+    ),
+    machines,
+)
 def test_one_by_one_adds_up_and_overlap_never_loses(case: Case, hardware: Hardware) -> None:
     """With room on every roof for all lanes at once, the pipeline is no slower than its sum."""
     traces = simulate(case, hardware)

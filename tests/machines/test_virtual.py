@@ -12,7 +12,7 @@ from headrace.machines.machine import Cancelled
 from headrace.machines.trace import SweepTrace
 from headrace.machines.virtual import Virtual, fair_speeds
 from headrace.schedule.task import Buffer, Op, Schedule, Task
-from headrace.schedule.work import Work
+from headrace.schedule.work_vector import Work
 from headrace.specs.hardware import Hardware
 
 SLOT = Buffer("slot")

@@ -41,11 +41,42 @@ def test_generation_config_is_read_when_it_is_there(tmp_path: Path) -> None:
 
 def test_symlinked_files_are_followed_as_the_hub_cache_needs(tmp_path: Path) -> None:
     write_folder(tmp_path / "blobs", MODEL)
-    (tmp_path / "snapshot").mkdir()
+    snapshot = tmp_path / "snapshots" / "1f0c"
+    snapshot.mkdir(parents=True)
     for file in (tmp_path / "blobs").iterdir():
-        (tmp_path / "snapshot" / file.name).symlink_to(Path("..") / "blobs" / file.name)
-    checkpoint = Checkpoint.open(str(tmp_path / "snapshot"))
+        (snapshot / file.name).symlink_to(Path("..", "..", "blobs", file.name))
+    checkpoint = Checkpoint.open(str(snapshot))
     assert len(checkpoint.tensors) == len(model_tensors(MODEL))
+
+
+def test_a_folder_may_be_a_link_and_link_within_itself(tmp_path: Path) -> None:
+    real = write_folder(tmp_path / "real", MODEL)
+    (real / SINGLE).rename(real / "weights")
+    (real / SINGLE).symlink_to("weights")
+    (tmp_path / "link").symlink_to(real)
+    assert len(Checkpoint.open(tmp_path / "link").tensors) == len(model_tensors(MODEL))
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", SINGLE, INDEX])
+def test_a_link_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    folder = write_folder(tmp_path / "model", MODEL, shards=1 if name == SINGLE else 2)
+    if name == "generation_config.json":
+        (folder / name).write_text("{}")
+    (folder / name).rename(tmp_path / "elsewhere")
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="symbolic link that leaves the folder"):
+        Checkpoint.open(folder)
+
+
+def test_a_cache_whose_blobs_are_a_link_is_no_way_out(tmp_path: Path) -> None:
+    write_folder(tmp_path / "outside", MODEL)
+    snapshot = tmp_path / "cache" / "snapshots" / "1f0c"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "cache" / "blobs").symlink_to(tmp_path / "outside")
+    for file in (tmp_path / "outside").iterdir():
+        (snapshot / file.name).symlink_to(Path("..", "..", "blobs", file.name))
+    with pytest.raises(CheckpointError, match="leaves the folder"):
+        Checkpoint.open(snapshot)
 
 
 def remap(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:

@@ -225,3 +225,54 @@ def test_closing_twice_is_harmless(file: Path) -> None:
     reader.close()
     with pytest.raises(StorageError):
         reader.read([FileRange(0, 0, 10)], memory(4096))
+
+
+def test_a_file_left_alone_is_unchanged(file: Path) -> None:
+    with DiskReader([file]) as reader:
+        reader.check_unchanged()
+        os.utime(file, ns=(1, file.stat().st_mtime_ns))  # being read is no change
+        reader.check_unchanged()
+
+
+def _truncate(path: Path) -> None:
+    os.truncate(path, 4096)
+
+
+def _overwrite(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"x")
+    os.utime(path, ns=(1, 1))  # as if the clock had moved on
+
+
+def _replace(path: Path) -> None:
+    path.with_suffix(".new").write_bytes(path.read_bytes())
+    path.with_suffix(".new").replace(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_truncate, "truncated from 300123 to 4096 bytes"),
+        (_overwrite, "was written to"),
+        (_replace, "replaced by another file"),
+        (Path.unlink, "was removed"),
+    ],
+)
+def test_a_file_that_changes_while_it_is_open_is_named(file: Path, change, said: str) -> None:
+    with DiskReader([file]) as reader:
+        change(file)
+        with pytest.raises(StorageError, match=said) as caught:
+            reader.check_unchanged()
+        assert str(file) in str(caught.value)
+
+
+def test_a_read_error_names_file_and_offset(file: Path) -> None:
+    def broken(point: str) -> None:
+        if point == "page.read":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with (
+        DiskReader([file], faults=broken) as reader,
+        pytest.raises(StorageError, match=r"offset 4096.*Input/output error"),
+    ):
+        reader.read([FileRange(0, 4096, 10)], memory(1 << 19))

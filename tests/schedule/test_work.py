@@ -9,10 +9,12 @@ import pytest
 from headrace.errors import UsageError
 from headrace.schedule.binding import Attention, Binding, Extent
 from headrace.schedule.generate import generate
+from headrace.schedule.routing import CORRELATED, expected_distinct
 from headrace.schedule.task import Op, Task
-from headrace.schedule.work import Work, WorkModel
+from headrace.schedule.work import WorkModel
+from headrace.schedule.work_vector import Work
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Hardware
-from headrace.specs.model import ModelSpec
+from headrace.specs.model import Mla, ModelSpec, SharedExpert
 from headrace.specs.pages import page_layout
 from headrace.specs.policy import Policy
 
@@ -98,6 +100,96 @@ def test_one_moe_task_costs_what_its_experts_cost() -> None:
     experts = works(Op.EXPERT)
     for roof in (CPU_FLOPS, DRAM):
         assert moe.amounts[roof] == sum(expert.amounts[roof] for expert in experts)
+
+
+def test_a_shared_expert_is_multiplied_with_every_row_and_a_dense_layer_has_no_router() -> None:
+    model = replace(
+        MODEL, layers=2, shared=SharedExpert(48, gated=True), dense_layers=1, dense_width=200
+    )
+    pages = page_layout(model)
+    schedule, work = generate(model, pages, POLICY), WorkModel(model, pages, POLICY)
+    binding = replace(BINDING, routed={1: (3, 0, 5, 4)})
+    found = [
+        (t.layer, t.expert, work.work(t, binding)) for t in schedule.tasks if t.expert is not None
+    ]
+    counted = {
+        (expert, layer): each.amounts[CPU_FLOPS]
+        for layer, expert, each in found
+        if each.amounts.get(CPU_FLOPS)
+    }
+    assert counted[0, 0] == 2 * 6 * 3 * 64 * 200
+    assert counted[2, 1] == 2 * 5 * 3 * 64 * 96
+    assert counted[4, 1] == 2 * 6 * 3 * 64 * 48
+    routers = [t.layer for t in schedule.tasks if t.op is Op.ROUTER]
+    assert routers == [1, 1]
+
+
+def test_experts_in_few_bits_move_fewer_bytes() -> None:
+    model = replace(MODEL, expert_dtype="mxfp4")
+    pages = page_layout(model)
+    assert pages[2].bytes == 3 * 64 * 96 * 4.25 / 8
+    work = WorkModel(model, pages, POLICY)
+    task = next(t for t in generate(model, pages, POLICY).tasks if t.op is Op.EXPERT)
+    moved = work.work(task, BINDING).amounts[DRAM]
+    assert moved == pages[2].bytes + 3 * 3 * 64 * 4
+
+
+def test_latent_attention_reads_one_vector_per_token_and_takes_the_cheaper_form() -> None:
+    model = replace(MODEL, kv_heads=4, mla=Mla(32, 8, nope_dim=16, v_dim=16))
+    work = WorkModel(model, page_layout(model), POLICY)
+    decode = Binding(((Extent(1, 100),),))
+    attn = work.work(Task(Op.ATTN, "cpu", (), (), layer=0, mb=0), decode)
+    assert attn.amounts[CPU_FLOPS] == 2 * 4 * 100 * (40 + 32)  # in the latent space
+    assert attn.amounts[DRAM] == 100 * 40 * 2 + (4 * 24 + 4 * 16) * 4
+    prefill = Binding(((Extent(100, 100),),))
+    attn = work.work(Task(Op.ATTN, "cpu", (), (), layer=0, mb=0), prefill)
+    assert attn.amounts[CPU_FLOPS] == 2 * 4 * 5050 * (24 + 16)  # expanded once, by projection
+    products = sum(
+        work.work(Task(op, "cpu", (), (), layer=0, mb=0, page=1), decode).amounts[CPU_FLOPS]
+        for op in (Op.PRE_ATTN, Op.POST_ATTN)
+    )
+    matrices = [s for s in model.layer_tensors().values() if len(s) == 2 and s[0] != 4]
+    assert products == 2 * sum(a * b for a, b in matrices)
+
+
+def test_without_causality_every_row_sees_every_token() -> None:
+    assert Binding(((Extent(4, 9),),)).attention(0, causal=False) == Attention(36, 9)
+    assert Binding(((Extent(4, 9),),)).cached_tokens(0) == 5
+
+
+def test_windows_may_hold_in_every_other_layer_only() -> None:
+    model = replace(MODEL, layers=2, sliding_window=4, window_every=2)
+    work = WorkModel(model, page_layout(model), POLICY)
+    decode = Binding(((Extent(1, 100),),))
+    flops = [
+        work.work(Task(Op.ATTN, "cpu", (), (), layer=layer, mb=0), decode).amounts[CPU_FLOPS]
+        for layer in (0, 1)
+    ]
+    assert flops == [4 * 4 * 64, 4 * 100 * 64]
+
+
+def test_tokens_visit_distinct_experts_fewer_when_they_are_alike() -> None:
+    assert expected_distinct(8, 2, 0) == 0
+    assert expected_distinct(8, 2, 1) == pytest.approx(2)
+    assert expected_distinct(8, 2, 4) == pytest.approx(8 * (1 - 0.75**4))
+    assert expected_distinct(8, 2, 4, CORRELATED) == pytest.approx(8 * (1 - 0.75 ** (4**0.65)))
+    policy = replace(POLICY, schedule="on_demand")
+    task = next(t for t in generate(MODEL, PAGES, policy).tasks if t.expert == 0)
+    moved = [
+        WorkModel(MODEL, PAGES, policy, exponent).work(task, replace(BINDING, routed={}))
+        for exponent in (1.0, CORRELATED)
+    ]
+    assert moved[1].amounts[DISK] == pytest.approx(PAGES[2].bytes * (1 - 0.5 ** (6**0.65)))
+    assert moved[1].amounts[DISK] < moved[0].amounts[DISK]
+
+
+def test_host_work_is_binding_sampling_and_text() -> None:
+    costs = replace(RATES, row_seconds=0.5, token_seconds=0.25, sequence_seconds=2.0)
+    (bind,), (sample,), (commit,) = works(Op.BIND), works(Op.SAMPLE), works(Op.COMMIT)
+    assert list(bind.seconds(costs).values()) == [3 * 2.0]
+    assert sample.seconds(costs)[HOST] == 2 * 0.5
+    assert list(commit.seconds(costs).values()) == [2 * 0.25]
+    assert not any(commit.seconds(RATES).values())
 
 
 def test_sampling_is_host_work_per_row() -> None:

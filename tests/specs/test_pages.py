@@ -8,7 +8,7 @@ from collections import defaultdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.specs.model import ITEM_BYTES, ModelSpec
+from headrace.specs.model import ITEM_BYTES, ModelSpec, SharedExpert
 from headrace.specs.pages import Role, page_layout
 
 
@@ -16,6 +16,11 @@ from headrace.specs.pages import Role, page_layout
 def models(draw):
     kv = draw(st.integers(1, 3))
     experts = draw(st.sampled_from([1, 2, 4, 7]))
+    mixture = {}
+    if experts > 1 and draw(st.booleans()):
+        gated = draw(st.booleans())
+        mixture = {"shared": SharedExpert(draw(st.integers(1, 40)), gated), "dense_layers": 1}
+        mixture["dense_width"] = draw(st.integers(1, 40))
     return ModelSpec(
         architecture="x",
         layers=draw(st.integers(1, 3)),
@@ -31,6 +36,7 @@ def models(draw):
         qkv_bias=draw(st.booleans()),
         mlp_bias=draw(st.booleans()),
         weight_dtype=draw(st.sampled_from(sorted(ITEM_BYTES))),
+        **mixture,
     )
 
 
@@ -42,9 +48,10 @@ def test_every_row_of_every_tensor_belongs_to_exactly_one_page(model, cut):
             covered[page.layer, page.expert, piece.tensor].append((piece.start, piece.stop))
     wanted = {(None, None, n): s[0] for n, s in model.global_tensors().items()}
     for layer in range(model.layers):
-        wanted |= {(layer, None, n): s[0] for n, s in model.layer_tensors().items()}
-        for expert in range(model.experts):
-            wanted |= {(layer, expert, n): s[0] for n, s in model.expert_tensors().items()}
+        wanted |= {(layer, None, n): s[0] for n, s in model.layer_tensors(layer).items()}
+        for expert in range(model.experts_in(layer)):
+            shapes = model.expert_tensors(layer, expert)
+            wanted |= {(layer, expert, n): s[0] for n, s in shapes.items()}
     assert covered.keys() == wanted.keys()
     for key, pieces in covered.items():
         edges = sorted(pieces)
@@ -59,7 +66,7 @@ def test_bytes_add_up_and_stay_under_the_cut(model, cut):
     item = ITEM_BYTES[model.weight_dtype]
     assert [p.id for p in pages] == list(range(len(pages)))
     assert sum(p.bytes for p in pages) == model.parameters() * item
-    one_row = item * (2 * model.hidden + model.ffn_width + 2)
+    one_row = item * (2 * model.hidden + model.widest + 2)
     for page in pages:
         if page.role not in (Role.LAYER, Role.FINAL):
             biases = sum(s.elements for s in page.slices if not s.columns) * item

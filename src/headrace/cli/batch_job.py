@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headrace.cli.output import warn
 from headrace.cli.plan_view import plan_dict, plan_text, print_plan
 from headrace.cli.progress import show_progress
 from headrace.specs.workload import Workload
@@ -48,6 +49,7 @@ class BatchRun:
 
     def run(self, trace: Path | None) -> dict[str, Any]:
         """Print the plan, run the job, draw the trace; returns the summary."""
+        from headrace.cli.interrupt import held
         from headrace.engine.batch import run_job, store_plan
 
         with self._open(self.output, self.retry_errors, self.fresh) as job:
@@ -56,11 +58,14 @@ class BatchRun:
             plan, workload = self._plan(job)
             store_plan(self.llm, job, plan_dict(plan))
             tokens = workload.prompt_tokens + workload.gen_tokens
-            with show_progress(self.console, plan.prediction.seconds, tokens) as progress:
-                done = run_job(self.llm, job, progress=progress, trace_path=trace)
+            with (
+                show_progress(self.console, plan.prediction.seconds, tokens) as progress,
+                held() as stop,
+            ):
+                done = run_job(self.llm, job, progress=progress, trace_path=trace, stop=stop)
         summary = done.to_dict()
         log.info("summary %s", summary)
-        if trace is not None:
+        if trace is not None and trace.is_file():
             self._draw(trace)
         return summary
 
@@ -85,8 +90,13 @@ class BatchRun:
     def _draw(self, trace: Path) -> None:
         from headrace.cli.trace_files import draw_trace
 
-        picture = draw_trace(trace, f"{self.input.name}: predicted above measured")
-        self.console.print(f"timeline: {picture} ({trace} opens in Perfetto)")
+        try:
+            picture = draw_trace(trace, f"{self.input.name}: predicted above measured")
+        except (OSError, ValueError) as error:  # a full disk: the answers are safe
+            log.warning("no timeline: %s", error)
+            warn(f"no timeline: {error}")
+        else:
+            self.console.print(f"timeline: {picture} ({trace} opens in Perfetto)")
 
     def _nothing_left(self, job: Job) -> dict[str, Any]:
         self.console.print(f"nothing left to do: {job.done} of {job.total} lines are done")
@@ -106,6 +116,7 @@ class BatchRun:
             defaults=defaults,
             model=self.model,
             now=time.time,
+            faults=self.llm.faults,
         )
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""``headrace bench``: throughput of a checkpoint, overhead of schedules, checkpoints to bench."""
+"""``headrace bench``: throughput, kernels, overhead of schedules, peers, checkpoints to bench."""
 
 from pathlib import Path
 from typing import Annotated
@@ -136,3 +136,143 @@ def schedules(
         emit_json({"hardware": hardware, "schedules": found})
     else:
         console().print(overhead_table(found, hardware))
+
+
+def kernels(
+    kernel: Annotated[
+        list[str] | None, typer.Option("--kernel", metavar="NAME", help="Only this one; repeat.")
+    ] = None,
+    form: Annotated[
+        list[str] | None, typer.Option("--format", metavar="F", help="Only this one; repeat.")
+    ] = None,
+    threads: options.Threads = None,
+    implementation: options.Kernels = "auto",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer shapes, shorter timings: seconds.")
+    ] = False,
+    folder: Annotated[
+        Path, typer.Option("--folder", help="Where reads are timed: a file of 256 MB for a while.")
+    ] = Path(),
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="md|json|csv", help="How to print.")
+    ] = None,
+    json: options.JsonRows = False,
+    config: options.Config = None,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Time every kernel over its shapes, beside this machine's roofs and torch."""
+    from time import perf_counter
+
+    from headrace.cli.kernelbench.suite import Choice, run_suite
+    from headrace.cli.kernelbench.view import (
+        as_csv,
+        markdown,
+        roofs_line,
+        table,
+        versions_line,
+    )
+    from headrace.cli.output import console, emit_json
+    from headrace.engine.probe import usable_threads
+
+    if output not in (None, "md", "json", "csv"):
+        raise UsageError("--output", expected="md | json | csv", got=output)
+    used = threads or usable_threads()
+    choice = Choice(implementation, used, tuple(kernel or ()), tuple(form or ()), quick, folder)
+    said: list[str] = [versions_line()]
+    stderr = console(stderr=True)
+    with stderr.status("roofs") as status:
+        rows = []
+        for row in run_suite(
+            choice, perf_counter, lambda roofs: said.append(roofs_line(roofs, used))
+        ):
+            rows.append(row)
+            status.update(f"{row.kernel} {row.shape} {row.format}")
+    if json or output == "json":
+        emit_json([row.to_dict() for row in rows])
+    elif output == "csv":
+        print(as_csv(rows))
+    elif output == "md":
+        print(markdown(rows, "; ".join(said)))
+    else:
+        console().print(table(rows))
+    if output != "md":
+        for line in said:
+            stderr.print(line)
+
+
+def peers(
+    model: options.Model,
+    llama_batched_bench: Annotated[
+        str | None,
+        typer.Option("--llama-batched-bench", metavar="PATH", help="llama.cpp's own benchmark."),
+    ] = None,
+    gguf: Annotated[
+        list[str] | None,
+        typer.Option("--gguf", metavar="FILE", help="The same checkpoint for llama.cpp; repeat."),
+    ] = None,
+    llama_args: Annotated[
+        str, typer.Option("--llama-args", metavar="ARGS", help="Passed on to llama.cpp.")
+    ] = "",
+    transformers: Annotated[
+        bool, typer.Option("--transformers", help="transformers, resident, fp32 and bf16.")
+    ] = False,
+    accelerate: Annotated[
+        bool, typer.Option("--accelerate", help="transformers, offloaded to disk (--memory).")
+    ] = False,
+    peer_python: Annotated[
+        str | None, typer.Option("--peer-python", metavar="PATH", help="Whose transformers.")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", min=1, help="Sequences; repeat.")
+    ] = None,
+    prompt_len: Annotated[int, typer.Option("--prompt-len", min=1, help="Tokens each.")] = 64,
+    gen_len: Annotated[int, typer.Option("--gen-len", min=2, help="Tokens each.")] = 32,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns; medians count.")] = 3,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, metavar="SECONDS", help="Of one run.")
+    ] = 900.0,
+    memory: Annotated[
+        str | None,
+        typer.Option("--memory", metavar="SIZE", help="Bound of each, page cache included."),
+    ] = None,
+    threads: options.Threads = None,
+    kernels: options.Kernels = "auto",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Markdown, also here.")
+    ] = None,
+    json: options.Json = False,
+    config: options.Config = None,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Race this engine against llama.cpp and transformers: in turn, same threads, same work."""
+    from headrace.cli.output import console, emit_json
+    from headrace.cli.peers.command import Peers, race
+    from headrace.cli.peers.report import markdown
+    from headrace.specs.units import parse_size
+
+    chosen = Peers(
+        model=model,
+        llama=llama_batched_bench,
+        ggufs=tuple(gguf or ()),
+        llama_args=llama_args,
+        transformers=transformers,
+        accelerate=accelerate,
+        python=peer_python,
+        batches=tuple(batch or (1, 8, 32)),
+        prompt_len=prompt_len,
+        gen_len=gen_len,
+        rounds=rounds,
+        timeout=timeout,
+        memory=None if memory is None else parse_size(memory),
+        threads=threads,
+        kernels=kernels,
+    )
+    stderr = console(stderr=True)
+    made = race(chosen, lambda text: stderr.print(text))
+    text = markdown(made)
+    if output is not None:
+        output.write_text(text + "\n", encoding="utf-8")
+    if json:
+        emit_json(made)
+    else:
+        print(text)

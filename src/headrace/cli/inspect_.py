@@ -9,6 +9,13 @@ from headrace.cli import options
 
 def inspect(
     model: Annotated[str, typer.Argument(help="A checkpoint folder or a registry name.")],
+    check_weights: Annotated[
+        bool,
+        typer.Option(
+            "--check-weights",
+            help="Read all weights and list tensors that hold NaN or infinity (then exit 1).",
+        ),
+    ] = False,
     json: options.Json = False,
     config: options.Config = None,
     verbose: options.Verbose = 0,
@@ -17,10 +24,12 @@ def inspect(
     from headrace.cli.inspection import inspect_model
     from headrace.cli.output import console, emit_json
 
-    found = inspect_model(model)
+    found = inspect_model(model, check_weights)
     if json:
         emit_json(found.to_dict())
     else:
         from headrace.cli.inspection_view import print_inspection
 
         print_inspection(found, console())
+    if found.nonfinite:
+        raise typer.Exit(1)

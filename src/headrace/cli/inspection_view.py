@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console, Group
+from rich.markup import escape
 from rich.table import Table
 
 from headrace.cli.inspection import Inspection, role_bytes
@@ -40,6 +41,12 @@ def _facts(found: Inspection) -> Table:
         batch = f"{b.sequences} sequences of {b.tokens} tokens"
         table.add_row("all resident", f"--memory {size_argument(b.resident)} and up ({batch})")
         table.add_row("smallest", f"--memory {size_argument(b.smallest)}")
+    if found.names_code:
+        table.add_row("code", "config.json names Python files (auto_map); they are never run")
+    for bad in found.nonfinite or ():
+        table.add_row("not finite", escape(str(bad)))
+    if found.nonfinite == ():
+        table.add_row("not finite", "nothing: all weights were read")
     return table
 
 

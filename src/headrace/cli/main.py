@@ -1,6 +1,7 @@
 """``headrace``: the commands, and the habits that all of them share."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -9,12 +10,13 @@ import typer
 from typer.main import get_command
 
 from headrace import __version__
-from headrace.cli import bench, doctor, generate, inspect_, run_batch
-from headrace.cli.interrupt import EXIT_CODE, end_on_interrupt, leave_interrupted
-from headrace.cli.output import show_error, warn
+from headrace.cli import bench, doctor, generate, inspect_, roofline, run_batch
+from headrace.cli.interrupt import end_on_interrupt, leave_interrupted
+from headrace.cli.output import discard_results, flush_results, show_error, warn
 from headrace.cli.settings import bind_environment, unknown_variables
 from headrace.cli.startup import Command, Group
-from headrace.errors import HeadraceError
+from headrace.cli.streams import forgiving_streams
+from headrace.errors import HeadraceError, StorageError
 
 HELP = """Run Mixture-of-Experts models larger than memory, and say beforehand how fast.
 
@@ -23,20 +25,26 @@ YAML file (--config). Command line > environment > file > default."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0, the error's own code, 2 for usage, 130 for Ctrl-C."""
+    """Run the command line and exit: 0, the error's own code, 2 for usage, 130 for Ctrl-C (143
+    for SIGTERM, 129 for SIGHUP)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    end_on_interrupt()
+    forgiving_streams()
+    listener = end_on_interrupt()
+    interrupted = 128 + signal.SIGINT
     try:
         code = run(arguments)
-        sys.stdout.flush()
+        flush_results()
     except KeyboardInterrupt:
-        code = EXIT_CODE
+        code = interrupted
     except BrokenPipeError:  # the reader of a pipe has gone, as in `headrace inspect M | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_results()
         code = 1
-    if code == EXIT_CODE:
-        warn("interrupted")
-        leave_interrupted()
+    except StorageError as error:  # nor does a full disk take them
+        discard_results()
+        show_error(error)
+        code = error.exit_code
+    if code == interrupted:
+        leave_interrupted(listener.code)
     sys.exit(code)
 
 
@@ -69,11 +77,14 @@ def make_app() -> typer.Typer:
     app.command("doctor", cls=Command)(doctor.doctor)
     app.command("inspect", cls=Command)(inspect_.inspect)
     app.command("generate", cls=Command)(generate.generate)
+    app.command("roofline", cls=Command)(roofline.roofline)
     app.command("run-batch", cls=Command)(run_batch.run_batch)
     benches = _typer(help="Measure throughput and overhead; make checkpoints to measure with.")
     benches.command("throughput", cls=Command)(bench.throughput)
     benches.command("make-checkpoint", cls=Command)(bench.make_checkpoint)
     benches.command("schedules", cls=Command)(bench.schedules)
+    benches.command("kernels", cls=Command)(bench.kernels)
+    benches.command("peers", cls=Command)(bench.peers)
     app.add_typer(benches, name="bench")
     return app
 

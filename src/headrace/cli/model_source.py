@@ -41,12 +41,18 @@ def find_model(text: str) -> Source:
 
 
 def local_model(folder: Path) -> Source:
-    """Read config.json and the safetensors headers, no weights. Raises ModelError."""
+    """Read config.json and the safetensors headers, no weights, and find every tensor that a
+    run needs, in shape. Raises ModelError."""
     from headrace.memory.checkpoint import Checkpoint
-    from headrace.models.load import checkpoint_spec
+    from headrace.memory.pages import PageTable
+    from headrace.models.load import architecture, checkpoint_spec
+    from headrace.specs.pages import page_layout
 
     checkpoint = Checkpoint.open(folder)
-    return Source(str(folder), checkpoint_spec(checkpoint), checkpoint)
+    model = checkpoint_spec(checkpoint)
+    names = architecture(checkpoint.config).tensor_name
+    PageTable(page_layout(model), checkpoint, names, model).close()
+    return Source(str(folder), model, checkpoint)
 
 
 def registry_model(name: str) -> Source:

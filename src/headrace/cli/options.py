@@ -24,6 +24,9 @@ Model = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)
 ]
+JsonRows = Annotated[
+    bool, typer.Option("--json", help="Print a JSON list of rows.", rich_help_panel=OUTPUT)
+]
 Verbose = Annotated[
     int,
     typer.Option(
@@ -112,6 +115,12 @@ MaxNumBatchedTokens = Annotated[
     typer.Option(
         "--max-num-batched-tokens", min=1, help="Most tokens in a sweep.", rich_help_panel=LIMITS
     ),
+]
+
+# -- tests -----------------------------------------------------------------------------------
+Faults = Annotated[
+    str | None,
+    typer.Option("--faults", hidden=True, help="Fail at named points: for tests (cli/faults.py)."),
 ]
 
 # -- files ------------------------------------------------------------------------------------

@@ -80,11 +80,12 @@ def plan_text(plan: Plan) -> str:
 
 def plan_dict(plan: Plan) -> dict[str, Any]:
     """The same for ``--json``; page ids are counted, not listed."""
-    policy = {k: v for k, v in vars(plan.policy).items() if k != "resident"}
+    sets = {k: len(v) for k, v in vars(plan.policy).items() if isinstance(v, frozenset)}
+    policy = {k: v for k, v in vars(plan.policy).items() if k not in sets}
     prediction = plan.prediction
     rates = ("prefill_tokens_per_second", "decode_tokens_per_second", "bound_by")
     return {
-        "policy": {**policy, "resident_pages": len(plan.policy.resident)},
+        "policy": {**policy, **{f"{name}_pages": count for name, count in sets.items()}},
         "memory": {
             **plan.memory.parts,
             "margin": plan.memory.margin_bytes,

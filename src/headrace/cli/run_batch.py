@@ -42,6 +42,7 @@ def run_batch(
     trace: options.Trace = None,
     dry_run: options.DryRun = False,
     json: options.Json = False,
+    faults: options.Faults = None,
     config: options.Config = None,
     verbose: options.Verbose = 0,
 ) -> None:
@@ -52,6 +53,7 @@ def run_batch(
     """
     from headrace.cli.batch_job import BatchRun
     from headrace.cli.engine import open_llm
+    from headrace.cli.faults import faults_of
     from headrace.cli.logfile import log_beside
     from headrace.cli.output import console, emit_json
     from headrace.cli.summary_view import print_summary
@@ -60,6 +62,7 @@ def run_batch(
     check_files(input, output)
     check_trace(trace, input, output)
     said = console(stderr=True)
+    points = faults_of(faults)
     with (
         log_beside(output, keep=not dry_run),
         open_llm(
@@ -74,6 +77,7 @@ def run_batch(
             max_model_len=max_model_len,
             threads=threads,
             kernels=kernels,
+            faults=points,
         ) as llm,
     ):
         log.info("headrace %s", " ".join(sys.argv[1:]))

@@ -24,6 +24,9 @@ from headrace.errors import UsageError
 
 PREFIX = "HEADRACE_"
 
+MAX_CONFIG_BYTES = 16 << 10
+"""Largest configuration file; one with every option of every command has about 4 kilobytes."""
+
 
 def load_config(ctx: Any, value: Path | None) -> Path | None:
     """Eager callback of ``--config``: give the file's values to the command as defaults.
@@ -39,15 +42,20 @@ def load_config(ctx: Any, value: Path | None) -> Path | None:
 
 
 def read_config(path: Path) -> Mapping[str, Any]:
-    """The mapping in a YAML file. Raises UsageError when it is not one."""
-    import yaml
+    """The mapping in a YAML file. Raises UsageError when it is not one, or not plain: anchors
+    (which can stand for endless lists), tags and repeated keys are refused."""
+    from headrace.cli.plain_yaml import NotPlainError, load_plain
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+        if len(text) > MAX_CONFIG_BYTES:
+            raise UsageError(f"{path} is too large", expected=f"at most {MAX_CONFIG_BYTES} bytes")
+        content = load_plain(text.decode("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError("cannot read the configuration file", got=f"{path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not YAML", got=" ".join(str(error).split())) from error
+    except NotPlainError as error:
+        raise UsageError(f"{path} is not YAML", got=str(error)) from error
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -16,15 +16,29 @@ from headrace.specs.units import format_seconds
 
 KINDS: Mapping[str, frozenset[str]] = {
     "read": frozenset({Op.READ_PAGE, Op.READ_ROWS}),
-    "experts": frozenset({Op.EXPERT, Op.EXPERT_UP, Op.EXPERT_DOWN, Op.MOE}),
+    "move": frozenset(
+        {
+            Op.STAGE_PAGE,
+            Op.UPLOAD_PAGE,
+            Op.LOAD_ROWS,
+            Op.OFFLOAD_QKV,
+            Op.LOAD_HIDDEN,
+            Op.LOAD_KV,
+            Op.STORE_KV,
+            Op.OFFLOAD_HIDDEN,
+            Op.LOAD_PARTIAL,
+        }
+    ),
+    "experts": frozenset({Op.EXPERT, Op.EXPERT_UP, Op.EXPERT_DOWN, Op.MOE, Op.COMBINE}),
     "attention": frozenset({Op.PRE_ATTN, Op.ATTN, Op.POST_ATTN, Op.ROUTER}),
     "head": frozenset({Op.EMBED, Op.FINAL, Op.LOGITS}),
-    "host": frozenset({Op.BIND, Op.SAMPLE, Op.COMMIT}),
+    "host": frozenset({Op.BIND, Op.SAMPLE, Op.COMMIT, Op.BARRIER}),
 }
 """Ops by the colour they are drawn in."""
 
 COLOURS = {
     "read": "#0072b2",
+    "move": "#56b4e9",
     "experts": "#e69f00",
     "attention": "#009e73",
     "head": "#cc79a7",

@@ -24,7 +24,9 @@ def check_trace(trace: Path | None, *others: Path) -> None:
 
 
 def draw_trace(trace: Path, title: str) -> Path:
-    """Write ``<trace>.svg``: a few sweeps from the middle, where the pipeline is full."""
+    """Write ``<trace>.svg``: a few sweeps from the middle, where the pipeline is full.
+
+    Raises OSError, or ValueError when the trace is not whole."""
     planned, measured = lanes_of_chrome(json.loads(trace.read_text(encoding="utf-8")))
     picture = trace.with_name(trace.name + ".svg")
     halves = [middle(lanes) for lanes in (planned, measured)]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from headrace.batching import request as batching
 from headrace.engine.outputs import CompletionOutput, RequestOutput, token_logprobs
 from headrace.engine.sampler import SampledToken, SampleRow
-from headrace.errors import LineError
+from headrace.errors import HeadraceError, LineError
 from headrace.specs.sampling import SamplingParams
 
 
@@ -30,6 +30,13 @@ class Answered(NamedTuple):
 
     prompt: Prompt
     output: RequestOutput
+
+
+class Refused(NamedTuple):
+    """A request that cannot run, or cannot go on, and why."""
+
+    prompt: Prompt
+    error: HeadraceError
 
 
 class Delta(NamedTuple):
@@ -53,6 +60,7 @@ class _Answer:
     drawn: list[SampledToken] = field(default_factory=list)
     stop_reason: str | int | None = None
     output: CompletionOutput | None = None
+    fault: HeadraceError | None = None
 
 
 class Answers:
@@ -72,8 +80,8 @@ class Answers:
         self._context = context
         self._keep_deltas = keep_deltas
         self._open: dict[int, _Answer] = {}
-        self._whole: dict[int, list[CompletionOutput]] = {}
-        self._ready: deque[Delta | Answered] = deque()
+        self._whole: dict[int, list[_Answer]] = {}
+        self._ready: deque[Delta | Answered | Refused] = deque()
 
     def open(self, sequences: Iterable[batching.Sequence], prompt: Prompt) -> None:
         """Start an answer for each sequence of ``prompt``."""
@@ -90,7 +98,10 @@ class Answers:
     def accept(
         self, sequences: Sequence[int], drawn: Sequence[SampledToken]
     ) -> tuple[dict[int, int], set[int]]:
-        """Take one sweep's tokens; returns (sequence -> token, sequences that ended)."""
+        """Take one sweep's tokens; returns (sequence -> token, sequences that ended).
+
+        A choice whose logits were not finite ends; its request is refused once all have.
+        """
         tokens, ended = {}, set()
         for sequence, sample in zip(sequences, drawn, strict=True):
             tokens[sequence] = sample.token
@@ -99,7 +110,7 @@ class Answers:
                 ended.add(sequence)
         return tokens, ended
 
-    def pop(self) -> Delta | Answered | None:
+    def pop(self) -> Delta | Answered | Refused | None:
         """What became ready first and was not popped yet; None when there is nothing."""
         return self._ready.popleft() if self._ready else None
 
@@ -121,6 +132,9 @@ class Answers:
 
     def _push(self, answer: _Answer, sample: SampledToken) -> bool:
         """Add one token; True when the answer is complete."""
+        if sample.fault is not None:
+            answer.fault = sample.fault
+            return self._end(answer, "error")
         params, token = answer.prompt.params, sample.token
         answer.tokens.append(token)
         if params.logprobs is not None:
@@ -165,15 +179,21 @@ class Answers:
             self._ready.append(Delta(answer.prompt.key, answer.choice, text))
 
     def _close(self, answer: _Answer) -> None:
-        assert answer.output is not None
         prompt = answer.prompt
         done = self._whole.setdefault(answer.group, [])
-        done.append(answer.output)
+        done.append(answer)
         if len(done) == prompt.params.n:
             del self._whole[answer.group]
-            outputs = tuple(sorted(done, key=lambda o: o.index))
-            output = RequestOutput(prompt.key, prompt.text, prompt.tokens, outputs)
-            self._ready.append(Answered(prompt, output))
+            self._ready.append(_whole(prompt, sorted(done, key=lambda a: a.choice)))
+
+
+def _whole(prompt: Prompt, choices: list[_Answer]) -> Answered | Refused:
+    """What becomes of a request whose choices have all ended."""
+    fault = next((c.fault for c in choices if c.fault is not None), None)
+    if fault is not None:
+        return Refused(prompt, fault)
+    outputs = tuple(c.output for c in choices if c.output is not None)
+    return Answered(prompt, RequestOutput(prompt.key, prompt.text, prompt.tokens, outputs))
 
 
 def most_tokens(prompt: Prompt, context: int) -> int:

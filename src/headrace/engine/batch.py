@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -9,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from headrace.engine.answers import Answered, Prompt
-from headrace.engine.engine import Event, Refused, SweepEnd
+from headrace.engine.answers import Answered, Prompt, Refused
+from headrace.engine.engine import Event, Stop, SweepEnd, never
 from headrace.engine.jobs import Job, Result
 from headrace.engine.lines import JobLine
 from headrace.engine.llm import LLM
@@ -26,6 +27,9 @@ from headrace.specs.workload import Workload
 
 SAMPLED_LINES = 1000
 """Lines whose lengths are looked at before a job; longer files are scaled up from these."""
+
+
+log = logging.getLogger("headrace.batch")
 
 
 @dataclass(frozen=True)
@@ -82,17 +86,22 @@ def run_job(
     *,
     progress: Callable[[Progress], None] = lambda _: None,
     trace_path: Path | None = None,
+    stop: Stop = never,
 ) -> RunSummary:
     """Answer every pending line of ``job`` under the plan in force.
 
-    Lines are durable, a sweep's worth at a time, before they count. On Ctrl-C or an error
-    everything that was finished is written first. The trace holds planned beside measured lanes.
+    Lines are durable, a sweep's worth at a time, before they count. On Ctrl-C, on what ``stop``
+    raises (see ``Engine.run``) or on an error everything that was finished is written first. The
+    trace holds planned beside measured lanes; a log line says if it could not be written.
+
+    Raises StorageError when results cannot be written, or a file of the checkpoint was changed:
+    answers that may come from other weights are not written.
     """
     record = llm.new_record(keep_traces=trace_path is not None)
     session = llm.session
     run = _Run(llm, job, record, progress, llm.clock())
     try:
-        with closing(session.run(run.prompts(), record)) as events:
+        with closing(session.run(run.prompts(), record, stop=stop)) as events:
             for event in events:
                 run.take(event)
     finally:
@@ -101,9 +110,7 @@ def run_job(
         run.flush()
     wall = llm.clock() - run.began
     if trace_path is not None:
-        planned = planned_traces(record, llm.hardware)
-        with trace_path.open("w", encoding="utf-8") as file:
-            write_chrome_trace(file, record.traces, planned)
+        _write_trace(llm, record, trace_path)
     return summarise(llm, record, wall, run.workload(), run.counts())
 
 
@@ -142,6 +149,7 @@ class _Run:
 
     def flush(self) -> None:
         """Make all that is finished durable. What Ctrl-C leaves undone, the next call does."""
+        self.llm.loaded.reader.check_unchanged()
         self.job.write(self.results)
         self.results = []
 
@@ -165,6 +173,17 @@ class _Run:
                 seconds=self.llm.clock() - self.began,
             )
         )
+
+
+def _write_trace(llm: LLM, record: Record, path: Path) -> None:
+    """The answers are safe by now: a trace that cannot be written costs a warning."""
+    try:
+        llm.faults("trace.write")
+        planned = planned_traces(record, llm.hardware)
+        with path.open("w", encoding="utf-8") as file:
+            write_chrome_trace(file, record.traces, planned)
+    except OSError as error:
+        log.warning("the trace %s could not be written: %s", path, error.strerror or error)
 
 
 def _try_prompt(llm: LLM, line: JobLine) -> Prompt | HeadraceError:

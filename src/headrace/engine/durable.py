@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from headrace.engine.faultpoints import Faults, no_faults
 from headrace.errors import JobError, LockedError, StorageError
+from headrace.specs.faults import Faults, no_faults
 
 CHUNK = 1 << 16
 """Bytes per write call."""
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DurableLog:
@@ -31,6 +35,7 @@ class DurableLog:
         self.size = os.fstat(self._fd).st_size
         if self.created:
             sync_folder(path.parent)
+        temporary_of(path).unlink(missing_ok=True)  # of a rewriting that was killed
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """(offset, line) of every line as found, a torn last one without its newline."""
@@ -51,9 +56,10 @@ class DurableLog:
             self._faults("output.fsync")
             os.fsync(self._fd)
         except OSError as error:
+            with contextlib.suppress(OSError):  # else the next append does it
+                os.ftruncate(self._fd, self.size)
             raise StorageError(
-                f"writing {self.path}: {error.strerror or error}",
-                hint="free some space and start again: finished lines are kept",
+                f"writing {self.path}: {error.strerror or error}", hint=_remedy(error)
             ) from error
         self._faults("output.durable")
         self.size += len(data)
@@ -69,8 +75,9 @@ class DurableLog:
 
     def rewrite(self, lines: Iterable[bytes]) -> None:
         """Replace the content by ``lines``, all or nothing; the lock moves to the new file."""
-        temporary = self.path.with_name(self.path.name + ".tmp")
+        temporary = temporary_of(self.path)
         try:
+            self._faults("replace.write")
             fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         except OSError as error:
             raise StorageError(f"rewriting {self.path}: {error.strerror}") from error
@@ -82,7 +89,9 @@ class DurableLog:
         except BaseException as error:
             os.close(fd)
             if isinstance(error, OSError):
-                raise StorageError(f"rewriting {self.path}: {error.strerror}") from error
+                raise StorageError(
+                    f"rewriting {self.path}: {error.strerror}", hint=_remedy(error)
+                ) from error
             raise
         os.close(self._fd)
         self._fd = fd
@@ -109,14 +118,16 @@ class DurableLog:
 
 def write_durably(path: Path, data: bytes, faults: Faults = no_faults) -> None:
     """Write a small file, all or nothing. Raises StorageError."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = temporary_of(path)
     try:
+        faults("replace.write")
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             replace_durably(file.fileno(), temporary, path, faults)
     except OSError as error:
-        raise StorageError(f"writing {path}: {error.strerror or error}") from error
+        message = f"writing {path}: {error.strerror or error}"
+        raise StorageError(message, hint=_remedy(error)) from error
 
 
 def replace_durably(fd: int, temporary: Path, path: Path, faults: Faults) -> None:
@@ -125,7 +136,13 @@ def replace_durably(fd: int, temporary: Path, path: Path, faults: Faults) -> Non
     os.fsync(fd)
     faults("replace.rename")
     os.replace(temporary, path)
+    faults("replace.done")
     sync_folder(path.parent)
+
+
+def temporary_of(path: Path) -> Path:
+    """Where what will replace ``path`` is written: a name that only Headrace uses."""
+    return path.with_name(path.name + ".headrace.tmp")
 
 
 def sync_folder(folder: Path) -> None:
@@ -135,6 +152,11 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _remedy(error: OSError) -> str:
+    what = "free some space" if error.errno in _NO_ROOM else "look at that disk"
+    return f"{what} and start again: finished lines are kept"
 
 
 def _open_locked(path: Path) -> int:

@@ -14,23 +14,21 @@ from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 from headrace.batching.batcher import Batcher
-from headrace.engine.answers import Answered, Answers, Delta, Prompt, as_request
+from headrace.engine.answers import Answered, Answers, Delta, Prompt, Refused, as_request
 from headrace.engine.sampler import Sampler
 from headrace.engine.sweep import Sweep
-from headrace.errors import LineError, UsageError
+from headrace.errors import LineError, NumericsError, UsageError
 from headrace.machines.machine import Body, Cancelled, Machine, Ticket, Views
 from headrace.machines.trace import SweepTrace
 from headrace.schedule.task import Buffer, Op, Schedule, Task
+from headrace.specs.faults import Faults, no_faults
 
 IN_FLIGHT = 2
 """Sweeps appended at a time: the running one and the one whose reads may start."""
 
 
-class Refused(NamedTuple):
-    """A request that cannot run, and why."""
-
-    prompt: Prompt
-    error: LineError
+STOP_SECONDS = 0.1
+"""How often a run that waits for the machine asks whether it was told to stop."""
 
 
 class SweepEnd(NamedTuple):
@@ -42,6 +40,18 @@ class SweepEnd(NamedTuple):
 Event = Answered | Delta | Refused | SweepEnd
 ScheduleSource = Callable[[int], Schedule]
 """Gives the list for the next sweep from the number of rows that it is expected to have."""
+
+Stop = Callable[[], None]
+"""Raises what ends a run, if anything does: called where nothing is half done."""
+
+
+Explain = Callable[[NumericsError, Stop], NumericsError]
+"""Finds the reason of NaN or infinity in some logits. It may take as long as reading the weights,
+and calls the second argument meanwhile."""
+
+
+def never() -> None:
+    """Nothing ends the run."""
 
 
 class Flight(NamedTuple):
@@ -66,6 +76,8 @@ class Engine:
         on_sweep: Callable[[SweepTrace], None],
         on_cut: Callable[[Sweep], None],
         context: int,
+        explain: Explain,
+        faults: Faults = no_faults,
     ) -> None:
         self._batcher = batcher
         self._sampler = sampler
@@ -74,6 +86,8 @@ class Engine:
         self._on_sweep = on_sweep
         self._on_cut = on_cut
         self._context = context
+        self._explain = explain
+        self._faults = faults
         self._answers = new_answers(False)
         self._lock = threading.Lock()  # guards batcher and answers, which BIND and COMMIT change
         self._busy = False
@@ -86,12 +100,18 @@ class Engine:
         return {Op.BIND: self._bind, Op.SAMPLE: self._sample, Op.COMMIT: self._commit}
 
     def run(
-        self, machine: Machine, prompts: Iterator[Prompt], stream: bool = False
+        self,
+        machine: Machine,
+        prompts: Iterator[Prompt],
+        stream: bool = False,
+        stop: Stop = never,
     ) -> Generator[Event]:
         """Answer ``prompts`` as they come; yields in completion order.
 
-        ``stream`` adds a Delta for each piece of text. However it ends (an error, Ctrl-C, a
-        closed iterator), the machine is left idle and nothing of an open request is kept.
+        ``stream`` adds a Delta for each piece of text. ``stop`` is called between any two steps
+        and every STOP_SECONDS while the machine works; what it raises ends the run. However it
+        ends (an error, Ctrl-C, a closed iterator), the machine is left idle and nothing of an
+        open request is kept.
         Raises UsageError while another run is under way.
         """
         if self._busy:
@@ -100,19 +120,19 @@ class Engine:
         self._answers = self._new_answers(stream)
         flights: deque[Flight] = deque()
         try:
-            yield from self._feed(prompts)
+            yield from self._feed(prompts, stop)
             while self._has_work(flights):
                 self._launch(machine, flights)
-                self._land(flights)
-                yield from self._take()
+                self._land(flights, stop)
+                yield from self._take(stop)
                 yield SweepEnd(self._landed)
-                yield from self._feed(prompts)
+                yield from self._feed(prompts, stop)
         finally:
             self._stop(machine, flights)
 
-    def unclaimed(self) -> list[Answered | Delta]:
+    def unclaimed(self) -> list[Answered | Delta | Refused]:
         """What was ready when the last run was stopped, and not taken from it."""
-        return list(self._take())
+        return list(self._ready())
 
     def _launch(self, machine: Machine, flights: deque[Flight]) -> None:
         """Append sweeps while they are sure to have rows, unless all end early."""
@@ -126,10 +146,10 @@ class Engine:
             sweep = Sweep(self._sweeps)
             flights.append(Flight(machine.append(self._schedules(rows), sweep), sweep))
 
-    def _land(self, flights: deque[Flight]) -> None:
+    def _land(self, flights: deque[Flight], stop: Stop) -> None:
         """Wait for the oldest sweep."""
         try:
-            trace = flights[0].ticket.wait()
+            trace = _wait(flights[0].ticket, stop)
         except Cancelled:
             raise UsageError("the engine was closed during a run") from None
         flight = flights.popleft()
@@ -137,9 +157,10 @@ class Engine:
         self._on_sweep(trace)
         flight.sweep.release()
 
-    def _feed(self, prompts: Iterator[Prompt]) -> Iterator[Refused]:
+    def _feed(self, prompts: Iterator[Prompt], stop: Stop) -> Iterator[Refused]:
         """Keep one sweep's worth of requests waiting, tokenised while the machine works."""
         while self._needs_requests():
+            stop()
             prompt = next(prompts, None)
             if prompt is None:
                 return
@@ -150,7 +171,13 @@ class Engine:
             except LineError as error:
                 yield Refused(prompt, error)
 
-    def _take(self) -> Iterator[Answered | Delta]:
+    def _take(self, stop: Stop) -> Iterator[Answered | Delta | Refused]:
+        for event in self._ready():
+            if isinstance(event, Refused) and isinstance(event.error, NumericsError):
+                event = Refused(event.prompt, self._explain(event.error, stop))
+            yield event
+
+    def _ready(self) -> Iterator[Answered | Delta | Refused]:
         while True:
             with self._lock:
                 event = self._answers.pop()
@@ -191,6 +218,17 @@ class Engine:
             sweep.sampled = self._sampler.sample(logits, self._answers.rows(sequences))
 
     def _commit(self, task: Task, views: Views, sweep: Sweep) -> None:
+        self._faults("sweep.commit")
         with self._lock:
             tokens, ended = self._answers.accept(sweep.batch.sampled, sweep.sampled)
             self._batcher.commit(sweep.batch, tokens, ended)
+        self._faults("sweep.committed")
+
+
+def _wait(ticket: Ticket, stop: Stop) -> SweepTrace:
+    while True:
+        stop()
+        try:
+            return ticket.wait(STOP_SECONDS)
+        except TimeoutError:
+            continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 from pathlib import Path
@@ -71,12 +72,25 @@ def _download(repo: str, revision: str | None) -> Path:
         raise ModelError("not a repo id", expected="org/name", got=repo) from error
     except ModelError:
         raise
-    except Exception as error:  # whatever the network library of this version of the hub raises
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise _no_answer(repo, error) from error
         raise ModelError(
-            f"{repo} is neither a folder here nor in the cache, and the hub does not answer",
-            got=type(error).__name__,
-            hint="a local folder, or HF_HUB_OFFLINE=0 and a network",
+            f"{repo} cannot be stored in the Hugging Face cache",
+            got=error.strerror,
+            hint="free some space, or set HF_HUB_CACHE to a disk that can be written; "
+            "what was fetched is kept",
         ) from error
+    except Exception as error:  # whatever the network library of this version of the hub raises
+        raise _no_answer(repo, error) from error
+
+
+def _no_answer(repo: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"{repo} is neither a folder here nor in the cache, and the hub does not answer",
+        got=type(error).__name__,
+        hint="a local folder, or HF_HUB_OFFLINE=0 and a network",
+    )
 
 
 def _check_disk(repo: str, revision: str | None) -> None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from headrace.engine.faultpoints import Faults, no_faults
 from headrace.engine.lines import Identity, identify
 from headrace.errors import InputFileError, LineError
+from headrace.specs.faults import Faults, no_faults
 
 LONGEST_LINE = 64 << 20
 """Bytes; a longer line is an error line."""

@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 
 from headrace.engine.bodies import answer_line, error_line
 from headrace.engine.durable import DurableLog
-from headrace.engine.faultpoints import Faults, no_faults
 from headrace.engine.inputs import BatchInput, InputScan
 from headrace.engine.lines import BadLine, JobLine, LineParser
 from headrace.engine.outputs import RequestOutput
 from headrace.engine.recovery import Recovered, keep_answered, recover
 from headrace.engine.sidecar import Sidecar, Signature
 from headrace.errors import HeadraceError, InputFileError
+from headrace.specs.faults import Faults, no_faults
 
 BAD_GROUP = 256
 """Lines at fault that wait for each other before they are written."""

@@ -15,10 +15,14 @@ from typing import Any
 
 from headrace.engine.parameters import Message, messages_of, prompt_of, sampling_params
 from headrace.errors import LineError
+from headrace.memory.headers import depth_of, finite_float, refuse_constant
 from headrace.specs.sampling import SamplingParams
 
 URLS: Mapping[str, bool] = {"/v1/chat/completions": True, "/v1/completions": False}
 """Routes a batch line may name -> whether it is a chat."""
+
+DEEPEST = 64
+"""Levels of nesting that a line may have."""
 
 _BATCH_FIELDS = frozenset({"custom_id", "method", "url", "body"})
 
@@ -178,19 +182,29 @@ def _parse(raw: bytes) -> Mapping[str, Any]:
     except UnicodeDecodeError as error:
         raise LineError(f"not UTF-8: {error.reason}", code="invalid_utf8") from error
     try:
-        content = json.loads(text, parse_constant=_refuse_constant)
+        content = json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=refuse_constant,
+            parse_float=finite_float,
+        )
     except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
         raise LineError(f"not JSON: {reason}", code="invalid_json") from error
     if not isinstance(content, dict):
         raise LineError(
             "a line must be a JSON object", code="invalid_json", got=type(content).__name__
         )
+    if depth_of(content, DEEPEST) > DEEPEST:  # it is written again, from deeper in the stack
+        raise LineError("nested too deeply", code="invalid_json", expected=f"{DEEPEST} levels")
     return content
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
 
 
 def _digest(data: bytes) -> bytes:

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from headrace.engine.answers import Answered, Delta, Prompt
-from headrace.engine.engine import Event, Refused
+from headrace.engine.answers import Answered, Delta, Prompt, Refused
+from headrace.engine.engine import Event
 from headrace.engine.hub import local_folder
 from headrace.engine.loaded import Loaded
 from headrace.engine.outputs import RequestOutput
@@ -18,14 +18,15 @@ from headrace.engine.probe import measure_machine, usable_threads
 from headrace.engine.prompts import check_prompt, make_prompts, workload_of
 from headrace.engine.record import Record
 from headrace.engine.session import Session
-from headrace.errors import UsageError
+from headrace.errors import BudgetError, UsageError
 from headrace.kernels.select import select
-from headrace.memory.tiers import DefaultBudget, default_budget
+from headrace.memory.tiers import DefaultBudget, default_budget, free_bytes
 from headrace.planner.candidates import Situation
 from headrace.planner.plan import Overrides, Plan
 from headrace.planner.rules import best_plan
 from headrace.planner.stored import restore_plan, store_plan
 from headrace.schedule.work import WorkModel
+from headrace.specs.faults import Faults, no_faults
 from headrace.specs.hardware import Hardware
 from headrace.specs.sampling import SamplingParams
 from headrace.specs.units import format_bytes, parse_size
@@ -40,9 +41,9 @@ class LLM:
 
     ``memory`` is bytes or a size as "8GiB"; None takes the default budget. ``schedule``,
     ``max_seqs`` (sequences in a sweep) and ``max_rows`` (tokens in a sweep) override the plan's
-    choice. ``hardware`` spares the
-    measurement of this machine. The first use measures, plans, and takes the memory; later calls
-    keep the plan while it suits. Not thread-safe. Use as a context manager, or ``close`` it.
+    choice. ``hardware`` spares the measurement of this machine; ``faults`` are for tests. The
+    first use measures, plans, and takes the memory; later calls keep the plan while it suits.
+    Not thread-safe. Use as a context manager, or ``close`` it.
     """
 
     def __init__(
@@ -60,9 +61,12 @@ class LLM:
         kernels: str = "auto",
         direct: bool | None = None,
         hardware: Hardware | None = None,
+        faults: Faults = no_faults,
     ) -> None:
         self.clock: Callable[[], float] = time.perf_counter  # noqa: TID251 (the outermost layer)
-        self.loaded = Loaded.open(local_folder(model), direct)
+        faults("start.model")
+        self.loaded = Loaded.open(local_folder(model), direct, faults)
+        self.faults = faults
         self.seed = seed
         self.kv_dtype = kv_dtype
         self.threads = threads or usable_threads()
@@ -97,6 +101,7 @@ class LLM:
     def hardware(self) -> Hardware:
         """This machine, measured with this model when first asked for."""
         if self._hardware is None:
+            self.faults("start.machine")
             self._hardware = measure_machine(
                 self.loaded,
                 self.clock,
@@ -150,6 +155,7 @@ class LLM:
         plan = kept or best_plan(at)
         self._plan = replace(plan, notes=(*self._budget_note, *plan.notes))
         self._planned, self._own_plan = workload, False
+        self.faults("start.plan")
         return self._plan
 
     def stored_plan(self) -> dict[str, Any]:
@@ -307,6 +313,7 @@ class LLM:
     def _open_session(self) -> Session:
         if self._session is None:
             plan = self.current_plan
+            _check_free(plan)
             self._session = Session(
                 self.loaded,
                 plan.policy,
@@ -315,6 +322,7 @@ class LLM:
                 seed=self.seed,
                 context=self.context,
                 pick=plan.schedule_for,
+                faults=self.faults,
             )
         return self._session
 
@@ -328,6 +336,20 @@ def _context(asked: int | None, most: int) -> int:
     if asked is not None and not 1 <= asked <= most:
         raise UsageError("max_model_len", expected=f"1 to {most}", got=asked)
     return asked or most
+
+
+def _check_free(plan: Plan) -> None:
+    """Refuse to begin what the machine has no memory for any more. Raises BudgetError."""
+    need, free = plan.memory.total_bytes, free_bytes()
+    if need > free:
+        enough = plan.smallest_bytes <= free
+        raise BudgetError(
+            "less memory is free than the plan takes",
+            smallest_bytes=plan.smallest_bytes,
+            expected=f"{format_bytes(need)} free",
+            got=f"{format_bytes(free)}",
+            hint=f"end other programs{f', or --memory {free * 9 // 10}' if enough else ''}",
+        )
 
 
 def _is_tokens(prompts: object) -> bool:

@@ -13,6 +13,7 @@ from headrace.memory.checkpoint import Checkpoint
 from headrace.memory.disk import DiskReader
 from headrace.memory.pages import PageTable
 from headrace.models.load import architecture, checkpoint_spec
+from headrace.specs.faults import Faults, no_faults
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page, page_layout
 
@@ -29,7 +30,9 @@ class Loaded:
     table: PageTable
 
     @classmethod
-    def open(cls, folder: str | Path, direct: bool | None = None) -> Loaded:
+    def open(
+        cls, folder: str | Path, direct: bool | None = None, faults: Faults = no_faults
+    ) -> Loaded:
         """Open a local checkpoint folder; reads headers only.
 
         Raises ModelError and its kinds when it cannot be used.
@@ -45,7 +48,7 @@ class Loaded:
         model = checkpoint_spec(checkpoint)
         pages = page_layout(model)
         names = architecture(checkpoint.config).tensor_name
-        reader = DiskReader(checkpoint.files, direct)
+        reader = DiskReader(checkpoint.files, direct, faults)
         try:
             table = PageTable(pages, checkpoint, names, model, reader)
         except ModelError:
@@ -70,7 +73,9 @@ class Loaded:
         return model, PageTable(page_layout(model), self.checkpoint, names, model, self.reader)
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, end the tokenizer's process."""
+        if "tokenizer" in self.__dict__:
+            self.tokenizer.close()
         self.table.close()
         self.reader.close()
 

@@ -27,11 +27,15 @@ def recover(log: DurableLog) -> Recovered:
     """Read an output and cut its torn end, if any.
 
     Lines that do not parse at the very end were being written when the run was killed. One
-    that is followed by a good line was not: JobError.
+    that is followed by a good line was not: JobError. Zeros are blocks that a power cut kept
+    from the disk: what stands behind them was never durable either, whatever it looks like.
     """
     found = Recovered()
     torn: int | None = None
     for offset, raw in log.lines():
+        if b"\0" in raw:
+            torn = offset if torn is None else torn
+            break
         content = _parse(raw)
         key = key_of(content) if content is not None else None
         if content is None or key is None:

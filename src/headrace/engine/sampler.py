@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from headrace.engine.filters import penalise, restrict, truncate
-from headrace.errors import HeadraceError, ParameterError
+from headrace.errors import HeadraceError, NumericsError, ParameterError
 from headrace.specs.sampling import SamplingParams
 from headrace.specs.scratch import SAMPLE_BLOCK_BYTES as BLOCK_BYTES
 from headrace.specs.scratch import SAMPLE_ROW_BYTES as ROW_BYTES
@@ -69,11 +69,13 @@ class SampledToken:
     """A drawn token; ``top`` lists the likeliest (token, logprob) pairs, the best one first.
 
     Log-probabilities are rounded to 1e-6. Both are None unless the request asked for them.
+    ``fault`` is set, and ``token`` means nothing, where the logits were not finite.
     """
 
     token: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] | None = None
+    fault: NumericsError | None = None
 
 
 class Sampler:
@@ -86,7 +88,9 @@ class Sampler:
     def sample(self, logits: Tensor, rows: Sequence[SampleRow]) -> list[SampledToken]:
         """Draw a token per row of ``logits`` [S, V] fp32, which is left as it is.
 
-        Raises HeadraceError, naming the request, when a row holds NaN or nothing finite.
+        A row that holds NaN or an infinity, or does so once bias and penalties were applied,
+        draws nothing: its ``fault`` names the request. The check costs one more pass over the
+        logits. Raises HeadraceError for a wrong shape.
         """
         if logits.shape != (len(rows), self.vocab):
             raise HeadraceError(
@@ -96,37 +100,43 @@ class Sampler:
             )
         if not rows:
             return []
-        tokens = self._likeliest(logits, rows)
-        drawn = [i for i, row in enumerate(rows) if not row.greedy or row.adjusted]
+        best = logits.max(dim=-1)  # values [S] (NaN if any is), indices [S] of the first maximum
+        tokens: list[int] = best.indices.tolist()
+        faults = _faults(logits.amin(dim=-1), best.values, rows, "logits")
+        fine = [i for i in range(len(rows)) if i not in faults]
+        drawn = [i for i in fine if not rows[i].greedy or rows[i].adjusted]
         for block in self._blocks(drawn):
-            for i, token in zip(block, self._draw(logits, rows, block), strict=True):
+            for i, token in zip(block, self._draw(logits, rows, block, faults), strict=True):
                 tokens[i] = token
-        results = [SampledToken(token) for token in tokens]
-        asked = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
+        results = [SampledToken(token, fault=faults.get(i)) for i, token in enumerate(tokens)]
+        asked = [i for i in fine if i not in faults and rows[i].params.logprobs is not None]
         for block in self._blocks(asked):
             self._fill_logprobs(logits, rows, block, results)
         return results
-
-    def _likeliest(self, logits: Tensor, rows: Sequence[SampleRow]) -> list[int]:
-        best = logits.max(dim=-1)  # values [S] (NaN if any is), indices [S] of the first maximum
-        _check_finite(best.values, rows)
-        tokens: list[int] = best.indices.tolist()
-        return tokens
 
     def _blocks(self, indices: list[int]) -> Iterator[list[int]]:
         size = max(1, BLOCK_BYTES // (ROW_BYTES * self.vocab))
         for start in range(0, len(indices), size):
             yield indices[start : start + size]
 
-    def _draw(self, logits: Tensor, rows: Sequence[SampleRow], block: list[int]) -> list[int]:
-        """Tokens of the rows in ``block``, adjusted, truncated and drawn."""
+    def _draw(
+        self,
+        logits: Tensor,
+        rows: Sequence[SampleRow],
+        block: list[int],
+        faults: dict[int, NumericsError],
+    ) -> list[int]:
+        """Tokens of the rows in ``block``, adjusted, truncated and drawn; adds to ``faults``."""
         x = logits[torch.tensor(block)]  # [B, V], a copy
         members = [rows[i] for i in block]
         for line, row in zip(x, members, strict=True):
             if row.adjusted:
                 _adjust(line, row)
+        most = x.amax(dim=-1)  # [B]
+        for b, fault in _faults(most, most, members, "adjusted logits").items():
+            faults[block[b]] = fault
+            x[b].zero_()
         best = x.max(dim=-1, keepdim=True)  # [B, 1]
-        _check_finite(best.values[:, 0], members)
         tokens: list[int] = best.indices[:, 0].tolist()
         random = [b for b, row in enumerate(members) if not row.greedy]
         if not random:
@@ -205,18 +215,21 @@ def check_params(params: SamplingParams, vocab: int, eos_ids: frozenset[int]) ->
         )
 
 
-def _check_finite(largest: Tensor, rows: Sequence[SampleRow]) -> None:
-    """Raise for the first row whose largest logit is not a finite number."""
-    fine = largest.isfinite()
+def _faults(
+    least: Tensor, most: Tensor, rows: Sequence[SampleRow], what: str
+) -> dict[int, NumericsError]:
+    """Row -> error, for rows whose smallest or largest logit is not a finite number."""
+    fine = least.isfinite() & most.isfinite()
     if bool(fine.all()):
-        return
-    bad = int((~fine).nonzero()[0])
-    raise HeadraceError(
-        f"logits of request {rows[bad].key!r} at generated token {rows[bad].position}",
-        expected="finite numbers",
-        got=f"a maximum of {largest[bad].item()}",
-        hint="check the checkpoint's files; the model computed an invalid number",
-    )
+        return {}
+    return {
+        i: NumericsError(
+            f"{what} of request {rows[i].key!r} at generated token {rows[i].position}",
+            expected="finite numbers",
+            got=f"{least[i].item()} to {most[i].item()}",
+        )
+        for i in (~fine).nonzero()[:, 0].tolist()
+    }
 
 
 def _adjust(line: Tensor, row: SampleRow) -> None:

@@ -12,7 +12,8 @@ from headrace.batching.batcher import Batcher
 from headrace.batching.limits import Limits
 from headrace.engine.answers import Answers, Prompt
 from headrace.engine.detokenizer import Detokenizer
-from headrace.engine.engine import Engine, Event
+from headrace.engine.engine import Engine, Event, Stop, never
+from headrace.engine.explain import Explainer
 from headrace.engine.loaded import Loaded
 from headrace.engine.record import Record
 from headrace.engine.sampler import Sampler
@@ -27,6 +28,7 @@ from headrace.models.workspace import Workspace
 from headrace.schedule.generate import generate, next_phase
 from headrace.schedule.sizes import buffer_sizes
 from headrace.schedule.task import Op, Schedule
+from headrace.specs.faults import Faults, no_faults
 from headrace.specs.policy import Policy
 
 SchedulePicker = Callable[[int], str]
@@ -71,6 +73,7 @@ class Session:
         pick: SchedulePicker | None = None,
         on_load: Callable[[int], None] | None = None,
         machine: MachineFactory = lanes_as_threads,
+        faults: Faults = no_faults,
     ) -> None:
         self.loaded = loaded
         self.policy = policy
@@ -84,14 +87,18 @@ class Session:
             self._on_sweep,
             self._on_cut,
             context,
+            Explainer(loaded.checkpoint),
+            faults,
         )
         self.arena = Arena("host", arena_bytes)
         try:
             sizes = buffer_sizes(loaded.model, loaded.pages, policy, loaded.page_bytes)
             workspace = Workspace(loaded.model, loaded.table, policy, sizes, self.arena)
+            faults("start.memory")
             before = clock()
             self.loaded_bytes = workspace.load_resident(on_load)
             self.load_seconds = clock() - before
+            faults("start.loaded")
         except BaseException:
             self.arena.close()
             raise
@@ -99,7 +106,11 @@ class Session:
         self._machine: Machine | None = machine(bodies, workspace, clock)
 
     def run(
-        self, prompts: Iterator[Prompt], record: Record | None = None, stream: bool = False
+        self,
+        prompts: Iterator[Prompt],
+        record: Record | None = None,
+        stream: bool = False,
+        stop: Stop = never,
     ) -> Generator[Event]:
         """Answer ``prompts``; see ``Engine.run``. ``record`` takes what every sweep did."""
         if self._machine is None:
@@ -107,7 +118,7 @@ class Session:
         self._record = record
         if record is not None:
             record.before = self.batcher.counters.copy()
-        return self.engine.run(self._machine, prompts, stream)
+        return self.engine.run(self._machine, prompts, stream, stop)
 
     def close(self) -> None:
         """Stop the lanes and free the memory, once nobody holds a view of it. Idempotent."""

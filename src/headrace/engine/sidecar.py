@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from headrace.engine.durable import sync_folder, write_durably
-from headrace.engine.faultpoints import Faults, no_faults
 from headrace.errors import SignatureError
+from headrace.specs.faults import Faults, no_faults
 
 FORMAT = 1
+
+MOST_BYTES = 64 << 20
+"""A larger sidecar is none of ours: a plan lists page ids, of which there are thousands."""
 
 Signature = Mapping[str, str | int | float | bool | None]
 """What decides the answers, part by part: weights, tokenizer, template, seed, ..."""
@@ -33,18 +36,16 @@ class Sidecar:
     def read(self) -> None:
         """Load what is there, if anything. Raises SignatureError when it is not readable."""
         try:
-            text = self.path.read_text(encoding="utf-8")
+            with self.path.open("rb") as file:
+                data = file.read(MOST_BYTES + 1)
         except FileNotFoundError:
             return
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise self._damaged(str(error)) from error
         try:
-            content = json.loads(text)
-            if content["format"] != FORMAT:
-                raise self._damaged(f"format {content['format']}")
-            self.signature, self.plan = dict(content["signature"]), content["plan"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise self._damaged(f"{type(error).__name__}: {error}") from error
+            self.signature, self.plan = _checked(data)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise self._damaged(f"{type(error).__name__}: {error}"[:300]) from error
 
     def check(self, signature: Signature) -> None:
         """Raise SignatureError, naming the parts, unless the stored signature is this one."""
@@ -80,3 +81,17 @@ class Sidecar:
             f"{self.path.name} cannot be read: {reason}",
             hint="name another output, or start over with --fresh",
         )
+
+
+def _checked(data: bytes) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """(signature, plan) of a sidecar, which anybody may have written. Raises ValueError and its
+    kin; what the plan holds is checked by who uses it."""
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"more than {MOST_BYTES} bytes")
+    content = json.loads(data.decode("utf-8"))
+    if content["format"] != FORMAT:
+        raise ValueError(f"format {content['format']!r}, expected {FORMAT}")
+    signature, plan = content["signature"], content["plan"]
+    if not isinstance(signature, dict) or not isinstance(plan, dict | None):
+        raise ValueError("signature and plan must be objects")
+    return signature, plan

@@ -10,6 +10,7 @@ from headrace.engine.record import Record
 from headrace.memory.tiers import peak_rss_bytes
 from headrace.planner.simulate import predict
 from headrace.specs.hardware import CPU_FLOPS, DISK
+from headrace.specs.policy import PAGE_SETS
 from headrace.specs.workload import Workload
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def summarise(
         if realised.requests
         else None
     )
-    policy = {**asdict(plan.policy), "resident": len(plan.policy.resident)}
+    sets = {name: len(getattr(plan.policy, name)) for name in PAGE_SETS}
+    policy = {**asdict(plan.policy), **sets}
     tokens = counters.prefill_tokens + counters.sampled_tokens
     return RunSummary(
         schedule=plan.policy.schedule,

@@ -8,7 +8,7 @@ from headrace.engine.record import Record
 from headrace.machines.trace import SweepTrace
 from headrace.machines.virtual import Virtual
 from headrace.schedule.task import Task
-from headrace.schedule.work import Work
+from headrace.schedule.work_vector import Work
 from headrace.specs.hardware import Hardware
 
 

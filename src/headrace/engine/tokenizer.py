@@ -1,30 +1,29 @@
 """Text to token ids and back, from the files of a local checkpoint folder.
 
-transformers reads the files and renders chat templates (in its sandbox); it is imported only
-when a tokenizer is loaded. Never remote code, never the network.
+transformers reads the files, once they were looked over (``tokenizer_files``); it is imported
+only when a tokenizer is loaded. Never remote code, never the network. Chat templates are
+rendered in a process of their own (``chat_template``).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from headrace.engine.chat_template import ChatTemplate
 from headrace.engine.pieces import PieceBytes
-from headrace.errors import CheckpointError, ParameterError, UnsupportedModelError
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
+from headrace.engine.tokenizer_files import check_files
+from headrace.errors import (
+    CheckpointError,
+    HeadraceError,
+    ParameterError,
+    UnsupportedModelError,
 )
-"""Files that decide how text is split; their contents make the content key."""
+from headrace.memory.headers import MAX_CONFIG_BYTES, read_json
 
 
 class Tokenizer:
@@ -34,7 +33,10 @@ class Tokenizer:
         """Wrap a fast tokenizer of transformers; :meth:`load` is the usual way here."""
         self._loaded = loaded
         self._backend = loaded.backend_tokenizer
+        self._backend.no_truncation()  # a file may ask for both, with any length
+        self._backend.no_padding()
         self._content_key = content_key
+        self._template = _template(loaded)
         self._pieces = PieceBytes.of(self._backend)
         self.eos_ids = eos_ids
         self.bos_id: int | None = loaded.bos_token_id
@@ -51,14 +53,7 @@ class Tokenizer:
         only code from the checkpoint, or a slow tokenizer, could read them.
         """
         folder = Path(folder)
-        found = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
-        if not found:
-            raise CheckpointError(
-                f"tokenizer of {folder.name}",
-                expected="tokenizer.json (or tokenizer.model, or vocab.json)",
-                got="no tokenizer file",
-                hint="copy the tokenizer files of the original checkpoint into the folder",
-            )
+        found = check_files(folder)
         loaded = _load(folder)
         if not getattr(loaded, "is_fast", False):
             raise UnsupportedModelError(
@@ -66,7 +61,9 @@ class Tokenizer:
                 expected="one with a tokenizer.json (a 'fast' tokenizer)",
                 got=type(loaded).__name__,
             )
-        return cls(loaded, _eos_ids(folder, loaded.eos_token_id), _hash_files(folder, found))
+        with _faults_of(folder):
+            own = loaded.eos_token_id
+            return cls(loaded, _eos_ids(folder, own), _hash_files(folder, found))
 
     @property
     def vocab_size(self) -> int:
@@ -81,7 +78,7 @@ class Tokenizer:
         """
         if not isinstance(prompt, str):
             return self._checked(prompt)
-        ids: list[int] = self._backend.encode(prompt, add_special_tokens=True).ids
+        ids = self._ids(prompt, add_special_tokens=True)
         doubled = self.bos_id is not None and ids[:2] == [self.bos_id, self.bos_id]
         return ids[1:] if doubled and prompt.startswith(self._loaded.bos_token) else ids
 
@@ -91,25 +88,23 @@ class Tokenizer:
         The template writes the special tokens; none is added. Raises ParameterError when there
         is no template or it refuses the messages.
         """
-        text = self.render_chat(messages)
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        return ids
+        return self._ids(self.render_chat(messages), add_special_tokens=False)
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The text that :meth:`encode_chat` tokenizes."""
-        if not self._loaded.chat_template:
+        if self._template is None:
             raise ParameterError(
                 "messages need a chat template",
                 got="a checkpoint without one",
                 hint="send 'prompt' instead of 'messages'",
             )
-        try:
-            text = self._loaded.apply_chat_template(
-                [dict(m) for m in messages], tokenize=False, add_generation_prompt=True
-            )
-        except Exception as error:  # template code may raise anything
-            raise ParameterError(f"the chat template refuses the messages: {error}") from error
-        return str(text)
+        given = [{k: v for k, v in m.items() if v is not None} for m in messages]
+        return self._template.render(given)
+
+    def close(self) -> None:
+        """End the process that renders chat templates, if there is one. Idempotent."""
+        if self._template is not None:
+            self._template.close()
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of ``ids`` as one piece; incomplete characters become U+FFFD."""
@@ -132,6 +127,15 @@ class Tokenizer:
         text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except BaseException as error:
+            if not _is_fault(error):
+                raise
+            raise ParameterError("the tokenizer refuses the text", got=str(error)[:200]) from error
+        return ids
+
     def _checked(self, ids: Sequence[int]) -> list[int]:
         size = self.vocab_size
         for token in ids:
@@ -143,17 +147,49 @@ class Tokenizer:
 def _load(folder: Path) -> Any:
     from transformers import AutoTokenizer  # slow to import, so only here
 
-    try:
+    with _faults_of(folder):
         return AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False, use_fast=True
         )
-    except Exception as error:  # transformers raises whatever its parsers do
+
+
+@contextmanager
+def _faults_of(folder: Path) -> Iterator[None]:
+    """Whatever the parsers of the libraries raise becomes a ModelError."""
+    try:
+        yield
+    except HeadraceError:
+        raise
+    except BaseException as error:
+        if not _is_fault(error):
+            raise
         if "trust_remote_code" in str(error):
             raise UnsupportedModelError(
                 f"the tokenizer of {folder.name} needs code from the checkpoint",
                 hint="Headrace never runs it; use a checkpoint with a tokenizer.json",
             ) from error
-        raise CheckpointError(f"tokenizer of {folder.name}: {error}") from error
+        raise CheckpointError(
+            f"tokenizer of {folder.name}",
+            expected="files that transformers reads",
+            got=f"{type(error).__name__}: {error}"[:300],
+            hint="copy the tokenizer files of the original checkpoint into the folder",
+        ) from error
+
+
+def _is_fault(error: BaseException) -> bool:
+    """Errors, and the panics of Rust libraries, which are no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def _template(loaded: Any) -> ChatTemplate | None:
+    """The template for plain conversations, where there is one."""
+    source = loaded.chat_template
+    if isinstance(source, dict):
+        source = source.get("default")
+    if not source:
+        return None
+    name = Path(str(loaded.name_or_path)).name or "the tokenizer"
+    return ChatTemplate(str(source), dict(loaded.special_tokens_map), name)
 
 
 def _eos_ids(folder: Path, own: int | None) -> frozenset[int]:
@@ -163,14 +199,10 @@ def _eos_ids(folder: Path, own: int | None) -> frozenset[int]:
         path = folder / name
         if not path.is_file():
             continue
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{name} of {folder.name}: {error}") from error
-        value = config.get("eos_token_id") if isinstance(config, dict) else None
+        value = read_json(path, MAX_CONFIG_BYTES).get("eos_token_id")
         values = value if isinstance(value, list) else [] if value is None else [value]
         if any(not isinstance(v, int) or isinstance(v, bool) or v < 0 for v in values):
-            raise CheckpointError(f"eos_token_id of {name}", expected="ids", got=value)
+            raise CheckpointError(f"eos_token_id of {name}", expected="ids", got=str(value)[:80])
         ids.update(values)
     return frozenset(ids)
 

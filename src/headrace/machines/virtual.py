@@ -14,9 +14,10 @@ from headrace.errors import ScheduleError
 from headrace.machines.machine import Cancelled, Sink
 from headrace.machines.run import Run, RunTicket
 from headrace.machines.trace import SweepTrace
+from headrace.schedule.lanes import GPU
 from headrace.schedule.task import Schedule, Task
 from headrace.schedule.waits import Hazards, TaskWaits
-from headrace.schedule.work import Work
+from headrace.schedule.work_vector import Work
 from headrace.specs.hardware import Hardware
 
 WorkOf = Callable[[Task, Any], Work]
@@ -164,7 +165,8 @@ class _Running:
     __slots__ = ("alone", "demand", "item", "left", "start")
 
     def __init__(self, item: _Item, start: float, work: Work, hardware: Hardware) -> None:
-        efficiency = hardware.efficiency_of(item.task.op.value, work.rows)
+        op = item.task.op.value if item.task.lane != GPU else f"gpu.{item.task.op.value}"
+        efficiency = hardware.efficiency_of(op, work.rows)
         seconds = work.seconds(hardware, efficiency)
         self.item = item
         self.start = start

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headrace.errors import CheckpointError
-from headrace.memory.headers import Header, open_regular, read_header, read_json
+from headrace.memory.folder import inside
+from headrace.memory.headers import (
+    MAX_CONFIG_BYTES,
+    Header,
+    open_regular,
+    read_header,
+    read_json,
+)
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -60,20 +67,25 @@ class Checkpoint:
         root = Path(folder)
         if not root.is_dir():
             raise CheckpointError("not a checkpoint", expected="a folder", got=str(root))
-        config = read_json(root / "config.json")
-        generation = root / "generation_config.json"
+        config = read_json(inside(root, "config.json"), MAX_CONFIG_BYTES)
+        generation = inside(root, "generation_config.json")
         weight_map = _weight_map(root)
         names = [SINGLE] if weight_map is None else sorted(set(weight_map.values()))
-        headers = tuple(read_header(root / name) for name in names)
+        headers = tuple(read_header(inside(root, name)) for name in names)
         return cls(
             folder=root,
             config=config,
-            generation_config=read_json(generation) if generation.exists() else {},
+            generation_config=_optional(generation),
             files=tuple(root / name for name in names),
             file_bytes=tuple(h.file_bytes for h in headers),
             tensors=_tensors(names, headers, weight_map),
             headers=headers,
         )
+
+    @property
+    def names_code(self) -> bool:
+        """Whether config.json points to Python files (``auto_map``). They are never run."""
+        return bool(self.config.get("auto_map"))
 
     @property
     def total_bytes(self) -> int:
@@ -107,6 +119,10 @@ class Checkpoint:
                     os.posix_fadvise(descriptor, at // 4096 * 4096, 8192, os.POSIX_FADV_DONTNEED)
 
 
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path, MAX_CONFIG_BYTES) if path.exists() else {}
+
+
 def _weight_map(root: Path) -> dict[str, str] | None:
     """Tensor name -> shard name; None when the folder holds a single file (which wins)."""
     if (root / SINGLE).exists():
@@ -118,7 +134,7 @@ def _weight_map(root: Path) -> dict[str, str] | None:
             got=_what_is_there(root),
             hint="only safetensors is read; pickled weights (.bin, .pt) never are",
         )
-    weight_map = read_json(root / INDEX).get("weight_map")
+    weight_map = read_json(inside(root, INDEX)).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"weight_map of {INDEX}", expected="tensor names and file names")
     shards = {_checked_name(shard) for shard in weight_map.values()}

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from headrace.errors import StorageError
 from headrace.memory.tiers import page_cache_bytes
+from headrace.specs.faults import Faults, no_faults
 
 ALIGN = 4096
 """Alignment of offsets, lengths and addresses, enough for every common disk."""
@@ -55,8 +56,14 @@ class DiskReader:
     Raises StorageError when a file cannot be opened, or ``direct`` cannot be honoured.
     """
 
-    def __init__(self, files: Sequence[str | Path], direct: bool | None = None) -> None:
+    def __init__(
+        self,
+        files: Sequence[str | Path],
+        direct: bool | None = None,
+        faults: Faults = no_faults,
+    ) -> None:
         self.files = tuple(Path(f) for f in files)
+        self._faults = faults
         self.reason = "buffered reads were asked for" if direct is False else ""
         self._lock = threading.Lock()
         self._bytes = 0
@@ -64,6 +71,7 @@ class DiskReader:
         self._retired: list[int] = []
         self._direct: list[bool] = []
         self._descriptors: list[int] = []
+        self._marks: list[_Mark] = []
         refused: set[int] = set()  # devices that turned O_DIRECT down
         proven: set[int] = set()
         try:
@@ -120,6 +128,17 @@ class DiskReader:
             self._requests += requests
         return total
 
+    def check_unchanged(self) -> None:
+        """Raise StorageError, naming the file, unless every file is what it was when opened: the
+        same one under its path, of the same size, not written to. Two stats per file."""
+        for path, descriptor, mark in zip(self.files, self._descriptors, self._marks, strict=True):
+            if difference := _difference(path, descriptor, mark):
+                raise StorageError(
+                    f"{path} {difference} while it was in use",
+                    hint="leave the checkpoint alone while a job runs; then start again: "
+                    "lines written before stay",
+                )
+
     def close(self) -> None:
         """Give the descriptors back. Idempotent; no read may be under way."""
         for descriptor in (*self._descriptors, *self._retired):
@@ -138,6 +157,7 @@ class DiskReader:
         direct = self._direct[file]  # first: a fall-back under way changes it last
         descriptor = self._descriptors[file]
         try:
+            self._faults("page.read")
             got = os.preadv(descriptor, (part,), offset)
         except OSError as fault:
             if direct and fault.errno == errno.EINVAL:
@@ -150,6 +170,7 @@ class DiskReader:
             ) from fault
         if not direct:
             os.posix_fadvise(descriptor, offset, len(part), os.POSIX_FADV_DONTNEED)
+        self._faults("page.arrived")
         return got
 
     def _short(self, file: int, offset: int, expected: int) -> None:
@@ -167,7 +188,8 @@ class DiskReader:
             raise StorageError(f"cannot open {path}", got=fault.strerror) from fault
         self._descriptors.append(descriptor)
         self._direct.append(False)
-        device = os.fstat(descriptor).st_dev
+        self._marks.append(_Mark.of(os.fstat(descriptor)))
+        device = self._marks[-1].device
         if direct and device not in refused:
             candidate = self._open_direct(path, probe=device not in proven)
             if candidate is None:
@@ -200,6 +222,33 @@ class DiskReader:
                 self._descriptors[file] = _open_buffered(self.files[file])
                 self._direct[file] = False
                 self.reason = f"{reason} ({self.files[file].name})"
+
+
+class _Mark(NamedTuple):
+    """What tells that a file is still the same, and unwritten."""
+
+    device: int
+    inode: int
+    size: int
+    written: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> _Mark:
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def _difference(path: Path, descriptor: int, mark: _Mark) -> str:
+    """What happened to a file since it was opened; "" if nothing did."""
+    held = _Mark.of(os.fstat(descriptor))
+    if held.size < mark.size:
+        return f"was truncated from {mark.size} to {held.size} bytes"
+    if held != mark:
+        return "was written to"
+    try:
+        named = _Mark.of(os.stat(path))
+    except OSError as fault:
+        return f"was removed ({fault.strerror})"
+    return "" if named[:2] == mark[:2] else "was replaced by another file"
 
 
 def _open_buffered(path: Path) -> int:

@@ -8,6 +8,7 @@ not leave the file in the page cache. Format: https://huggingface.co/docs/safete
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from collections import Counter
@@ -21,7 +22,13 @@ from typing import Any, NamedTuple
 from headrace.errors import CheckpointError
 
 MAX_JSON_BYTES = 16 << 20
-"""Largest config or index accepted: room for a hundred thousand tensors."""
+"""Largest index accepted: room for a hundred thousand tensors."""
+
+MAX_CONFIG_BYTES = 4 << 20
+"""Largest config.json or generation_config.json accepted; published ones have a few kilobytes."""
+
+MAX_DEPTH = 32
+"""Deepest nesting accepted in a JSON file: what follows may walk it by recursion."""
 
 MAX_HEADER_BYTES = 16 << 20
 """Largest safetensors header accepted (the library's own bound is 100 MB)."""
@@ -86,21 +93,32 @@ def read_header(path: Path) -> Header:
     return Header(tensors, size, blake2b(text, digest_size=16).digest())
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a small file. Raises CheckpointError."""
+def read_json(path: Path, most_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """The JSON object in a small file, at most MAX_DEPTH deep. Raises CheckpointError."""
     with open_regular(path) as (descriptor, size):
-        if size > MAX_JSON_BYTES:
+        if size > most_bytes:
             raise CheckpointError(
-                f"{path.name} is too large", expected=f"at most {MAX_JSON_BYTES} bytes", got=size
+                f"{path.name} is too large", expected=f"at most {most_bytes} bytes", got=size
             )
         text = _pread(descriptor, size, 0, path)
-    return parse_object(text, path.name)
+    value = parse_object(text, path.name)
+    if depth_of(value, MAX_DEPTH) > MAX_DEPTH:
+        raise CheckpointError(f"{path.name} is nested too deeply", expected=f"{MAX_DEPTH} levels")
+    return value
 
 
 def parse_object(text: bytes, name: str) -> dict[str, Any]:
-    """A JSON object without repeated keys. Raises CheckpointError naming ``name``."""
+    """A JSON object without repeated keys, NaN or infinities (``1e999`` included).
+
+    Raises CheckpointError naming ``name``.
+    """
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+        value = json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=refuse_constant,
+            parse_float=finite_float,
+        )
     except CheckpointError as fault:
         raise CheckpointError(f"{name}: {fault.message}") from None
     except (ValueError, RecursionError) as fault:
@@ -112,8 +130,8 @@ def parse_object(text: bytes, name: str) -> dict[str, Any]:
 
 @contextmanager
 def open_regular(path: Path) -> Iterator[tuple[int, int]]:
-    """(descriptor, size) of a regular file, symlinks followed (the hub's cache is made of
-    them). Pipes and devices are refused without blocking. Raises CheckpointError."""
+    """(descriptor, size) of a regular file. Symbolic links are followed: ``folder.inside`` says
+    where to. Pipes and devices are refused without blocking. Raises CheckpointError."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as fault:
@@ -189,6 +207,32 @@ def _check_tiling(
             got=f"{file_bytes} bytes",
             hint="download the file again",
         )
+
+
+def refuse_constant(name: str) -> None:
+    """For ``json.loads``: NaN and Infinity are not JSON. Raises ValueError."""
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def finite_float(text: str) -> float:
+    """For ``json.loads``: a number that a float can hold. Raises ValueError."""
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:20]} is out of range")
+    return value
+
+
+def depth_of(value: object, most: int) -> int:
+    """Levels of lists and objects in parsed JSON; counts no further than ``most`` + 1."""
+    level: list[Any] = [value]
+    depth = 0
+    while depth <= most:
+        level = [v for v in level if isinstance(v, list | dict)]
+        if not level:
+            break
+        depth += 1
+        level = [c for v in level for c in (v.values() if isinstance(v, dict) else v)]
+    return depth
 
 
 def _naturals(value: object) -> bool:

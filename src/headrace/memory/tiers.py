@@ -38,13 +38,20 @@ def default_budget(baseline_bytes: int | None = None, root: Path = _ROOT) -> Def
     """
     available, cgroup, now = available_bytes(root), cgroup_headroom(root), rss_bytes(root)
     baseline = now if baseline_bytes is None else baseline_bytes
-    free = min(available, available if cgroup is None else cgroup) + now - baseline
+    free = free_bytes(root) + now - baseline
     return DefaultBudget(max(0, int(_SHARE * free)), available, cgroup, baseline)
 
 
 def available_bytes(root: Path = _ROOT) -> int:
     """Memory that can be had without swapping (MemAvailable)."""
     return _kib_field(root / "proc/meminfo", "MemAvailable")
+
+
+def free_bytes(root: Path = _ROOT) -> int:
+    """Memory that this process may still take: what is available, or its cgroup's headroom if
+    that is less."""
+    available, cgroup = available_bytes(root), cgroup_headroom(root)
+    return available if cgroup is None else min(available, cgroup)
 
 
 def rss_bytes(root: Path = _ROOT) -> int:
@@ -62,7 +69,7 @@ def cgroup_headroom(root: Path = _ROOT) -> int | None:
 
     Cached file pages that the kernel can drop count as free. None when nothing limits it.
     """
-    levels = [level for folder, v2 in _memory_cgroups(root) for level in _levels(folder, v2)]
+    levels = [level for folder, v2 in memory_cgroups(root) for level in _levels(folder, v2)]
     return min(levels, default=None)
 
 
@@ -107,8 +114,8 @@ def _resident_pages(descriptor: int, offset: int, nbytes: int) -> int:
         libc.munmap(address, nbytes)
 
 
-def _memory_cgroups(root: Path) -> list[tuple[list[Path], bool]]:
-    """Per hierarchy that limits memory: folders from this process' group up, and if it is v2."""
+def memory_cgroups(root: Path = _ROOT) -> list[tuple[list[Path], bool]]:
+    """Per hierarchy that may limit memory: folders from this process' group up, and if it is v2."""
     groups: list[tuple[list[Path], bool]] = []
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)

@@ -10,7 +10,8 @@ from headrace.planner.sweeps import Load, SweepTimes
 from headrace.schedule.binding import Binding, Extent
 from headrace.schedule.generate import generate, next_phase
 from headrace.schedule.task import Task
-from headrace.schedule.work import Work, WorkModel
+from headrace.schedule.work import WorkModel
+from headrace.schedule.work_vector import Work
 from headrace.specs.hardware import Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page
@@ -93,7 +94,7 @@ def steady_seconds(
 ) -> float:
     """Seconds of the last of ``sweeps`` appended sweeps of equal load, seam overlap included."""
     work = WorkModel(model, pages, policy)
-    binding = _binding(load, policy.micro_batches)
+    binding = binding_of(load, policy.micro_batches)
     seen: dict[tuple[object, ...], Work] = {}
 
     def work_of(task: Task, sweep: object) -> Work:
@@ -111,7 +112,8 @@ def steady_seconds(
     return ends[-1] - ends[-2]
 
 
-def _binding(load: Load, micro_batches: int) -> Binding:
+def binding_of(load: Load, micro_batches: int) -> Binding:
+    """``load`` dealt evenly over the micro-batches."""
     extents: list[list[Extent]] = [[] for _ in range(micro_batches)]
     samples = [0] * micro_batches
     mean = max(1, load.decode_kv // max(1, load.decodes))

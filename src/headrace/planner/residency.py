@@ -1,8 +1,8 @@
 """Which pages stay in memory, given how much there is for weights.
 
-The final norm always stays. Pages that every row needs (attention, head) go first, then
-experts, spread evenly over the sweep so that reads and arithmetic alternate; the embedding
-table last, since rows of it are read by row.
+The final norm always stays. Pages that every row needs (attention, head, shared experts) go
+first, then routed experts, spread evenly over the sweep so that reads and arithmetic alternate;
+the embedding table last, since rows of it are read by row.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from itertools import accumulate
 
 from headrace.planner.memory_map import arena_bytes
-from headrace.schedule.sizes import READ_SLACK
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page, Role
+from headrace.specs.scratch import READ_SLACK
 
 
 class Residency:
@@ -31,8 +31,12 @@ class Residency:
         }
         self.final = tuple(p for p in pages if p.role is Role.FINAL)
         self.rows = tuple(p for p in pages if p.role is Role.EMBED)
-        self.shared = tuple(p for p in pages if p.role in (Role.LAYER, Role.HEAD))
-        self.experts = tuple(p for p in pages if p.expert is not None)
+        self.shared = tuple(
+            p for p in pages if p.role in (Role.LAYER, Role.HEAD) or _visited_by_all(model, p)
+        )
+        self.experts = tuple(
+            p for p in pages if p.expert is not None and not _visited_by_all(model, p)
+        )
         self.streamable = self.shared + self.experts
         sizes = sorted({self.bytes_of[p.id] for p in self.streamable}, reverse=True)
         self._by_size = {
@@ -99,6 +103,16 @@ class Residency:
                 return chosen
             count -= 1
         return base
+
+
+def _visited_by_all(model: ModelSpec, page: Page) -> bool:
+    """Whether a page belongs to a shared expert or the FFN of a dense layer of a mixture."""
+    return (
+        model.is_moe
+        and page.layer is not None
+        and page.expert is not None
+        and model.visited_by_all(page.layer, page.expert)
+    )
 
 
 def _evenly(items: list[int], count: int) -> Iterable[int]:

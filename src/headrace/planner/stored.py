@@ -1,23 +1,36 @@
-"""A plan as plain data, kept with a job's output so that the job goes on as it began."""
+"""A plan as plain data, kept with a job's output so that the job goes on as it began.
+
+What comes back is data that anybody may have written. Of a policy only the free choices are
+taken, each within its range; all else must be what this planner would have set.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from headrace.errors import HeadraceError
-from headrace.planner.candidates import Situation
+from headrace.planner.candidates import LEAST_SLOTS, MOST_ROWS, ROWS_PER_MICRO_BATCH, Situation
 from headrace.planner.plan import Plan
 from headrace.planner.rules import plan_of
-from headrace.specs.policy import Policy
+from headrace.specs.policy import PAGE_SETS, SCHEDULES, Policy
 
 NOTE = "the plan of an earlier run of this job, kept"
+
+_DEFAULTS = {field.name: field.default for field in fields(Policy)}
+
+MOST_LANES = 64
+"""Disk lanes of a stored plan: each is a thread."""
+
+MOST = 1 << 40
+"""Of any stored number: what it sizes is compared with the budget afterwards."""
 
 
 def store_plan(plan: Plan, at: Situation, memory: int | None) -> dict[str, Any]:
     """``plan`` for JSON. ``memory`` is the budget that the user set (None: the default)."""
-    policy = {**asdict(plan.policy), "resident": sorted(plan.policy.resident)}
+    sets = {name: sorted(getattr(plan.policy, name)) for name in PAGE_SETS}
+    policy = {**asdict(plan.policy), **sets}
     return {
         **_asked(at, memory),
         "requests": at.workload.requests,
@@ -30,22 +43,78 @@ def restore_plan(stored: object, at: Situation, memory: int | None) -> Plan | No
     """The plan that was stored, its memory and its prediction made anew for what is left to do.
 
     None when it cannot, or should not, be kept: something else was asked for, there is more to
-    do than it was made for, a request does not fit its KV, or it does not fit the budget.
+    do than it was made for, a request does not fit its KV, it does not fit the budget, or it is
+    no plan of this planner's.
     """
     if not isinstance(stored, Mapping):
         return None
     if any(stored.get(name) != value for name, value in _asked(at, memory).items()):
         return None
     try:
-        policy = Policy(**{**stored["policy"], "resident": frozenset(stored["policy"]["resident"])})
-        if stored["requests"] < at.workload.requests or policy.kv_blocks < at.longest_blocks:
+        policy = _policy(stored["policy"], at)
+        threshold = _whole(stored["on_demand_rows"])
+        if _whole(stored["requests"]) < at.workload.requests:
+            return None
+        if policy.kv_blocks < at.longest_blocks or not _ours(policy, at):
             return None
         if at.map_of(policy).total_bytes > at.budget_bytes:
             return None
-        plan = plan_of(at, policy, stored["on_demand_rows"])
+        plan = plan_of(at, policy, threshold)
     except (HeadraceError, KeyError, TypeError, ValueError):
         return None  # not written by this version, or not by us
     return replace(plan, notes=(*plan.notes, NOTE))
+
+
+def _policy(stored: Any, at: Situation) -> Policy:
+    """A policy whose every field has its type and range. Raises ValueError and its kin."""
+    if not isinstance(stored, Mapping) or stored.keys() != {f.name for f in fields(Policy)}:
+        raise ValueError("fields of another version")
+    pages = {page.id for page in at.pages}
+    values: dict[str, Any] = {}
+    for name, value in stored.items():
+        if name in PAGE_SETS:
+            if not isinstance(value, list) or not all(_whole(i) in pages for i in value):
+                raise ValueError("pages that the model does not have")
+            values[name] = frozenset(value)
+        else:
+            values[name] = _plain(value, _DEFAULTS.get(name))
+    return Policy(**values)
+
+
+def _plain(value: Any, default: Any) -> Any:
+    """``value``, if it is of the kind of ``default``: text, a switch, a share or a number."""
+    if isinstance(value, str) or type(value) is bool is type(default):
+        return value
+    if isinstance(default, float) and type(value) in (int, float) and 0.0 <= value <= 1.0:
+        return float(value)
+    return _whole(value)
+
+
+def _ours(policy: Policy, at: Situation) -> bool:
+    """Whether everything but the free choices is as this planner sets it."""
+    asked, slot = at.overrides, at.residency.slot_bytes(policy.resident)
+    most_rows = max(MOST_ROWS, asked.max_rows or 0, (asked.max_seqs or 0) + asked.chunk)
+    given = (policy.chunk, policy.kv_block, policy.kv_dtype, policy.threads, policy.kernels)
+    return (
+        policy.resident.issuperset(page.id for page in at.residency.final)
+        and given == (asked.chunk, asked.kv_block, asked.kv_dtype, asked.threads, asked.kernels)
+        and policy.slot_bytes == slot
+        and (policy.ring_slots > 0) == (slot > 0)
+        and policy.ring_slots <= max(len(at.pages), LEAST_SLOTS, asked.ring_slots or 0)
+        and (policy.schedule == "resident") <= (slot == 0)
+        and policy.schedule in ((asked.schedule, "resident") if asked.schedule else SCHEDULES)
+        and policy.max_rows <= most_rows
+        and policy.micro_batches
+        <= (asked.micro_batches or -(-policy.max_rows // ROWS_PER_MICRO_BATCH))
+        and 1 <= policy.disk_lanes <= MOST_LANES
+    )
+
+
+def _whole(value: Any) -> int:
+    """A number of things. Raises ValueError for anything else, booleans included."""
+    if type(value) is not int or not 0 <= value <= MOST:
+        raise ValueError(f"expected a whole number, got {str(value)[:40]}")
+    return value
 
 
 def _asked(at: Situation, memory: int | None) -> dict[str, Any]:

@@ -17,12 +17,13 @@ from headrace.schedule.binding import Binding, Extent
 from headrace.schedule.generate import generate
 from headrace.schedule.task import Op, Task
 from headrace.schedule.work import WorkModel
-from headrace.specs.hardware import DISK, DRAM, HOST, Hardware
+from headrace.schedule.work_vector import rate_of
+from headrace.specs.hardware import DISK, DRAM, Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page
 from headrace.specs.policy import Policy
 
-_PER_SAMPLE = (Op.FINAL, Op.LOGITS, Op.SAMPLE)
+_PER_SAMPLE = (Op.FINAL, Op.LOGITS, Op.SAMPLE, Op.COMMIT)
 _STEP = 2**0.25
 
 
@@ -183,9 +184,7 @@ class SweepTimes:
         return max(times, default=0.0) / share
 
     def _seconds_on(self, roof: str, amount: float) -> float:
-        if roof == HOST:
-            return amount * self.hardware.row_seconds
-        return amount / self.hardware.roofs[roof]
+        return amount / rate_of(self.hardware, roof)
 
 
 def _alike(tasks: list[Task], pages: tuple[Page, ...]) -> list[tuple[Task, int]]:

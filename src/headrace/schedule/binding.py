@@ -55,21 +55,29 @@ class Binding:
         return self._counted().mb_rows[mb] if mb < len(self.extents) else 0
 
     def expert_rows(self, model: ModelSpec, layer: int, expert: int) -> float:
-        """Rows routed to an expert: the count if known, else the mean of uniform routing."""
+        """Rows that visit an expert: all, the count if known, or the mean of uniform routing."""
+        if model.visited_by_all(layer, expert):
+            return self.rows
         if layer in self.routed:
             return self.routed[layer][expert]
         return self.rows * model.top_k / model.experts
 
-    def attention(self, mb: int, window: int | None = None) -> Attention:
-        """Causal attention of micro-batch ``mb``, each row over at most ``window`` tokens."""
+    def attention(self, mb: int, window: int | None = None, causal: bool = True) -> Attention:
+        """Attention of micro-batch ``mb``, each row over at most ``window`` tokens: those before
+        it, or, unless ``causal``, all of its sequence."""
         known = self._counted().attention
-        if (mb, window) not in known:
+        if (mb, window, causal) not in known:
             extents = self.extents[mb] if mb < len(self.extents) else ()
-            known[mb, window] = Attention(
-                pairs=sum(_pairs(extent, window) for extent in extents),
+            known[mb, window, causal] = Attention(
+                pairs=sum(_pairs(extent, window, causal) for extent in extents),
                 tokens=sum(_tokens(extent, window) for extent in extents),
             )
-        return known[mb, window]
+        return known[mb, window, causal]
+
+    def cached_tokens(self, mb: int, window: int | None = None) -> int:
+        """Tokens of micro-batch ``mb`` that the cache held before this sweep and a row sees."""
+        extents = self.extents[mb] if mb < len(self.extents) else ()
+        return sum(_tokens(extent, window) - extent.rows for extent in extents)
 
     def _counted(self) -> _Sums:
         """Sums over ``extents``, made once: every task of a sweep asks for them."""
@@ -83,10 +91,12 @@ class _Sums:
         self.extents = extents
         self.mb_rows = [sum(extent.rows for extent in mb) for mb in extents]
         self.rows = sum(self.mb_rows)
-        self.attention: dict[tuple[int, int | None], Attention] = {}
+        self.attention: dict[tuple[int, int | None, bool], Attention] = {}
 
 
-def _pairs(extent: Extent, window: int | None) -> int:
+def _pairs(extent: Extent, window: int | None, causal: bool) -> int:
+    if not causal:
+        return extent.rows * min(extent.kv_len, window or extent.kv_len)
     first = extent.kv_len - extent.rows + 1  # tokens that the first row sees
     if window is None or extent.kv_len <= window:
         return (first + extent.kv_len) * extent.rows // 2

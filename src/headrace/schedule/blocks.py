@@ -9,20 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from headrace.schedule.lanes import H2D, HOST, ROWS, disk_lane
 from headrace.schedule.placement import Placement
 from headrace.schedule.task import Buffer, Op, Task
 from headrace.specs.pages import Page, Role
 
-CPU = "cpu"
-"""Lane of all arithmetic and of sampling."""
-HOST = "host"
-"""Lane of what touches the requests: forming a batch, committing it."""
-ROWS = "rows"
-"""Lane of embedding rows: on a lane of pages, they would wait behind them, or hold them up."""
-
 _REQUESTS = Buffer("requests")
 _BATCH = Buffer("batch")
 _ROWS = Buffer("rows")
+_ROWS_SENT = Buffer("rows_sent")
 _Q = Buffer("q")
 _ATTENDED = Buffer("attended")
 _INTER = Buffer("inter")
@@ -45,9 +40,12 @@ def begin(at: Placement) -> Iterator[Task]:
     table: tuple[Buffer, ...] = tuple(at.home[page.id] for page in at.embed)
     if at.rows_from_disk:
         table = (_ROWS,)
-        yield Task(Op.READ_ROWS, ROWS, (_BATCH,), table)
+        yield Task(Op.READ_ROWS, ROWS, (_BATCH, *at.table), table)
+        if at.policy.on_device:
+            table = (_ROWS_SENT,)
+            yield Task(Op.LOAD_ROWS, H2D, (_BATCH, _ROWS), table)
     for mb, hidden in enumerate(_each(at, "hidden")):
-        yield _compute(Op.EMBED, table, (hidden,), mb=mb)
+        yield compute(at, Op.EMBED, table, (hidden,), mb=mb)
 
 
 def attention(at: Placement, layer: int) -> Iterator[Task]:
@@ -58,17 +56,19 @@ def attention(at: Placement, layer: int) -> Iterator[Task]:
     here = {"layer": layer, "page": page.id}
     for mb in range(at.policy.micro_batches):
         hidden, normed = Buffer("hidden", mb), Buffer("normed", mb)
-        yield _compute(Op.PRE_ATTN, (hidden, weights, kv), (_Q, kv), mb=mb, **here)
-        yield _compute(Op.ATTN, (_Q, kv), (_ATTENDED,), mb=mb, layer=layer)
-        yield _compute(Op.POST_ATTN, (_ATTENDED, weights, hidden), (hidden, normed), mb=mb, **here)
-    if at.model.is_moe:
+        yield compute(at, Op.PRE_ATTN, (hidden, weights, kv), (_Q, kv), mb=mb, **here)
+        yield compute(at, Op.ATTN, (_Q, kv), (_ATTENDED,), mb=mb, layer=layer)
+        yield compute(
+            at, Op.POST_ATTN, (_ATTENDED, weights, hidden), (hidden, normed), mb=mb, **here
+        )
+    if at.model.is_routed(layer):
         for mb, routing in enumerate(_each(at, "routing")):
-            yield _compute(Op.ROUTER, (Buffer("normed", mb), weights), (routing,), mb=mb, **here)
+            yield compute(at, Op.ROUTER, (Buffer("normed", mb), weights), (routing,), mb=mb, **here)
 
 
 def experts(at: Placement, layer: int) -> Iterator[Task]:
     """The experts of a layer, each over all micro-batches, in ascending order."""
-    hidden, normed, routing = _each(at, "hidden"), _each(at, "normed"), _routing(at)
+    hidden, normed, routing = _each(at, "hidden"), _each(at, "normed"), _routing(at, layer)
     for page in at.experts[layer]:
         weights = at.home[page.id]
         reads: tuple[Buffer, ...] = (*normed, *routing, weights, *hidden)
@@ -79,7 +79,7 @@ def experts(at: Placement, layer: int) -> Iterator[Task]:
         elif page.role is Role.EXPERT_DOWN:
             reads = (_INTER, *routing, weights, *hidden)
         op = _EXPERT_OPS[page.role]
-        yield _compute(op, reads, writes, layer=layer, page=page.id, expert=page.expert)
+        yield compute(at, op, reads, writes, layer=layer, page=page.id, expert=page.expert)
 
 
 def moe(at: Placement, layer: int) -> Iterator[Task]:
@@ -87,18 +87,18 @@ def moe(at: Placement, layer: int) -> Iterator[Task]:
     hidden = _each(at, "hidden")
     weights = [at.home[page.id] for page in at.experts[layer]]
     inter = (_INTER,) if any(p.role is Role.EXPERT_UP for p in at.experts[layer]) else ()
-    reads = (*_each(at, "normed"), *_routing(at), *weights, *hidden)
-    yield _compute(Op.MOE, reads, (*hidden, *inter), layer=layer)
+    reads = (*_each(at, "normed"), *_routing(at, layer), *weights, *hidden)
+    yield compute(at, Op.MOE, reads, (*hidden, *inter), layer=layer)
 
 
 def finish(at: Placement) -> Iterator[Task]:
     """From hidden states to committed tokens."""
     final = (*_each(at, "hidden"), at.home[at.final.id])
-    yield _compute(Op.FINAL, final, (_FINAL,), page=at.final.id)
+    yield compute(at, Op.FINAL, final, (_FINAL,), page=at.final.id)
     for page in at.head:
         earlier = (_LOGITS,) if page.part else ()
-        yield _compute(Op.LOGITS, (_FINAL, at.home[page.id], *earlier), (_LOGITS,), page=page.id)
-    yield _compute(Op.SAMPLE, (_LOGITS, _REQUESTS), (_SAMPLED,))
+        yield compute(at, Op.LOGITS, (_FINAL, at.home[page.id], *earlier), (_LOGITS,), page=page.id)
+    yield compute(at, Op.SAMPLE, (_LOGITS, _REQUESTS), (_SAMPLED,))
     yield Task(Op.COMMIT, HOST, (_SAMPLED, _BATCH, _REQUESTS), (_REQUESTS,))
 
 
@@ -127,10 +127,9 @@ def read_ahead(
 
 def read(at: Placement, index: int, page: Page) -> Task:
     """Read the sweep's streamed page number ``index`` into its slot of the ring."""
-    lane = f"disk{index % at.policy.disk_lanes}"
     return Task(
         Op.READ_PAGE,
-        lane,
+        disk_lane(index % at.policy.disk_lanes),
         reads=(),
         writes=(at.home[page.id],),
         layer=page.layer,
@@ -141,8 +140,10 @@ def read(at: Placement, index: int, page: Page) -> Task:
 
 def read_if_routed(at: Placement, index: int, page: Page) -> Task:
     """The same, but an expert's read waits for its layer's routing, which may spare it."""
-    routing = _routing(at) if page.expert is not None else ()
-    return replace(read(at, index, page), reads=routing)
+    task, layer = read(at, index, page), page.layer
+    if layer is None or page.expert is None or at.model.visited_by_all(layer, page.expert):
+        return task
+    return replace(task, reads=_routing(at, layer))
 
 
 def in_turn(tasks: Iterable[Task]) -> list[Task]:
@@ -152,7 +153,8 @@ def in_turn(tasks: Iterable[Task]) -> list[Task]:
     ]
 
 
-def _compute(
+def compute(
+    at: Placement,
     op: Op,
     reads: tuple[Buffer, ...],
     writes: tuple[Buffer, ...],
@@ -161,7 +163,8 @@ def _compute(
     page: int | None = None,
     expert: int | None = None,
 ) -> Task:
-    return Task(op, CPU, (_BATCH, *reads), (*writes, _SCRATCH), layer, mb, page, expert)
+    """A task of the lane that multiplies: it reads the batch, and may write scratch."""
+    return Task(op, at.lane, (_BATCH, *reads), (*writes, _SCRATCH), layer, mb, page, expert)
 
 
 def _each(at: Placement, name: str) -> tuple[Buffer, ...]:
@@ -169,5 +172,5 @@ def _each(at: Placement, name: str) -> tuple[Buffer, ...]:
     return tuple(Buffer(name, mb) for mb in range(at.policy.micro_batches))
 
 
-def _routing(at: Placement) -> tuple[Buffer, ...]:
-    return _each(at, "routing") if at.model.is_moe else ()
+def _routing(at: Placement, layer: int) -> tuple[Buffer, ...]:
+    return _each(at, "routing") if at.model.is_routed(layer) else ()

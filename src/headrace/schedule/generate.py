@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from headrace.schedule.cgopipe import cgopipe
+from headrace.schedule.fastdecode import fastdecode
+from headrace.schedule.flexgen import flexgen
+from headrace.schedule.flexgen_c import flexgen_c
 from headrace.schedule.on_demand import on_demand
 from headrace.schedule.one_by_one import one_by_one
 from headrace.schedule.placement import Placement, streamed_pages
@@ -11,6 +15,7 @@ from headrace.schedule.resident import resident
 from headrace.schedule.sizes import buffer_sizes
 from headrace.schedule.stream import stream
 from headrace.schedule.task import Schedule, Task
+from headrace.schedule.two_group import two_group
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page
 from headrace.specs.policy import Policy
@@ -20,6 +25,11 @@ GENERATORS: Mapping[str, Callable[[Placement], list[Task]]] = {
     "one_by_one": one_by_one,
     "stream": stream,
     "on_demand": on_demand,
+    "flexgen": flexgen,
+    "flexgen_c": flexgen_c,
+    "fastdecode": fastdecode,
+    "cgopipe": cgopipe,
+    "two_group": two_group,
 }
 """Policy.schedule -> its generator."""
 

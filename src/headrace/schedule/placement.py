@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from headrace.errors import UsageError
+from headrace.schedule.lanes import CPU, GPU
 from headrace.schedule.task import Buffer
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page, Role
@@ -21,6 +22,9 @@ class Placement:
     The embedding table is read by row unless all of its pages are resident, so its pages never
     stream; the final norm is always resident. Raises UsageError when pages must stream and the
     policy has no ring, or no lane, to stream them through.
+
+    With compute on a device, the ring is the device's, and a page's home is memory of the host
+    (pinned, or pageable and then staged in pinned slots) or the disk.
     """
 
     model: ModelSpec
@@ -29,10 +33,16 @@ class Placement:
     phase: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("ring_slots", "disk_lanes"):
-            if self.streamed and getattr(self.policy, name) < 1:
+        needed = {"ring_slots": self.streamed, "disk_lanes": self.streamed}
+        if self.policy.on_device:
+            staged = tuple(page for page in self.streamed if self.is_staged(page))
+            read = tuple(page for page in self.streamed if page.id in self.policy.on_disk)
+            needed = {"ring_slots": self.streamed, "stage_slots": staged, "disk_lanes": read}
+        self._check_cpu_experts()
+        for name, pages in needed.items():
+            if pages and getattr(self.policy, name) < 1:
                 raise UsageError(
-                    f"{len(self.streamed)} pages must stream",
+                    f"{len(pages)} pages must stream",
                     expected=f"policy {name} of at least 1",
                     got=getattr(self.policy, name),
                 )
@@ -42,11 +52,63 @@ class Placement:
         """Pages that cross the ring in this sweep, in order of use."""
         return streamed_pages(self.pages, self.policy)
 
+    def _check_cpu_experts(self) -> None:
+        chosen = self.policy.cpu_experts
+        cut = {(p.layer, p.expert) for p in self.pages if p.id in chosen}
+        whole = {p.id for p in self.pages if p.expert is not None and (p.layer, p.expert) in cut}
+        if whole != chosen:
+            raise UsageError(
+                "experts of the processor",
+                expected="all pages of an expert, and of experts only",
+                got=f"{len(chosen)} pages, {len(whole)} of those experts",
+            )
+
+    def cpu_experts(self, layer: int) -> tuple[Page, ...]:
+        """Expert pages of ``layer`` that the processor multiplies beside the device."""
+        chosen = self.policy.cpu_experts
+        return tuple(page for page in self.experts[layer] if page.id in chosen)
+
+    def own_experts(self, layer: int) -> tuple[Page, ...]:
+        """Expert pages of ``layer`` on the lane that multiplies: all, if alone."""
+        chosen = self.policy.cpu_experts
+        return tuple(page for page in self.experts[layer] if page.id not in chosen)
+
+    @property
+    def lane(self) -> str:
+        """The lane that multiplies."""
+        return GPU if self.policy.on_device else CPU
+
+    def is_staged(self, page: Page) -> bool:
+        """Whether a page passes a pinned slot on its way to the device."""
+        return self.policy.pageable or page.id in self.policy.on_disk
+
+    def streamed_in(self, layer: int) -> tuple[tuple[int, Page], ...]:
+        """Streamed pages of a layer with their number in the sweep; of the head, when ``layer``
+        is the number of layers."""
+        return self._by_layer.get(None if layer == self.model.layers else layer, ())
+
+    @cached_property
+    def _by_layer(self) -> Mapping[int | None, tuple[tuple[int, Page], ...]]:
+        found: dict[int | None, list[tuple[int, Page]]] = {}
+        for index, page in enumerate(self.streamed):
+            found.setdefault(page.layer, []).append((index, page))
+        return {layer: tuple(pages) for layer, pages in found.items()}
+
+    @cached_property
+    def table(self) -> tuple[Buffer, ...]:
+        """Where the host gathers embedding rows from, beside a device: the pages' home."""
+        if not self.policy.on_device:
+            return ()
+        on_disk = self.policy.on_disk
+        return tuple(Buffer("home", page.id) for page in self.embed if page.id not in on_disk)
+
     @cached_property
     def home(self) -> Mapping[int, Buffer]:
         """Page id -> the buffer that holds it: its own, or the ring slot it passes through."""
         homes = {page.id: Buffer("page", page.id) for page in self.pages}
         slots = self.policy.ring_slots
+        for page_id in self.policy.cpu_experts:
+            homes[page_id] = Buffer("home", page_id)
         for index, page in enumerate(self.streamed):
             homes[page.id] = Buffer("slot", (self.phase + index) % slots)
         return homes
@@ -58,7 +120,7 @@ class Placement:
 
     @cached_property
     def rows_from_disk(self) -> bool:
-        """Whether embedding rows are read by row."""
+        """Whether embedding rows are read by row, from disk or, beside a device, from memory."""
         return any(page.id not in self.policy.resident for page in self.embed)
 
     @cached_property
@@ -69,10 +131,11 @@ class Placement:
     @cached_property
     def experts(self) -> tuple[tuple[Page, ...], ...]:
         """Expert pages of each layer in ascending order of expert, up before down."""
-        return tuple(
-            tuple(page for page in self.pages if page.layer == layer and page.expert is not None)
-            for layer in range(self.model.layers)
-        )
+        found: list[list[Page]] = [[] for _ in range(self.model.layers)]
+        for page in self.pages:
+            if page.layer is not None and page.expert is not None:
+                found[page.layer].append(page)
+        return tuple(map(tuple, found))
 
     @cached_property
     def final(self) -> Page:
@@ -93,5 +156,7 @@ def streamed_pages(pages: tuple[Page, ...], policy: Policy) -> tuple[Page, ...]:
     return tuple(
         page
         for page in pages
-        if page.id not in policy.resident and page.role not in (Role.EMBED, Role.FINAL)
+        if page.id not in policy.resident
+        and page.id not in policy.cpu_experts
+        and page.role not in (Role.EMBED, Role.FINAL)
     )

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from headrace.schedule.device_sizes import device_sizes, state_sizes
 from headrace.schedule.placement import Placement
 from headrace.schedule.task import Buffer, Size
 from headrace.specs.model import ITEM_BYTES, ModelSpec
 from headrace.specs.pages import Page, Role
 from headrace.specs.policy import Policy
-from headrace.specs.scratch import aligned, routing_bytes, scratch_bytes
-
-READ_SLACK = 8192
-"""What an aligned direct read may bring along: up to a block in front and one behind."""
+from headrace.specs.scratch import READ_SLACK, aligned, routing_bytes, scratch_bytes
 
 _F32 = 4
-_STATE = ("requests", "batch", "sampled", "baton")
 
 
 def buffer_sizes(
@@ -31,9 +28,12 @@ def buffer_sizes(
     """Every buffer that a schedule under ``policy`` may touch, with its tier and bytes.
 
     ``page_bytes`` is the memory each page takes as it is read (page id -> bytes); without it,
-    a page's own bytes and READ_SLACK. A ring slot takes ``policy.slot_bytes``.
+    a page's own bytes and READ_SLACK. A ring slot takes ``policy.slot_bytes``. With compute on a
+    device, see ``device_sizes``.
     """
     at = Placement(model, pages, policy)
+    if policy.on_device:
+        return device_sizes(at, page_bytes or {})
     bytes_of: dict[Buffer, int] = {}
     for page in pages:
         if page.id in policy.resident or page is at.final:
@@ -46,14 +46,14 @@ def buffer_sizes(
         item = ITEM_BYTES[model.weight_dtype]
         bytes_of[Buffer("rows")] = policy.max_rows * model.hidden * item  # [N, D]
     sizes = {buffer: Size("host", aligned(count)) for buffer, count in bytes_of.items()}
-    return sizes | {Buffer(name): Size("state", 0) for name in _STATE}
+    return sizes | state_sizes()
 
 
 def _activations(model: ModelSpec, pages: tuple[Page, ...], policy: Policy) -> dict[Buffer, int]:
     N, S, mu = policy.max_rows, policy.max_seqs, policy.mu
     bytes_of = {
         Buffer("q"): mu * model.q_size * _F32,  # [mu, H d]
-        Buffer("attended"): mu * model.q_size * _F32,  # [mu, H d]
+        Buffer("attended"): mu * model.attended_size * _F32,  # [mu, H d]
         Buffer("final"): S * model.hidden * _F32,  # [S, D]
         Buffer("logits"): S * model.vocab * _F32,  # [S, V]
         Buffer("scratch"): scratch_bytes(model, policy),
@@ -67,5 +67,5 @@ def _activations(model: ModelSpec, pages: tuple[Page, ...], policy: Policy) -> d
     for layer in range(model.layers):  # [2, blocks, block, KV, d], and scales without d
         bytes_of[Buffer("kv", layer)] = tokens * model.kv_layer_bytes(policy.kv_dtype)
     if any(page.role is Role.EXPERT_UP for page in pages):
-        bytes_of[Buffer("inter")] = N * model.ffn_width * _F32  # [N, W]
+        bytes_of[Buffer("inter")] = N * model.widest * _F32  # [N, W]
     return bytes_of

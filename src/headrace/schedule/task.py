@@ -31,6 +31,18 @@ class Op(StrEnum):
     LOGITS = "logits"  # a row block of the head
     SAMPLE = "sample"
     COMMIT = "commit"  # advance KV lengths, finish sequences
+    # beside an accelerator
+    STAGE_PAGE = "stage_page"  # one page from pageable memory into a pinned slot
+    UPLOAD_PAGE = "upload_page"  # one page from pinned memory into a ring slot of the device
+    LOAD_ROWS = "load_rows"  # embedding rows to the device
+    OFFLOAD_QKV = "offload_qkv"  # queries, keys and values of a micro-batch to the host
+    LOAD_HIDDEN = "load_hidden"  # what the processor attended, to the device
+    LOAD_KV = "load_kv"  # a micro-batch's cached keys and values of a layer to the device
+    STORE_KV = "store_kv"  # its new ones to the host
+    OFFLOAD_HIDDEN = "offload_hidden"  # normed rows and routing to the host, for experts there
+    LOAD_PARTIAL = "load_partial"  # what the processor's experts add, to the device
+    COMBINE = "combine"  # added to the device's own
+    BARRIER = "barrier"  # a step of a runtime that waits for all of it
 
 
 class Buffer(NamedTuple):
@@ -42,6 +54,15 @@ class Buffer(NamedTuple):
     ``kv`` (l) all KV blocks of layer l; ``page`` (id) a resident page; ``slot`` (i) a ring
     slot; ``inter`` [N, W] of a cut expert; ``final`` [S, D]; ``logits`` [S, V];
     ``sampled``; ``scratch`` of the compute lane; ``baton`` serialises one_by_one.
+
+    Beside an accelerator all of these but ``kv`` are the device's, and there are: ``home`` (id)
+    a page in pageable, ``pinned`` (id) in pinned memory; ``stage`` (i) a pinned slot on the way;
+    ``rows_sent`` [N, D] on the device; ``qkv`` (i) of the device and ``qkv_host`` (i) [mu, Q + KV
+    elements]; ``attended_host`` (i) and ``attended`` (i) [mu, attended]; ``kv_part`` (l M + j)
+    the KV blocks of micro-batch j in layer l; ``kv_slot`` (i) such a part on the device;
+    ``kv_new`` (i) keys and values of a micro-batch's new rows; ``scratch_host``. Where some
+    experts are the processor's: ``normed_host`` (i) [mu, D], ``routing_host`` (i), and
+    ``partial_host`` (i), ``partial`` (i) [mu, D].
     """
 
     name: str

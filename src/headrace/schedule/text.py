@@ -18,7 +18,7 @@ def as_text(*schedules: Schedule) -> str:
         lines.append(f"# {schedule.name}: {len(schedule.tasks)} tasks")
         for task, waits in zip(schedule.tasks, hazards.append(schedule), strict=True):
             place = places[task.lane] = places.get(task.lane, -1) + 1
-            line = f"{task.lane}:{place}".ljust(9) + task.label.ljust(22)
+            line = f"{task.lane}:{place} ".ljust(9) + task.label.ljust(22)
             line += f"{_names(task.reads)} -> {_names(task.writes)}"
             after = " ".join(f"{wait.lane}:{wait.position}" for wait in waits)
             lines.append(f"{line}  after {after}" if after else line)
@@ -31,12 +31,14 @@ def _names(buffers: Iterable[Buffer]) -> str:
     for buffer in buffers:
         indices.setdefault(buffer.name, []).append(buffer.index)
     return " ".join(
-        name if name in _SINGLE else f"{name}[{','.join(map(str, found))}]"
+        name if name in _SINGLE and found == [0] else f"{name}[{','.join(map(str, found))}]"
         for name, found in indices.items()
     )
 
 
 _SINGLE = {
+    "rows_sent",
+    "scratch_host",
     *("requests", "batch", "rows", "q", "attended", "inter"),
     *("final", "logits", "sampled", "scratch", "baton"),
 }

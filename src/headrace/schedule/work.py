@@ -3,54 +3,53 @@
 The virtual machine predicts with these amounts and reports measure against them; there is no
 second set of formulas. D hidden, Q = H d, KV = kv_heads d, E experts, k top_k, V vocab; m rows of
 a micro-batch, r rows of an expert, s rows to sample. A product [m, a] x [a, b] is 2 m a b FLOPs;
-bytes are weights once per task, plus activations (f32) in and out.
+bytes are weights once per task, plus activations in and out: f32 on the processor, 16 bits on an
+accelerator. Sums of biases, norms and activation functions are not counted as FLOPs.
+
+Latent attention is counted in its absorbed form: the up-projection of keys belongs to the
+queries (PRE_ATTN), that of values to the output (POST_ATTN), which takes as many FLOPs per row as
+projecting the row itself; ATTN takes the cheaper of attending in the latent space and of
+expanding the cached vectors first.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from headrace.errors import UsageError
 from headrace.schedule.binding import Binding
+from headrace.schedule.lanes import GPU
+from headrace.schedule.moves import Moves, to_device
+from headrace.schedule.routing import visit_chance
 from headrace.schedule.task import Op, Schedule, Task
-from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Hardware
-from headrace.specs.model import ITEM_BYTES, ModelSpec
-from headrace.specs.pages import Page
+from headrace.schedule.work_vector import LANE, SEQUENCES, TOKENS, Work
+from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, GPU_FLOPS, HBM, HOST, Hardware
+from headrace.specs.model import ITEM_BYTES, Mla, ModelSpec
+from headrace.specs.pages import Page, Role
 from headrace.specs.policy import Policy
-
-LANE = "lane:"
-"""Prefix of the private roof of a disk lane: a request in flight reaches only so much."""
 
 BLOCK = 4096
 """Direct reads move whole blocks of this many bytes."""
 
-_F32 = 4
-
-
-class Work(NamedTuple):
-    """Amounts per roof (FLOPs, bytes; for the ``host`` roof, rows), and the rows that decide
-    how close to its roofs the task gets."""
-
-    amounts: Mapping[str, float]
-    rows: float
-
-    def seconds(self, hardware: Hardware, efficiency: float = 1.0) -> dict[str, float]:
-        """Roof -> seconds the amounts take on it alone. Raises UsageError for a roof unknown."""
-        return {
-            roof: amount / _rate(hardware, roof) / efficiency
-            for roof, amount in self.amounts.items()
-            if amount
-        }
-
 
 class WorkModel:
-    """The work of every task of a model's schedules under one policy."""
+    """The work of every task of a model's schedules under one policy.
 
-    def __init__(self, model: ModelSpec, pages: tuple[Page, ...], policy: Policy) -> None:
+    ``correlation`` is the exponent of ``routing.visit_chance`` for sweeps whose routing is not
+    known yet: 1 for independent tokens, ``routing.CORRELATED`` for what was measured.
+    """
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        pages: tuple[Page, ...],
+        policy: Policy,
+        correlation: float = 1.0,
+    ) -> None:
         self.model = model
         self.policy = policy
+        self._correlation = correlation
         self._pages = {page.id: page for page in pages}
         self._matrices = {  # elements that rows are multiplied with
             page.id: sum(s.elements for s in page.slices if s.columns) for page in pages
@@ -60,8 +59,15 @@ class WorkModel:
             for layer in range(model.layers)
         }
         self._item = ITEM_BYTES[model.weight_dtype]
+        table = [
+            p
+            for p in pages
+            if p.role is Role.EMBED or (p.role is Role.HEAD and model.tied_embeddings)
+        ]
+        self._table_on_disk = any(p.id in policy.on_disk for p in table)
+        self._moves = Moves(model, policy)
         self._formulas: dict[Op, Callable[[Task, Binding], Work]] = {
-            Op.BIND: _nothing,
+            Op.BIND: self._bind,
             Op.READ_ROWS: self._read_rows,
             Op.READ_PAGE: self._read_page,
             Op.EMBED: self._embed,
@@ -76,7 +82,18 @@ class WorkModel:
             Op.FINAL: self._final,
             Op.LOGITS: self._logits,
             Op.SAMPLE: self._sample,
-            Op.COMMIT: _nothing,
+            Op.COMMIT: self._commit,
+            Op.STAGE_PAGE: self._stage_page,
+            Op.UPLOAD_PAGE: self._upload_page,
+            Op.LOAD_ROWS: self._moves.load_rows,
+            Op.OFFLOAD_QKV: self._moves.offload_qkv,
+            Op.LOAD_HIDDEN: self._moves.load_hidden,
+            Op.LOAD_KV: self._moves.load_kv,
+            Op.STORE_KV: self._moves.store_kv,
+            Op.OFFLOAD_HIDDEN: self._moves.offload_hidden,
+            Op.LOAD_PARTIAL: self._moves.load_partial,
+            Op.COMBINE: self._combine,
+            Op.BARRIER: _nothing,
         }
 
     def work(self, task: Task, binding: Binding) -> Work:
@@ -106,12 +123,14 @@ class WorkModel:
                     busy[roof] = busy.get(roof, 0.0) + seconds
         return max(busy.values(), default=0.0)
 
-    # -- reads ---------------------------------------------------------------------------
+    # -- pages and rows ------------------------------------------------------------------
 
     def _read_rows(self, task: Task, binding: Binding) -> Work:
+        row = self.model.hidden * self._item
+        if self.policy.on_device and not self._table_on_disk:  # gathered in memory
+            return Work({DRAM: 2 * binding.rows * row}, binding.rows)
         moved = binding.row_bytes
         if moved is None:
-            row = self.model.hidden * self._item
             moved = binding.rows * (math.ceil((row - 1) / BLOCK) + 1) * BLOCK
         return _disk(task.lane, moved, binding.rows)
 
@@ -120,93 +139,184 @@ class WorkModel:
         moved: float | None = binding.page_bytes.get(page.id)
         if moved is None:
             chance = 1.0
-            if self.policy.schedule == "on_demand" and page.expert is not None:
+            if self.policy.schedule == "on_demand" and self._waits_for_router(page):
                 chance = self._chance(binding, page)
             moved = page.bytes * chance
         return _disk(task.lane, moved, binding.rows)
 
+    def _waits_for_router(self, page: Page) -> bool:
+        if page.layer is None or page.expert is None:
+            return False
+        return not self.model.visited_by_all(page.layer, page.expert)
+
+    def _stage_page(self, task: Task, binding: Binding) -> Work:
+        """Read from pageable memory, written to pinned."""
+        return Work({DRAM: 2 * self._page(task).bytes}, binding.rows)
+
+    def _upload_page(self, task: Task, binding: Binding) -> Work:
+        return to_device(self._page(task).bytes, binding.rows)
+
     # -- attention -----------------------------------------------------------------------
 
     def _embed(self, task: Task, binding: Binding) -> Work:
-        m = _mb_rows(task, binding)
-        return Work({DRAM: m * self.model.hidden * (self._item + _F32)}, m)
+        m, on = _mb_rows(task, binding), _processor(task)
+        return Work({on.memory: m * self.model.hidden * (self._item + on.item)}, m)
 
     def _pre_attn(self, task: Task, binding: Binding) -> Work:
-        D, Q, KV = self.model.hidden, self.model.q_size, self.model.kv_size
-        written = Q * _F32 + self.model.kv_layer_bytes(self.policy.kv_dtype)
-        return self._matmul(_mb_rows(task, binding), D * (Q + 2 * KV), D * _F32 + written)
+        model, on = self.model, _processor(task)
+        D, mla = model.hidden, model.mla
+        written = model.kv_layer_bytes(self.policy.kv_dtype)
+        if mla is None:
+            elements = D * (model.q_size + 2 * model.kv_size)
+        else:
+            queries = (D + model.q_size) * mla.q_rank if mla.q_rank else D * model.q_size
+            elements = queries + D * mla.cached + model.heads * mla.nope_dim * mla.kv_rank
+        row_bytes = (D + model.q_size) * on.item + written
+        return self._matmul(on, _mb_rows(task, binding), elements, row_bytes)
 
     def _attn(self, task: Task, binding: Binding) -> Work:
         """QK and PV of every row over the tokens it sees; each sequence's KV is read once."""
+        model, on, mb = self.model, _processor(task), task.mb or 0
         m = _mb_rows(task, binding)
-        seen = binding.attention(task.mb or 0, self.model.sliding_window)
-        kv_bytes = seen.tokens * self.model.kv_layer_bytes(self.policy.kv_dtype)
-        activations = 2 * m * self.model.q_size * _F32
-        amounts = {CPU_FLOPS: 4 * seen.pairs * self.model.q_size, DRAM: kv_bytes + activations}
-        return Work(amounts, m)
+        seen = binding.attention(mb, model.window_of(task.layer or 0), model.causal)
+        kv_bytes = seen.tokens * model.kv_layer_bytes(self.policy.kv_dtype)
+        activations = m * (model.q_size + model.attended_size) * on.item
+        flops = 4 * seen.pairs * model.q_size
+        if model.mla:
+            flops = _latent_flops(model.mla, model.heads, m, *seen)
+        return Work({on.flops: flops, on.memory: kv_bytes + activations}, m)
 
     def _post_attn(self, task: Task, binding: Binding) -> Work:
-        D, Q = self.model.hidden, self.model.q_size
-        return self._matmul(_mb_rows(task, binding), Q * D, (Q + 3 * D) * _F32)
+        model, on = self.model, _processor(task)
+        D, attended = model.hidden, model.attended_size
+        elements = attended * D
+        if model.mla:
+            elements += attended * model.mla.kv_rank
+        row_bytes = (attended + 3 * D) * on.item
+        return self._matmul(on, _mb_rows(task, binding), elements, row_bytes)
 
     # -- experts -------------------------------------------------------------------------
 
     def _router(self, task: Task, binding: Binding) -> Work:
-        D, E, k = self.model.hidden, self.model.experts, self.model.top_k
-        return self._matmul(_mb_rows(task, binding), D * E, (D + 2 * k) * _F32)
+        D, E, on = self.model.hidden, self.model.experts, _processor(task)
+        shared = self.model.shared
+        scores = E + bool(shared and shared.gated)
+        row_bytes = (D + 2 * self.model.top_k) * on.item
+        return self._matmul(on, _mb_rows(task, binding), D * scores, row_bytes)
 
     def _expert(self, task: Task, binding: Binding) -> Work:
-        return self._expert_page(binding, self._page(task))
+        return self._expert_page(_processor(task), binding, self._page(task), task.mb)
 
     def _moe(self, task: Task, binding: Binding) -> Work:
-        parts = [self._expert_page(binding, p) for p in self._experts[task.layer or 0]]
+        on, layer = _processor(task), task.layer or 0
+        beside, theirs = self.policy.cpu_experts, on is _ON_CPU
+        pages = self._experts[layer]
+        if beside:  # experts are divided between processor and device
+            pages = [page for page in pages if (page.id in beside) == theirs]
+        parts = [self._expert_page(on, binding, p, task.mb) for p in pages]
         totals = {
-            roof: sum(part.amounts.get(roof, 0.0) for part in parts) for roof in (CPU_FLOPS, DRAM)
+            roof: sum(part.amounts.get(roof, 0.0) for part in parts)
+            for roof in (on.flops, on.memory)
         }
-        return Work(totals, binding.rows * self.model.top_k / self.model.experts)
+        rows = binding.rows if task.mb is None else binding.mb_rows(task.mb)
+        return Work(totals, rows * self.model.visits_in(layer) / self.model.experts_in(layer))
 
-    def _expert_page(self, binding: Binding, page: Page) -> Work:
-        """Rows gathered, multiplied with the page, added back; weights read if anyone came."""
+    def _combine(self, task: Task, binding: Binding) -> Work:
+        m, on = _mb_rows(task, binding), _processor(task)
+        return Work(
+            {on.flops: m * self.model.hidden, on.memory: 3 * m * self.model.hidden * on.item}, m
+        )
+
+    def _expert_page(
+        self, on: _Processor, binding: Binding, page: Page, mb: int | None = None
+    ) -> Work:
+        """Rows gathered, multiplied with the page, added back; weights read if anyone came.
+        Of one micro-batch, the expert's rows are its share of all rows."""
         r = binding.expert_rows(self.model, page.layer or 0, page.expert or 0)
-        weights = self._matrices[page.id] * self._item * self._chance(binding, page)
-        activations = r * 3 * self.model.hidden * _F32
-        return Work({CPU_FLOPS: 2 * r * self._matrices[page.id], DRAM: weights + activations}, r)
+        if mb is not None:
+            r *= binding.mb_rows(mb) / max(1, binding.rows)
+        matrices = self._matrices[page.id]
+        weights = self.model.expert_bytes(matrices) * self._chance(binding, page, mb)
+        activations = r * 3 * self.model.hidden * on.item
+        return Work({on.flops: 2 * r * matrices, on.memory: weights + activations}, r)
 
-    def _chance(self, binding: Binding, page: Page) -> float:
+    def _chance(self, binding: Binding, page: Page, mb: int | None = None) -> float:
         """Chance that an expert gets any row; of a count, whether it did."""
         layer, expert = page.layer or 0, page.expert or 0
+        rows = binding.rows if mb is None else binding.mb_rows(mb)
+        if self.model.visited_by_all(layer, expert):
+            return min(1.0, rows)
         if layer in binding.routed:
-            return min(1.0, binding.routed[layer][expert])
-        return 1.0 - (1.0 - self.model.top_k / self.model.experts) ** binding.rows
+            share = rows / max(1, binding.rows)
+            return min(1.0, binding.routed[layer][expert] * share)
+        return visit_chance(self.model.experts, self.model.top_k, rows, self._correlation)
 
     # -- head ----------------------------------------------------------------------------
 
     def _final(self, task: Task, binding: Binding) -> Work:
-        s = sum(binding.samples)
-        return Work({DRAM: 2 * s * self.model.hidden * _F32}, s)
+        s, on = sum(binding.samples), _processor(task)
+        return Work({on.memory: 2 * s * self.model.hidden * on.item}, s)
 
     def _logits(self, task: Task, binding: Binding) -> Work:
-        page = self._page(task)
-        elements = self._matrices[page.id]
+        on, elements = _processor(task), self._matrices[task.page or 0]
         columns = elements / self.model.hidden
-        return self._matmul(sum(binding.samples), elements, (self.model.hidden + columns) * _F32)
+        row_bytes = (self.model.hidden + columns) * on.item
+        return self._matmul(on, sum(binding.samples), elements, row_bytes)
+
+    # -- host work -----------------------------------------------------------------------
+
+    def _bind(self, task: Task, binding: Binding) -> Work:
+        sequences = sum(map(len, binding.extents))
+        return Work({SEQUENCES: sequences}, sequences)
 
     def _sample(self, task: Task, binding: Binding) -> Work:
+        """Scores are searched where they are; on an accelerator, the host's part comes later."""
+        s, on = sum(binding.samples), _processor(task)
+        drawn = {} if task.lane == GPU else {HOST: s}
+        return Work({**drawn, on.memory: s * self.model.vocab * on.item}, s)
+
+    def _commit(self, task: Task, binding: Binding) -> Work:
         s = sum(binding.samples)
-        return Work({HOST: s, DRAM: s * self.model.vocab * _F32}, s)
+        drawn = {HOST: s} if self.policy.on_device else {}
+        return Work({**drawn, TOKENS: s}, s)
 
     # ------------------------------------------------------------------------------------
 
-    def _matmul(self, rows: int, elements: float, row_bytes: float) -> Work:
+    def _matmul(self, on: _Processor, rows: int, elements: float, row_bytes: float) -> Work:
         """``rows`` rows times a matrix of ``elements``, moving ``row_bytes`` per row beside it."""
         if not rows:
             return _NOTHING
         moved = elements * self._item + rows * row_bytes
-        return Work({CPU_FLOPS: 2 * rows * elements, DRAM: moved}, rows)
+        return Work({on.flops: 2 * rows * elements, on.memory: moved}, rows)
 
     def _page(self, task: Task) -> Page:
         assert task.page is not None, f"{task.label} has no page"
         return self._pages[task.page]
+
+
+class _Processor(NamedTuple):
+    """The roofs that arithmetic draws on, and bytes per activation."""
+
+    flops: str
+    memory: str
+    item: int
+
+
+_ON_CPU = _Processor(CPU_FLOPS, DRAM, 4)
+_ON_GPU = _Processor(GPU_FLOPS, HBM, 2)
+
+
+def _processor(task: Task) -> _Processor:
+    return _ON_GPU if task.lane == GPU else _ON_CPU
+
+
+def _latent_flops(mla: Mla, heads: int, rows: int, pairs: int, tokens: int) -> int:
+    """Attention in the latent space, or over keys and values expanded from it, whichever is
+    less; the rows' own are expanded in either case (see above)."""
+    absorbed = 2 * heads * pairs * (mla.cached + mla.kv_rank)
+    others = max(0, tokens - rows)
+    expanding = 2 * heads * others * mla.kv_rank * (mla.nope_dim + mla.v_dim)
+    return min(absorbed, 2 * heads * pairs * (mla.qk_dim + mla.v_dim) + expanding)
 
 
 _NOTHING = Work({}, 0)
@@ -223,18 +333,3 @@ def _disk(lane: str, moved: float, rows: float) -> Work:
 
 def _mb_rows(task: Task, binding: Binding) -> int:
     return binding.mb_rows(task.mb or 0)
-
-
-def _rate(hardware: Hardware, roof: str) -> float:
-    if roof == HOST:
-        return 1.0 / hardware.row_seconds if hardware.row_seconds else math.inf
-    if roof.startswith(LANE):
-        return hardware.lane_rate
-    rate = hardware.roofs.get(roof)
-    if not rate:
-        raise UsageError(
-            f"{hardware.name} has no rate for the roof {roof}",
-            expected=f"one of {', '.join(hardware.roofs) or 'none given'}",
-            hint="calibrate this machine, or add the rate to its description",
-        )
-    return rate

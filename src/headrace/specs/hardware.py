@@ -7,25 +7,47 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 CPU_FLOPS = "cpu_flops"
 DRAM = "dram"
 DISK = "disk"
 HOST = "host"
+GPU_FLOPS = "gpu_flops"
+HBM = "hbm"
+H2D = "h2d"
+D2H = "d2h"
 
 Curve = tuple[tuple[float, float], ...]
 """(rows, efficiency) points, ascending in rows."""
+
+
+class Level(NamedTuple):
+    """A memory and the processor beside it (``flops`` 0: none). ``link`` is the rate at which
+    data comes in from the next larger, slower level, in bytes/s; 0 for the largest."""
+
+    name: str
+    flops: float
+    bandwidth: float
+    capacity: int
+    link: float
 
 
 @dataclass(frozen=True)
 class Hardware:
     """Roofs in units per second: FLOP/s, bytes/s; the ``host`` roof is in seconds per second.
 
+    A machine with an accelerator has the roofs ``gpu_flops``, ``hbm`` (its memory), ``h2d`` and
+    ``d2h`` (pinned copies over the link, each way) as well. ``capacity`` is bytes per tier:
+    ``host``, ``device``, ``disk``, and ``pinned`` where less than all of the host's may be.
+
     ``lane_rate`` caps what one disk request in flight reaches (bytes/s); ``disk`` is the roof
-    all of them share. ``efficiency`` maps an op name to a curve over rows, each value <= 1.
-    ``row_seconds`` is host work (sampling, detokenising) per row and ``task_seconds`` the
-    machine's own cost per task. ``measured`` tells a measurement from a stock figure; ``noise``
-    is how much slower than near-best a typical timing was while measuring (0: quiet machine).
+    all of them share. ``efficiency`` maps an op name to a curve over rows, each value <= 1;
+    under ``gpu.`` and the op's name stand those of the accelerator. ``row_seconds`` is host work
+    of drawing one token, ``token_seconds`` of turning it into text, ``sequence_seconds`` of
+    placing one sequence in a batch, and ``task_seconds`` the machine's own cost per task.
+    ``measured`` tells a measurement from a stock figure; ``noise`` is how much slower than
+    near-best a typical timing was while measuring (0: quiet machine).
     """
 
     name: str
@@ -34,6 +56,8 @@ class Hardware:
     lane_rate: float = math.inf
     efficiency: Mapping[str, Curve] = field(default_factory=dict)
     row_seconds: float = 50e-6
+    token_seconds: float = 0.0
+    sequence_seconds: float = 0.0
     task_seconds: float = 20e-6
     measured: bool = False
     noise: float = 0.0
@@ -42,6 +66,29 @@ class Hardware:
         """Share of the roof that ``op`` reaches with ``rows`` rows, interpolated in log(rows)."""
         curve = self.efficiency.get(op)
         return 1.0 if not curve else _interpolate(curve, max(rows, 1.0))
+
+    @property
+    def has_device(self) -> bool:
+        """Whether there is an accelerator."""
+        return GPU_FLOPS in self.roofs
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Disk, host and device (those there are), largest and slowest first."""
+        found = []
+        for name, flops, memory, link in _LEVELS:
+            if memory in self.roofs:
+                p, b, incoming = (self.roofs.get(roof, 0.0) for roof in (flops, memory, link))
+                found.append(Level(name, p, b, self.capacity.get(name, 0), incoming))
+        return (found[0]._replace(link=0.0), *found[1:]) if found else ()
+
+
+_LEVELS = (
+    ("disk", "", DISK, ""),
+    ("host", CPU_FLOPS, DRAM, DISK),
+    ("device", GPU_FLOPS, HBM, H2D),
+)
+"""Name of a level, and its roofs: arithmetic, memory, link into it."""
 
 
 def _interpolate(curve: Curve, rows: float) -> float:

@@ -1,8 +1,9 @@
 """Pages: the units in which weights move, listed in the order a sweep uses them.
 
-An expert is one page, or, when it is larger than ``cut_bytes``, row blocks of gate/up
-followed by row blocks of down (never a cut along a reduction, so results do not depend on
-it). The head is row blocks. A layer's small tensors and attention weights are one page.
+An expert (routed, shared, or the FFN of a dense layer) is one page, or, when it is larger than
+``cut_bytes``, row blocks of gate/up followed by row blocks of down (never a cut along a
+reduction, so results do not depend on it). The head is row blocks. A layer's small tensors and
+attention weights are one page.
 """
 
 from __future__ import annotations
@@ -81,15 +82,15 @@ def page_layout(model: ModelSpec, cut_bytes: int | None = None) -> tuple[Page, .
 
     ``cut_bytes`` bounds an expert, embedding or head page (a single row may exceed it). By
     default it is the size of a layer's largest page, which sets the size of a ring slot anyway,
-    within LEAST_CUT_BYTES and CUT_BYTES. Bytes assume ``model.weight_dtype``; the page table
-    knows the stored formats.
+    within LEAST_CUT_BYTES and CUT_BYTES. Bytes assume the formats of ``model``; the page table
+    knows the stored ones.
     """
     builder = _Builder(model, cut_bytes or _cut_bytes(model))
     if not model.tied_embeddings:
         builder.table(Role.EMBED, "embed")
     for layer in range(model.layers):
-        builder.add(Role.LAYER, _whole(model.layer_tensors()), layer)
-        for expert in range(model.experts):
+        builder.add(Role.LAYER, _whole(model.layer_tensors(layer)), layer)
+        for expert in range(model.experts_in(layer)):
             builder.expert(layer, expert)
     builder.add(Role.FINAL, _whole({"final_norm": (model.hidden,)}))
     builder.table(Role.HEAD, "embed" if model.tied_embeddings else "head")
@@ -97,9 +98,8 @@ def page_layout(model: ModelSpec, cut_bytes: int | None = None) -> tuple[Page, .
 
 
 def _cut_bytes(model: ModelSpec) -> int:
-    item = ITEM_BYTES[model.weight_dtype]
-    whole = (_whole(model.layer_tensors()), _whole(model.expert_tensors()))
-    largest = max(sum(s.elements for s in slices) for slices in whole) * item
+    layer = sum(s.elements for s in _whole(model.layer_tensors())) * ITEM_BYTES[model.weight_dtype]
+    largest = max(layer, _expert_bytes(model, _whole(model.expert_tensors())))
     return min(CUT_BYTES, max(largest, LEAST_CUT_BYTES))
 
 
@@ -119,6 +119,8 @@ class _Builder:
         part: int = 0,
     ) -> None:
         size = sum(s.elements for s in slices) * self.item
+        if expert is not None:
+            size = _expert_bytes(self.model, slices)
         self.pages.append(Page(len(self.pages), role, slices, size, layer, expert, part))
 
     def table(self, role: Role, tensor: str) -> None:
@@ -127,16 +129,16 @@ class _Builder:
             self.add(role, (Slice(tensor, a, b, columns),), part=part)
 
     def expert(self, layer: int, expert: int) -> None:
-        shapes = self.model.expert_tensors()
+        shapes = self.model.expert_tensors(layer, expert)
         whole = _whole(shapes)
-        if sum(s.elements for s in whole) * self.item <= self.cut_bytes:
+        if _expert_bytes(self.model, whole) <= self.cut_bytes:
             self.add(Role.EXPERT, whole, layer, expert)
             return
         ups = {n: s for n, s in shapes.items() if n.startswith(("gate", "up"))}
         downs = {n: s for n, s in shapes.items() if n.startswith("down")}
         for role, group in ((Role.EXPERT_UP, ups), (Role.EXPERT_DOWN, downs)):
             matrices = [s for s in group.values() if len(s) == 2]
-            row_bytes = sum(s[1] for s in matrices) * self.item
+            row_bytes = self.model.expert_bytes(sum(s[1] for s in matrices))
             for part, (a, b) in enumerate(_blocks(matrices[0][0], row_bytes, self.cut_bytes)):
                 slices = tuple(Slice(n, a, b, s[1] if len(s) > 1 else 0) for n, s in group.items())
                 self.add(role, slices, layer, expert, part)
@@ -144,6 +146,10 @@ class _Builder:
 
 def _whole(shapes: dict[str, tuple[int, ...]]) -> tuple[Slice, ...]:
     return tuple(Slice(n, 0, s[0], s[1] if len(s) > 1 else 0) for n, s in shapes.items())
+
+
+def _expert_bytes(model: ModelSpec, slices: tuple[Slice, ...]) -> int:
+    return sum(model.expert_bytes(s.elements, matrix=bool(s.columns)) for s in slices)
 
 
 def _blocks(rows: int, row_bytes: int, cut_bytes: int) -> list[tuple[int, int]]:

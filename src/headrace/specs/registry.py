@@ -11,14 +11,15 @@ from typing import Any
 
 from headrace.errors import UsageError
 from headrace.specs.hardware import Hardware
-from headrace.specs.model import ModelSpec, Rope
+from headrace.specs.model import Mla, ModelSpec, Rope, Router, SharedExpert
 
 
 @dataclass(frozen=True)
 class KnownModel:
     """A published model: its dimensions, where it lives, and its published sizes.
 
-    ``runs`` is False for models that can be planned but not run yet.
+    ``runs`` is False for models that can be planned but not run yet. ``active`` leaves the
+    embedding table out where ``active_without_embeddings`` is set.
     """
 
     name: str
@@ -27,6 +28,7 @@ class KnownModel:
     parameters: float
     active: float
     runs: bool = True
+    active_without_embeddings: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,25 @@ def known_hardware(name: str) -> KnownHardware:
 def all_known_hardware() -> Mapping[str, KnownHardware]:
     """All known machines by name."""
     entries = _read("registry_hardware.toml")
-    return {name: _hardware(name, entry) for name, entry in entries.items()}
+    return {name: _hardware(name, _beside_host(entry, entries)) for name, entry in entries.items()}
+
+
+def _beside_host(entry: dict[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
+    """An accelerator's entry with that of the ``host`` it names around it."""
+    if "host" not in entry:
+        return entry
+    host = entries[entry["host"]]
+    tables = {t: {**host.get(t, {}), **entry.get(t, {})} for t in ("roofs", "capacity")}
+    rest = {key: value for key, value in entry.items() if key != "host"}
+    return {**host, **rest, **tables, "source": f"{entry['source']}; host: {host['source']}"}
 
 
 def _model(name: str, entry: dict[str, Any]) -> KnownModel:
     fields = dict(entry["spec"])
     rope = Rope(theta=fields.pop("rope_theta", Rope.theta))
+    for part, kind in (("mla", Mla), ("shared", SharedExpert), ("router", Router)):
+        if part in fields:
+            fields[part] = kind(**fields[part])
     return KnownModel(
         name=name,
         repo=entry["repo"],
@@ -77,6 +92,7 @@ def _model(name: str, entry: dict[str, Any]) -> KnownModel:
         parameters=entry["parameters"],
         active=entry["active"],
         runs=entry.get("runs", True),
+        active_without_embeddings=entry.get("active_without_embeddings", False),
     )
 
 

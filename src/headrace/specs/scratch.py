@@ -13,6 +13,7 @@ from headrace.specs.model import KV_FORMATS, ModelSpec
 from headrace.specs.policy import Policy
 
 ALIGN = 64
+READ_SLACK = 8192  # what an aligned direct read may bring along: a block in front, one behind
 TILE_ELEMENTS = 1 << 20  # fp32 weights upcast at a time: 4 MB
 ROW_BLOCK = 512  # rows of one expert multiplied at a time
 PANEL_ROWS = 16  # rows that native kernels pack together, at least
@@ -37,7 +38,7 @@ class AttentionTile(NamedTuple):
 def attention_tile(model: ModelSpec, policy: Policy) -> AttentionTile:
     """Bounds for this model's heads and this policy's blocks and rows. At least one block."""
     block = policy.kv_block
-    blocks = min(policy.kv_blocks, KV_TILE_BYTES // (4 * model.kv_size * block))
+    blocks = min(policy.kv_blocks, KV_TILE_BYTES // (2 * model.kv_elements * block))
     kv_tokens = max(1, blocks) * block
     rows = min(policy.mu, GROUP_ROWS)
     query_rows = min(rows, QUERY_ROWS)
@@ -64,9 +65,15 @@ def scratch_bytes(model: ModelSpec, policy: Policy) -> int:
 
 
 def routing_bytes(model: ModelSpec, policy: Policy) -> int:
-    """Bytes of one ``routing`` buffer: ids, gates, rows and weights [mu k], starts [E + 1]."""
-    entries = policy.mu * model.top_k
-    return 4 * aligned(4 * entries) + aligned(8 * (model.experts + 1))
+    """Bytes of one ``routing`` buffer: ids, gates, rows and weights [mu k], starts [E + 1];
+    k and E count the shared expert."""
+    entries = policy.mu * visits(model)
+    return 4 * aligned(4 * entries) + aligned(8 * (model.experts_in(model.layers - 1) + 1))
+
+
+def visits(model: ModelSpec) -> int:
+    """Experts that a row visits at most in a layer."""
+    return model.visits_in(model.layers - 1)
 
 
 def torch_bytes(model: ModelSpec, policy: Policy) -> int:
@@ -100,9 +107,9 @@ def _index_bytes(model: ModelSpec, policy: Policy) -> int:
 
 def _temporary_bytes(model: ModelSpec, policy: Policy) -> int:
     mu, tile = policy.mu, attention_tile(model, policy)
-    vectors = 4 * (4 * mu + 2 * max(model.hidden, model.q_size, model.ffn_width))
+    vectors = 4 * (4 * mu + 2 * max(model.hidden, model.q_size, model.widest))
     merge = 4 * tile.rows * model.heads + 4 * tile.rows + 16 * tile.kv_tokens
-    routing = mu * model.top_k * (4 + 4 + 8) + 16 * (model.experts + 1)
+    routing = mu * visits(model) * (4 + 4 + 8) + 16 * (model.experts + 1)
     written = mu * (model.kv_size + 24 * model.kv_heads) if policy.kv_dtype == "int8" else 0
     return 4096 + vectors + max(merge, written) + routing + 8 * policy.max_rows
 
@@ -112,8 +119,9 @@ def _embed(model: ModelSpec, policy: Policy) -> int:
 
 
 def _pre_attention(model: ModelSpec, policy: Policy) -> int:
-    mu, kv = policy.mu, policy.mu * model.kv_size
-    tile = max(tile_elements(n, model.hidden) for n in (model.q_size, model.kv_size))
+    width = max(model.kv_size, model.kv_elements // 2)
+    mu, kv = policy.mu, policy.mu * width
+    tile = max(tile_elements(n, model.hidden) for n in (model.q_size, width))
     temp = max(mu * model.q_size, kv)
     return _pieces(mu * model.hidden, kv, kv, tile, temp) + _pieces(kv)
 
@@ -122,7 +130,7 @@ def _attention(model: ModelSpec, policy: Policy) -> int:
     tile = attention_tile(model, policy)
     queries, heads = tile.rows * model.q_size, tile.rows * model.heads
     partial = (heads, heads, queries)
-    keys = tile.kv_tokens * model.kv_size
+    keys = tile.kv_tokens * max(model.kv_size, model.kv_elements // 2)
     form = KV_FORMATS[policy.kv_dtype]
     stored = aligned(keys * form.item) + aligned(tile.kv_tokens * model.kv_heads * form.scale)
     masks = 2 * aligned(tile.pairs)
@@ -131,20 +139,20 @@ def _attention(model: ModelSpec, policy: Policy) -> int:
 
 
 def _post_attention(model: ModelSpec, policy: Policy) -> int:
-    return _pieces(tile_elements(model.hidden, model.q_size))
+    return _pieces(tile_elements(model.hidden, model.attended_size))
 
 
 def _router(model: ModelSpec, policy: Policy) -> int:
-    entries = 2 * policy.mu * model.top_k  # int64
+    entries = 2 * policy.mu * visits(model)  # int64
     scores = policy.mu * model.experts
     return _pieces(scores, model.experts * model.hidden, entries, entries, entries)
 
 
 def _ffn(model: ModelSpec, policy: Policy) -> int:
     rows = max(PANEL_ROWS, min(ROW_BLOCK, policy.max_rows))
-    wide, narrow = rows * model.ffn_width, rows * model.hidden
-    up = tile_elements(model.ffn_width, model.hidden)
-    down = tile_elements(model.hidden, model.ffn_width)
+    wide, narrow = rows * model.widest, rows * model.hidden
+    up = tile_elements(model.widest, model.hidden)
+    down = tile_elements(model.hidden, model.widest)
     return _pieces(narrow, narrow, wide, wide, max(up, down))
 
 

@@ -65,6 +65,14 @@ Weight make_quantised(Address data, std::int64_t rows, std::int64_t columns,
     return w;
 }
 
+// Gate and up share the packed rows of x.
+void check_pair(const Weight &gate, const Weight &up) {
+    if (gate.format != up.format || gate.group != up.group ||
+        (gate.zeros == nullptr) != (up.zeros == nullptr)) {
+        throw std::invalid_argument("gate and up: expected one format, group and kind of zeros");
+    }
+}
+
 // How a call runs: threads, path, and memory lent to it.
 struct Setting {
     int threads;
@@ -121,25 +129,31 @@ struct Visitors {
     Store store() const { return {hidden.data(), dense ? nullptr : gates.data(), true}; }
 };
 
+// Experts of one page or of a whole layer; gate and up of an expert are stored alike.
 void run_experts(const std::vector<MicroBatch> &batches, std::int64_t first,
-                 const std::vector<ExpertWeights> &experts, const Activation &activation,
+                 const std::vector<ExpertWeights> &weights, const Activation &activation,
                  const Setting &setting) {
+    std::vector<Visitors> visitors(weights.size());
+    std::vector<Visit> visits;
+    for (std::size_t e = 0; e < weights.size(); ++e) {
+        const ExpertWeights &w = weights[e];
+        check_pair(w.gate, w.up);
+        visitors[e].gather(batches, first + static_cast<std::int64_t>(e));
+        if (visitors[e].count() == 0) continue;
+        visits.push_back({&w, &choose_engine(w.gate.format, setting.path.c_str()),
+                          &choose_engine(w.down.format, setting.path.c_str()),
+                          visitors[e].x.data(), visitors[e].count(), visitors[e].store()});
+    }
     nb::gil_scoped_release release;
     Team team(setting.threads);
-    Visitors visitors;
-    for (std::size_t e = 0; e < experts.size(); ++e) {
-        visitors.gather(batches, first + static_cast<std::int64_t>(e));
-        if (visitors.count() == 0) continue;
-        const Engine &engine = choose_engine(experts[e].gate.format, setting.path.c_str());
-        expert(team, engine, visitors.x.data(), visitors.count(), experts[e], activation,
-               visitors.store(), setting.memory());
-    }
+    experts(team, visits, activation, setting.memory());
 }
 
 // inter [visitors, width of the part] at `inter` with its stride.
 void run_expert_up(const std::vector<MicroBatch> &batches, std::int64_t number,
                    const Weight &gate, const Weight &up, Address inter, std::int64_t stride,
                    const Activation &activation, const Setting &setting) {
+    check_pair(gate, up);
     const Engine &engine = choose_engine(gate.format, setting.path.c_str());
     nb::gil_scoped_release release;
     Team team(setting.threads);

@@ -4,7 +4,9 @@
 
 #include "vec_avx512.h"
 
-#include "fma_exact.h"
+#include "turn_avx512.h"
+
+#include "fma_turned.h"
 
 namespace headrace {
 
@@ -12,15 +14,10 @@ const Engine *avx512_engine(Format format) {
     return is_float(format) ? engine_of(format, "avx512") : nullptr;
 }
 
-const Engine *avx512_exact_engine(Format format) {
-    return is_float(format) ? nullptr : exact_engine_of(format, "exact_avx512");
-}
-
 }  // namespace headrace
 
 #else
 
 const headrace::Engine *headrace::avx512_engine(Format) { return nullptr; }
-const headrace::Engine *headrace::avx512_exact_engine(Format) { return nullptr; }
 
 #endif

@@ -7,7 +7,8 @@
 namespace headrace {
 namespace {
 
-constexpr std::int64_t TASKS = 6;  // at least, so that threads end together
+constexpr std::int64_t TASKS = 6;        // at least, so that threads end together
+constexpr std::int64_t SMALL = 32 << 10;  // values that are packed before anyone has woken up
 
 std::size_t aligned(std::size_t size) { return (size + 63) / 64 * 64; }
 
@@ -34,53 +35,210 @@ struct Panel {
     void *at;
 
     std::int64_t granules() const { return ceil_div(rows, engine.granule); }
+
+    void pack(std::int64_t first, std::int64_t last) const {
+        engine.pack(x, rows, like, first, last, at);
+    }
 };
 
 void pack(Team &team, const Panel &p) {
-    const auto task = [&](std::int64_t g) {
-        p.engine.pack(p.x, p.rows, p.like, g, g + 1, p.at);
-    };
-    if (p.rows * p.like.columns < 32 * 1024) {  // cheaper than waking anyone
-        for (std::int64_t g = 0; g < p.granules(); ++g) task(g);
+    if (p.rows * p.like.columns < SMALL) {
+        p.pack(0, p.granules());
     } else {
-        team.share(p.granules(), task);
+        team.share(p.granules(), [&](std::int64_t g) { p.pack(g, g + 1); });
     }
 }
 
-// Cuts `n` weight rows (and granules, where weight rows are few) into tasks.
-template <class Work>
-void cut(Team &team, const Panel &p, std::int64_t n, std::int64_t most, const Work &work) {
-    const std::int64_t unit = p.engine.unit, granules = p.granules();
-    const std::int64_t fair = ceil_div(ceil_div(n, TASKS), unit) * unit;
-    const std::int64_t height = std::max<std::int64_t>(std::min(most, fair), 1);
-    const std::int64_t down = ceil_div(n, height);
-    const std::int64_t across = std::clamp<std::int64_t>(TASKS / std::max<std::int64_t>(down, 1),
-                                                         1, ceil_div(granules, 2));
-    const std::int64_t width = ceil_div(ceil_div(granules, across), 2) * 2;
-    const std::int64_t columns = ceil_div(granules, width);
-    team.share(down * columns, [&](std::int64_t i) {
-        const std::int64_t n0 = i / columns * height, g0 = i % columns * width;
+// How `n` weight rows (and granules, where weight rows are few) are cut into tasks.
+struct Cut {
+    std::int64_t n, granules, height, width;
+
+    Cut(const Panel &p, std::int64_t n, std::int64_t most) : n(n), granules(p.granules()) {
+        const std::int64_t unit = p.engine.unit;
+        const std::int64_t fair = ceil_div(ceil_div(n, TASKS), unit) * unit;
+        height = std::max<std::int64_t>(std::min(most, fair), 1);
+        const std::int64_t down = std::max<std::int64_t>(ceil_div(n, height), 1);
+        const std::int64_t across =
+            std::clamp<std::int64_t>(TASKS / down, 1, ceil_div(granules, 2));
+        width = ceil_div(ceil_div(granules, across), 2) * 2;
+    }
+
+    std::int64_t across() const { return ceil_div(granules, width); }
+    std::int64_t tasks() const { return ceil_div(n, height) * across(); }
+
+    // Calls work(n0, n1, g0, g1) for task i.
+    template <class Work>
+    void run(std::int64_t i, const Work &work) const {
+        const std::int64_t n0 = i / across() * height, g0 = i % across() * width;
         work(n0, std::min(n, n0 + height), g0, std::min(granules, g0 + width));
+    }
+};
+
+void multiply(Team &team, const Panel &p, const Weight &w, const Store &to) {
+    const Cut cut(p, w.rows, p.engine.task_rows(p.rows, p.like.columns, 1));
+    team.share(cut.tasks(), [&](std::int64_t i) {
+        cut.run(i, [&](auto n0, auto n1, auto g0, auto g1) {
+            p.engine.multiply(w, p.at, p.rows, n0, n1, g0, g1, to);
+        });
     });
 }
 
-void multiply(Team &team, const Panel &p, const Weight &w, const Store &to) {
-    const std::int64_t most = p.engine.task_rows(p.rows, p.like.columns, 1);
-    cut(team, p, w.rows, most, [&](auto n0, auto n1, auto g0, auto g1) {
-        p.engine.multiply(w, p.at, p.rows, n0, n1, g0, g1, to);
-    });
+Cut gated_cut(const Panel &p, std::int64_t n) {
+    return Cut(p, n, p.engine.task_rows(p.rows, p.like.columns, 2));
 }
 
 void gate_and_up(Team &team, const Panel &p, const Weight &gate, const Weight &up,
                  const Activation &activation, const Store &to) {
-    const std::int64_t most = p.engine.task_rows(p.rows, p.like.columns, 2);
-    cut(team, p, gate.rows, most, [&](auto n0, auto n1, auto g0, auto g1) {
-        p.engine.gated(gate, up, p.at, p.rows, n0, n1, g0, g1, activation, to);
+    const Cut cut = gated_cut(p, gate.rows);
+    team.share(cut.tasks(), [&](std::int64_t i) {
+        cut.run(i, [&](auto n0, auto n1, auto g0, auto g1) {
+            p.engine.gated(gate, up, p.at, p.rows, n0, n1, g0, g1, activation, to);
+        });
     });
 }
 
 Store from(const Store &to, std::int64_t first) {
     return {to.rows + first, to.gates == nullptr ? nullptr : to.gates + first, to.add};
+}
+
+// --- experts ---
+
+std::size_t inter_bytes(const Visit &v, std::int64_t rows) {
+    return aligned(static_cast<std::size_t>(rows * v.weights->gate.rows) * sizeof(float));
+}
+
+// Of x, and later of what lies between; the second overwrites the first.
+std::size_t panel_bytes(const Visit &v, std::int64_t rows) {
+    return aligned(std::max(v.in->panel_bytes(rows, v.weights->gate),
+                            v.out->panel_bytes(rows, v.weights->down)));
+}
+
+std::vector<float *> rows_of(float *first, std::int64_t count, std::int64_t width) {
+    std::vector<float *> rows(static_cast<std::size_t>(count));
+    for (std::int64_t i = 0; i < count; ++i) rows[i] = first + i * width;
+    return rows;
+}
+
+// One expert, in as many blocks of rows as scratch asks for.
+void alone(Team &team, const Visit &v, const Activation &activation, Scratch scratch) {
+    const ExpertWeights &w = *v.weights;
+    const std::int64_t granule = std::max(v.in->granule, v.out->granule);
+    const std::int64_t most = block_rows(*v.in, v.rows, scratch.bytes,
+                                         ceil_div(granule, v.in->granule) *
+                                             (panel_bytes(v, granule) + inter_bytes(v, granule)),
+                                         128);
+    for (std::int64_t first = 0; first < v.rows; first += most) {
+        const std::int64_t m = std::min(most, v.rows - first);
+        const auto inter =
+            rows_of(reinterpret_cast<float *>(scratch.at), m, w.gate.rows);
+        void *panel = scratch.at + inter_bytes(v, m);
+
+        const Panel in{*v.in, v.x + first, m, w.gate, panel};
+        pack(team, in);
+        gate_and_up(team, in, w.gate, w.up, activation, {inter.data(), nullptr, false});
+
+        const Panel middle{*v.out, inter.data(), m, w.down, panel};
+        pack(team, middle);
+        multiply(team, middle, w.down, from(v.to, first));
+    }
+}
+
+// How many visits from `first` on fit scratch, each as one block of rows; 0 when not even one.
+std::size_t fitting(const std::vector<Visit> &visits, std::size_t first, Scratch scratch) {
+    std::size_t bytes = 0, next = first;
+    for (; next < visits.size() && visits[next].rows <= MAX_ROWS; ++next) {
+        bytes += inter_bytes(visits[next], visits[next].rows) +
+                 panel_bytes(visits[next], visits[next].rows);
+        if (bytes > scratch.bytes) break;
+    }
+    return next - first;
+}
+
+// What one expert of several works on.
+struct Place {
+    const Visit &visit;
+    std::vector<float *> inter;
+    void *panel;
+
+    Panel in() const { return {*visit.in, visit.x, visit.rows, visit.weights->gate, panel}; }
+    Panel middle() const {
+        return {*visit.out, inter.data(), visit.rows, visit.weights->down, panel};
+    }
+};
+
+std::vector<Place> places(const Visit *first, const Visit *last, Scratch scratch) {
+    std::vector<Place> out;
+    for (const Visit *v = first; v < last; ++v) {
+        auto *inter = reinterpret_cast<float *>(scratch.at);
+        scratch.at += inter_bytes(*v, v->rows);
+        out.push_back({*v, rows_of(inter, v->rows, v->weights->gate.rows), scratch.at});
+        scratch.at += panel_bytes(*v, v->rows);
+    }
+    return out;
+}
+
+template <class PanelOf>
+void pack_all(Team &team, const std::vector<Place> &all, const PanelOf &panel_of) {
+    const auto task = [&](std::int64_t i) {
+        const Panel p = panel_of(all[static_cast<std::size_t>(i)]);
+        p.pack(0, p.granules());
+    };
+    std::int64_t values = 0;
+    for (const Place &place : all) values += place.visit.rows * panel_of(place).like.columns;
+    const auto count = static_cast<std::int64_t>(all.size());
+    if (values < SMALL) {
+        for (std::int64_t i = 0; i < count; ++i) task(i);
+    } else {
+        team.share(count, task);
+    }
+}
+
+// The tasks of all experts in one row.
+void all_gated(Team &team, const std::vector<Place> &all, const Activation &activation) {
+    std::vector<Cut> cuts;
+    std::vector<std::int64_t> ends;
+    for (const Place &place : all) {
+        cuts.push_back(gated_cut(place.in(), place.visit.weights->gate.rows));
+        ends.push_back((ends.empty() ? 0 : ends.back()) + cuts.back().tasks());
+    }
+    team.share(ends.back(), [&](std::int64_t i) {
+        const auto e = static_cast<std::size_t>(std::upper_bound(ends.begin(), ends.end(), i) -
+                                                ends.begin());
+        const Place &place = all[e];
+        const ExpertWeights &w = *place.visit.weights;
+        cuts[e].run(i - (e == 0 ? 0 : ends[e - 1]), [&](auto n0, auto n1, auto g0, auto g1) {
+            place.visit.in->gated(w.gate, w.up, place.panel, place.visit.rows, n0, n1, g0, g1,
+                                  activation, {place.inter.data(), nullptr, false});
+        });
+    });
+}
+
+// A task takes some columns of the results through all experts, in order.
+void all_down(Team &team, const std::vector<Place> &all) {
+    const std::int64_t n = all.front().visit.weights->down.rows;
+    std::int64_t unit = 1, height = n;
+    for (const Place &place : all) {
+        const Panel p = place.middle();
+        unit = std::max<std::int64_t>(unit, p.engine.unit);
+        height = std::min(height, p.engine.task_rows(p.rows, p.like.columns, 1));
+    }
+    height = std::max<std::int64_t>(std::min(height, ceil_div(ceil_div(n, TASKS), unit) * unit), 1);
+    team.share(ceil_div(n, height), [&](std::int64_t i) {
+        const std::int64_t n0 = i * height, n1 = std::min(n, n0 + height);
+        for (const Place &place : all) {
+            place.visit.out->multiply(place.visit.weights->down, place.panel, place.visit.rows,
+                                      n0, n1, 0, place.middle().granules(), place.visit.to);
+        }
+    });
+}
+
+void together(Team &team, const Visit *first, const Visit *last, const Activation &activation,
+              Scratch scratch) {
+    const std::vector<Place> all = places(first, last, scratch);
+    pack_all(team, all, [](const Place &place) { return place.in(); });
+    all_gated(team, all, activation);
+    pack_all(team, all, [](const Place &place) { return place.middle(); });
+    all_down(team, all);
 }
 
 }  // namespace
@@ -108,32 +266,16 @@ void gated(Team &team, const Engine &engine, const float *const *x, std::int64_t
     }
 }
 
-void expert(Team &team, const Engine &engine, const float *const *x, std::int64_t rows,
-            const ExpertWeights &w, const Activation &activation, const Store &to,
-            Scratch scratch) {
-    const std::int64_t W = w.gate.rows;
-    const auto inter_bytes = [&](std::int64_t m) {
-        return aligned(static_cast<std::size_t>(m * W) * sizeof(float));
-    };
-    const std::size_t panels = std::max(engine.panel_bytes(engine.granule, w.gate),
-                                        engine.panel_bytes(engine.granule, w.down));
-    const std::int64_t most = block_rows(engine, rows, scratch.bytes,
-                                         panels + inter_bytes(engine.granule), 128);
-    // The second panel overwrites the first: x is not needed once inter is there.
-    for (std::int64_t first = 0; first < rows; first += most) {
-        const std::int64_t m = std::min(most, rows - first);
-        auto *inter = reinterpret_cast<float *>(scratch.at);
-        void *panel_memory = scratch.at + inter_bytes(m);
-        std::vector<float *> inter_rows(static_cast<std::size_t>(m));
-        for (std::int64_t i = 0; i < m; ++i) inter_rows[i] = inter + i * W;
-
-        const Panel in{engine, x + first, m, w.gate, panel_memory};
-        pack(team, in);
-        gate_and_up(team, in, w.gate, w.up, activation, {inter_rows.data(), nullptr, false});
-
-        const Panel middle{engine, inter_rows.data(), m, w.down, panel_memory};
-        pack(team, middle);
-        multiply(team, middle, w.down, from(to, first));
+void experts(Team &team, const std::vector<Visit> &visits, const Activation &activation,
+             Scratch scratch) {
+    for (std::size_t i = 0; i < visits.size();) {
+        const std::size_t count = fitting(visits, i, scratch);
+        if (count > 1) {
+            together(team, &visits[i], &visits[i] + count, activation, scratch);
+        } else {
+            alone(team, visits[i], activation, scratch);
+        }
+        i += count > 1 ? count : 1;
     }
 }
 

@@ -19,17 +19,29 @@ struct Scratch {
 void linear(Team &team, const Engine &engine, const float *const *x, std::int64_t rows,
             const Weight &w, const Store &to, Scratch scratch);
 
-// to = down(act(gate x) * up x), row by row with its gate.
-struct ExpertWeights {
-    Weight gate, up, down;
-};
-void expert(Team &team, const Engine &engine, const float *const *x, std::int64_t rows,
-            const ExpertWeights &w, const Activation &activation, const Store &to,
-            Scratch scratch);
-
 // to = act(gate x) * up x: the first half, for expert parts.
 void gated(Team &team, const Engine &engine, const float *const *x, std::int64_t rows,
            const Weight &gate, const Weight &up, const Activation &activation, const Store &to,
            Scratch scratch);
+
+// Gate and up are multiplied by one engine, down perhaps by another.
+struct ExpertWeights {
+    Weight gate, up, down;
+};
+
+// The rows that visit one expert, and where its results go.
+struct Visit {
+    const ExpertWeights *weights;
+    const Engine *in, *out;
+    const float *const *x;
+    std::int64_t rows;
+    Store to;
+};
+
+// to = down(act(gate x) * up x), row by row with its gate, for one expert after the other: a row
+// gets their results in that order. Experts that fit scratch together are multiplied together, so
+// that those with few rows keep all threads busy. The bits are the same either way.
+void experts(Team &team, const std::vector<Visit> &visits, const Activation &activation,
+             Scratch scratch);
 
 }  // namespace headrace

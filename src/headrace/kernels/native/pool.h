@@ -10,7 +10,8 @@ struct Region;
 
 // One call's hold on the pool. The caller runs phases one after the other; helpers take tasks
 // from the phase at hand. A helper that wakes late is never waited for: whoever is awake does
-// the work. Destroying the team lets the helpers go; they spin for some microseconds, then sleep.
+// the work. Destroying the team lets the helpers go; they look out for the next call for some tens
+// of microseconds, yielding their core to whoever needs it, then sleep.
 class Team {
  public:
     // At most `threads` threads, the caller included; fewer where helpers are taken by others.

@@ -1,0 +1,87 @@
+"""What this machine can do at most, measured with the same threads and in the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headrace.cli.kernelbench.timing import Watch
+from headrace.kernels.native import available, native_module
+
+DEFAULT_CACHE = 32 << 20
+"""Bytes of the last-level cache where the system does not say."""
+
+
+@dataclass(frozen=True)
+class Roofs:
+    """Bytes/s and FLOP/s (a multiply-add is two; so is one of bytes). None: not measured.
+
+    ``dram`` reads memory much larger than the last-level cache, ``cache`` 4 MiB of it; ``fma``
+    and ``int8_dot`` run in registers alone; ``sgemm`` is torch's large square product.
+    """
+
+    dram: float
+    cache: float
+    fma: float
+    sgemm: float
+    int8_dot: float | None = None
+    disk: float | None = None
+
+    def binding(self, amounts: Mapping[str, float]) -> tuple[str, float]:
+        """The roof that takes longest over its amount, and its seconds."""
+        rates = {name: rate for name, rate in asdict(self).items() if rate}
+        seconds = {name: amount / rates[name] for name, amount in amounts.items() if name in rates}
+        roof = max(seconds, key=lambda name: seconds[name])
+        return roof, seconds[roof]
+
+
+def measure_roofs(threads: int, watch: Watch, quick: bool) -> Roofs:
+    """All roofs but the disk's. Takes memory of eight last-level caches, at least 256 MB."""
+    memory = torch.ones(
+        (128 << 20) if quick else max(256 << 20, 8 * cache_bytes()), dtype=torch.int8
+    )
+    near = memory[: 4 << 20]
+    sgemm = _sgemm(threads, watch, 1024 if quick else 2048)
+    if not available():
+        reads = _torch_reads
+        return Roofs(reads(memory, watch), reads(near, watch), sgemm, sgemm)
+    native = native_module()
+
+    def reads_of(block: torch.Tensor) -> float:
+        at, size = block.data_ptr(), block.numel()
+        return size / watch.best(lambda i: native.read_all(at, size, threads))
+
+    def burns(loop: Callable[[int, int], float]) -> float | None:
+        flops = loop(threads, 200_000)
+        return flops / watch.best(lambda i: loop(threads, 200_000)) if flops else None
+
+    fma = burns(native.multiply_floats) or sgemm
+    return Roofs(reads_of(memory), reads_of(near), fma, sgemm, burns(native.multiply_bytes))
+
+
+def cache_bytes(root: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
+    """Bytes of the largest cache, DEFAULT_CACHE where the system does not say."""
+    sizes = []
+    for file in root.glob("index*/size"):
+        text = file.read_text().strip()
+        unit = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:], 1)
+        digits = text.rstrip("KMG")
+        if digits.isdigit():
+            sizes.append(int(digits) * unit)
+    return max(sizes, default=DEFAULT_CACHE)
+
+
+def _torch_reads(block: torch.Tensor, watch: Watch) -> float:
+    words = block.view(torch.float32)
+    return block.numel() / watch.best(lambda i: words.sum())
+
+
+def _sgemm(threads: int, watch: Watch, size: int) -> float:
+    torch.set_num_threads(threads)
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    out: Any = torch.empty(size, size)
+    return 2.0 * size**3 / watch.best(lambda i: torch.mm(a, b, out=out))

@@ -1,0 +1,101 @@
+// fp32 multiply-add with turned weights: a group of weight rows is widened to fp32, one vector per
+// column, and meets every row of x, one column broadcast at a time.
+//
+// A result is a sum over blocks of K_BLOCK columns, in order; a block is summed in order of
+// columns. So neither the tile that a row falls in, nor how many rows there are, can change a bit.
+#pragma once
+
+#include <cstring>
+
+#include "turned_task.h"
+
+namespace headrace {
+namespace {
+
+constexpr std::int64_t K_BLOCK = 128;
+
+// --- the panel: [block of K][row of x][K_BLOCK] ---
+
+std::size_t panel_bytes(std::int64_t rows, const Weight &w) {
+    return static_cast<std::size_t>(rows * up_to(w.columns, K_BLOCK)) * sizeof(float);
+}
+
+void pack(const float *const *rows, std::int64_t count, const Weight &w, std::int64_t first,
+          std::int64_t last, void *panel) {
+    const std::int64_t end = last * TALL < count ? last * TALL : count;
+    for (std::int64_t m = first * TALL; m < end; ++m) {
+        for (std::int64_t k = 0; k < w.columns; k += K_BLOCK) {
+            const std::int64_t columns = w.columns - k < K_BLOCK ? w.columns - k : K_BLOCK;
+            std::memcpy(static_cast<float *>(panel) + k * count + m * K_BLOCK, rows[m] + k,
+                        static_cast<std::size_t>(columns) * sizeof(float));
+        }
+    }
+}
+
+// --- the register tile ---
+
+// Adds to (or sets) sums[m][N_BLOCK] the products of H rows of x [K_BLOCK] and `columns` columns
+// of V vectors of weight rows.
+template <int H, int V>
+void tile(const float *x, const float *w, std::int64_t columns, bool set, float *sums) {
+    Vec::T acc[H][V];
+    for (int m = 0; m < H; ++m) {
+        for (int v = 0; v < V; ++v) acc[m][v] = Vec::zero();
+    }
+    for (std::int64_t k = 0; k < columns; ++k, w += V * Vec::width) {
+        Vec::T weight[V];
+        for (int v = 0; v < V; ++v) weight[v] = Vec::load(w + v * Vec::width);
+        for (int m = 0; m < H; ++m) {
+            const Vec::T value = Vec::set(x[m * K_BLOCK + k]);
+            for (int v = 0; v < V; ++v) acc[m][v] = Vec::fma(value, weight[v], acc[m][v]);
+        }
+    }
+    for (int m = 0; m < H; ++m) {
+        for (int v = 0; v < V; ++v) {
+            float *to = sums + m * N_BLOCK + v * Vec::width;
+            Vec::store(to, set ? acc[m][v] : Vec::add(Vec::load(to), acc[m][v]));
+        }
+    }
+}
+
+template <class F>
+struct Products {
+    using Memory = float[K_BLOCK * N_BLOCK];
+
+    template <int V>
+    static void sum(const Weight &w, const Part &p, int n, Memory &wide, float *sums) {
+        if (w.columns == 0) {
+            std::memset(sums, 0, sizeof(float) * N_BLOCK * static_cast<std::size_t>(p.m1 - p.m0));
+            return;
+        }
+        const Rows<V> rows(w.row(p.n0 + n), p.rows - n, w.row_bytes);
+        for (std::int64_t k = 0; k < w.columns; k += K_BLOCK) {
+            const std::int64_t columns = w.columns - k < K_BLOCK ? w.columns - k : K_BLOCK;
+            widen<F>(rows, k, columns, wide);
+            const float *x = static_cast<const float *>(p.panel) + k * p.count;
+            for (std::int64_t m = p.m0; m < p.m1; m += TALL) {
+                with_height(p.m1 - m, [&](auto height) {
+                    if constexpr (V == LOW || height.value <= FEW) {
+                        tile<height.value, V>(x + m * K_BLOCK, wide, columns, k == 0,
+                                              sums + (m - p.m0) * N_BLOCK + n);
+                    }
+                });
+            }
+        }
+    }
+};
+
+template <class F>
+constexpr Engine engine(const char *name) {
+    using S = Products<F>;
+    return {name, TALL, LOW * Vec::width, panel_bytes, pack, task_rows, multiply<S>, gated<S>};
+}
+
+inline const Engine *engine_of(Format format, const char *name) {
+    static const Engine f32 = engine<F32>(name), bf16 = engine<Bf16>(name),
+                        f16 = engine<F16>(name);
+    return format == Format::f32 ? &f32 : format == Format::bf16 ? &bf16 : &f16;
+}
+
+}  // namespace
+}  // namespace headrace

@@ -1,0 +1,227 @@
+// Integer products with turned weights: four neighbouring bytes of a weight row to a lane, sixteen
+// rows to a vector, and four bytes of a row of x broadcast to all lanes.
+//
+// A block (the columns that share both scales) is summed exactly in 32 bits, the blocks in fp32 in
+// order of columns. The instruction takes unsigned by signed bytes: signed weights are moved up by
+// 128, and each sum starts from what that (or the zero) is worth.
+#pragma once
+
+#include "quantise.h"
+#include "turned_task.h"
+
+namespace headrace {
+namespace {
+
+// What is added to a stored integer, and so to its zero.
+constexpr int shift(Format format) { return format == Format::i8 ? 128 : 0; }
+
+constexpr std::size_t bytes_of(Format format, std::int64_t columns) {
+    return static_cast<std::size_t>(format == Format::u4 ? (columns + 1) / 2 : columns);
+}
+
+// Columns that a block takes up in the panel: 32, 64 or MOST_SHARED.
+constexpr int room_of(std::int64_t block) {
+    return block <= 32 ? 32 : block <= 64 ? 64 : static_cast<int>(MOST_SHARED);
+}
+
+// --- the panel: bytes [block][row][room]; then, as [block][row], scales, and what sums start
+// from: minus the sum of bytes, times the zero if all weights have the same ---
+
+struct Panel {
+    std::int64_t block, blocks, count;
+    int room;
+    std::int8_t *bytes;
+    float *scales;
+    std::int32_t *starts;
+
+    Panel(const Weight &w, std::int64_t count, const void *at)
+        : block(shared_columns(w)),
+          blocks((w.columns + block - 1) / block),
+          count(count),
+          room(room_of(block)),
+          bytes(static_cast<std::int8_t *>(const_cast<void *>(at))),
+          scales(reinterpret_cast<float *>(bytes + blocks * count * room)),
+          starts(reinterpret_cast<std::int32_t *>(scales + blocks * count)) {}
+
+    int columns(std::int64_t b, std::int64_t K) const {
+        return static_cast<int>(K - b * block < block ? K - b * block : block);
+    }
+};
+
+std::size_t int_panel_bytes(std::int64_t rows, const Weight &w) {
+    const Panel panel(w, rows, nullptr);
+    return static_cast<std::size_t>(panel.blocks * rows) *
+           (static_cast<std::size_t>(panel.room) + sizeof(float) + sizeof(std::int32_t));
+}
+
+void int_pack(const float *const *rows, std::int64_t count, const Weight &w, std::int64_t first,
+              std::int64_t last, void *at) {
+    const Panel panel(w, count, at);
+    const int zero = w.zeros != nullptr ? 1 : zero_of(w.format) + shift(w.format);
+    const std::int64_t end = last * TALL < count ? last * TALL : count;
+    for (std::int64_t m = first * TALL; m < end; ++m) {
+        for (std::int64_t b = 0; b < panel.blocks; ++b) {
+            const std::int64_t i = b * count + m;
+            const Quantised q =
+                quantise(rows[m] + b * panel.block, panel.columns(b, w.columns), panel.room,
+                         w.format == Format::u4, panel.bytes + i * panel.room);
+            panel.scales[i] = q.scale;
+            panel.starts[i] = -zero * q.sum;
+        }
+    }
+}
+
+// --- the register tile ---
+
+// One block of V vectors of weight rows: words [quad of columns][V], scales and (or null) zeros.
+struct Block {
+    const std::uint8_t *words;
+    int quads;
+    const float *scales;
+    const std::int32_t *zeros;
+    bool first;
+};
+
+// sums[m][N_BLOCK] of H rows of x [ROOM] with one block.
+template <int ROOM, int H, int V>
+void int_tile(const std::int8_t *x, const float *scales, const std::int32_t *starts,
+              const Block &w, float *sums) {
+    Ints::T acc[H][V];
+    for (int m = 0; m < H; ++m) {
+        for (int v = 0; v < V; ++v) {
+            acc[m][v] = Ints::set(starts[m]);
+            if (w.zeros != nullptr) {
+                acc[m][v] = Ints::times(acc[m][v], Ints::load(w.zeros + v * Vec::width));
+            }
+        }
+    }
+    const std::uint8_t *words = w.words;
+    for (int q = 0; q < w.quads; ++q, words += 4 * V * Vec::width) {
+        Ints::T weight[V];
+        for (int v = 0; v < V; ++v) weight[v] = Ints::load(words + 4 * v * Vec::width);
+        for (int m = 0; m < H; ++m) {
+            const Ints::T value = Ints::four(x + m * ROOM + 4 * q);
+            for (int v = 0; v < V; ++v) acc[m][v] = Ints::dot(acc[m][v], weight[v], value);
+        }
+    }
+    for (int m = 0; m < H; ++m) {
+        const Vec::T by = Vec::set(scales[m]);
+        for (int v = 0; v < V; ++v) {
+            float *to = sums + m * N_BLOCK + v * Vec::width;
+            const Vec::T before = w.first ? Vec::zero() : Vec::load(to);
+            const Vec::T part = Vec::mul(Ints::to_float(acc[m][v]), by);
+            Vec::store(to, Vec::fma(part, Vec::load(w.scales + v * Vec::width), before));
+        }
+    }
+}
+
+// --- sums of products ---
+
+constexpr std::int64_t MOST_GROUPS = 1024;       // of a weight row
+constexpr std::int64_t STRETCH = MOST_SHARED;  // columns that are turned at a time
+
+template <Format F>
+struct IntProducts {
+    struct Memory {
+        alignas(64) std::uint8_t words[STRETCH * N_BLOCK];
+        float scales[(MOST_GROUPS + 1) * N_BLOCK];  // [group of columns][weight row]
+        std::int32_t zeros[MOST_GROUPS * N_BLOCK];
+    };
+
+    template <int V>
+    static void sum(const Weight &w, const Part &p, int n, Memory &memory, float *sums) {
+        constexpr int group = V * Vec::width;
+        const Panel panel(w, p.count, p.panel);
+        const int rows = p.rows - n < group ? p.rows - n : group;
+        const Rows<V> values(w.row(p.n0 + n), rows, w.row_bytes);
+        scales<V>(w, p.n0 + n, rows, memory.scales);
+        if (w.zeros != nullptr) zeros<group>(w, p.n0 + n, rows, memory.zeros);
+        for (std::int64_t k = 0; k < w.columns; k += STRETCH) {
+            const std::int64_t end = k + STRETCH < w.columns ? k + STRETCH : w.columns;
+            spread(values, k, end - k, memory.words);
+            for (std::int64_t b = k / panel.block; b * panel.block < end; ++b) {
+                const std::int64_t g = b * panel.block / w.group;
+                const Block block{memory.words + (b * panel.block - k) * group,
+                                  static_cast<int>(up_to(panel.columns(b, w.columns), 32) / 4),
+                                  memory.scales + g * group,
+                                  w.zeros == nullptr ? nullptr : memory.zeros + g * group, b == 0};
+                switch (panel.room) {
+                    case 32: meet<32, V>(panel, b, p, block, sums + n); break;
+                    case 64: meet<64, V>(panel, b, p, block, sums + n); break;
+                    default: meet<MOST_SHARED, V>(panel, b, p, block, sums + n);
+                }
+            }
+        }
+    }
+
+ private:
+    template <int ROOM, int V>
+    static void meet(const Panel &panel, std::int64_t b, const Part &p, const Block &block,
+                     float *sums) {
+        for (std::int64_t m = p.m0; m < p.m1; m += TALL) {
+            const std::int64_t i = b * panel.count + m;
+            with_height(p.m1 - m, [&](auto height) {
+                if constexpr (V == LOW || height.value <= FEW) {
+                    int_tile<ROOM, height.value, V>(panel.bytes + i * ROOM, panel.scales + i,
+                                                    panel.starts + i, block,
+                                                    sums + (m - p.m0) * N_BLOCK);
+                }
+            });
+        }
+    }
+
+    // Columns k .. k + columns. Four words of nibbles make eight: the low nibbles of all, then the
+    // high ones, as x lies in the panel.
+    template <int V>
+    static void spread(const Rows<V> &rows, std::int64_t k, std::int64_t columns,
+                       std::uint8_t *words) {
+        constexpr int stride = 4 * V * Vec::width;
+        rows.turn(bytes_of(F, k), bytes_of(F, columns), [&](int v, Turn::T word, int j) {
+            std::uint8_t *to = words + 4 * v * Vec::width;
+            if constexpr (F == Format::u4) {
+                to += (j / 4 * 8 + j % 4) * stride;
+                Turn::store(to, Turn::low_nibbles(word));
+                Turn::store(to + 4 * stride, Turn::high_nibbles(word));
+            } else {
+                Turn::store(to + j * stride, F == Format::i8 ? Turn::shifted(word) : word);
+            }
+        });
+    }
+
+    template <int V>
+    static void scales(const Weight &w, std::int64_t n, int rows, float *to) {
+        const std::int64_t groups = w.groups();
+        const auto *at = static_cast<const char *>(w.scales.at(n * groups));
+        const auto row_bytes = static_cast<std::size_t>(groups) *
+                               (w.scales.format == Format::f32 ? 4 : 2);
+        const Rows<V> stored(at, rows, row_bytes);
+        switch (w.scales.format) {
+            case Format::f32: return widen<F32>(stored, 0, groups, to);
+            case Format::bf16: return widen<Bf16>(stored, 0, groups, to);
+            default: return widen<F16>(stored, 0, groups, to);
+        }
+    }
+
+    template <int GROUP>
+    static void zeros(const Weight &w, std::int64_t n, int rows, std::int32_t *to) {
+        for (std::int64_t g = 0; g < w.groups(); ++g) {
+            for (int i = 0; i < rows; ++i) to[g * GROUP + i] = w.zero(n + i, g) + shift(F);
+        }
+    }
+};
+
+template <Format F>
+constexpr Engine int_engine(const char *name) {
+    using S = IntProducts<F>;
+    return {name, TALL, LOW * Vec::width, int_panel_bytes, int_pack, task_rows,
+            multiply<S>, gated<S>};
+}
+
+inline const Engine *int_engine_of(Format format, const char *name) {
+    static const Engine i8 = int_engine<Format::i8>(name), u8 = int_engine<Format::u8>(name),
+                        u4 = int_engine<Format::u4>(name);
+    return format == Format::i8 ? &i8 : format == Format::u8 ? &u8 : &u4;
+}
+
+}  // namespace
+}  // namespace headrace

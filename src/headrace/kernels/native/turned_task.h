@@ -1,0 +1,201 @@
+// Tasks of the engines that turn weights: lanes along weight rows, so that a sum along K needs no
+// other lane. Sums of products as [row of x][weight row]. Include after a vector layer and its
+// Turn.
+#pragma once
+
+#include "engine.h"
+#include "epilogue.h"
+#include "local.h"
+#include "prefetch.h"
+
+namespace headrace {
+namespace {
+
+// A register tile is TALL rows of x by LOW vectors of weight rows, or few rows of x by WIDE ones:
+// enough sums at a time to hide the latency of each.
+constexpr int TALL = 8, LOW = 2;
+constexpr int FEW = 4, WIDE = 4;
+constexpr int N_BLOCK = WIDE * Vec::width;     // most weight rows of one task
+constexpr std::size_t LINE = 4 * Turn::words;  // bytes of a row that are turned at a time
+constexpr std::size_t AHEAD = 256;             // bytes of each row that are asked for early
+
+static_assert(Turn::rows == Vec::width, "a vector holds one word of every row");
+
+constexpr std::int64_t up_to(std::int64_t value, std::int64_t unit) {
+    return (value + unit - 1) / unit * unit;
+}
+
+// The part of a task: weight rows n0 .. n0 + rows, rows m0 .. m1 of a panel of `count` rows.
+struct Part {
+    const void *panel;
+    std::int64_t count, n0;
+    int rows;
+    std::int64_t m0, m1;
+};
+
+// V vectors of rows, `row_bytes` apart, that are read side by side from beginning to end. Rows
+// beyond the last repeat it.
+template <int V>
+struct Rows {
+    static constexpr int size = V * Vec::width;
+
+    const char *at[size];
+    std::size_t row_bytes;
+
+    Rows(const char *first, int rows, std::size_t row_bytes) : row_bytes(row_bytes) {
+        for (int i = 0; i < size; ++i) {
+            at[i] = first + static_cast<std::size_t>(i < rows ? i : rows - 1) * row_bytes;
+        }
+    }
+
+    // Calls to(v, word, j) for the words of columns at `offset` .. `offset + bytes`: the j-th of
+    // the v-th vector of rows.
+    template <class To>
+    void turn(std::size_t offset, std::size_t bytes, const To &to) const {
+        for (std::size_t b = 0; b < bytes; b += LINE) {
+            ask(offset + b + AHEAD);
+            for (int v = 0; v < V; ++v) {
+                typename Turn::T words[Turn::words];
+                const char *const *rows = at + v * Vec::width;
+                if (bytes - b < LINE) {
+                    Turn::last_line(rows, offset + b, bytes - b, words);
+                } else {
+                    Turn::line(rows, offset + b, words);
+                }
+                const auto count = static_cast<int>(bytes - b < LINE ? (bytes - b + 3) / 4 : 0);
+                if (count == 0) {
+                    for (int j = 0; j < Turn::words; ++j) {
+                        to(v, words[j], static_cast<int>(b / 4) + j);
+                    }
+                } else {
+                    for (int j = 0; j < count; ++j) to(v, words[j], static_cast<int>(b / 4) + j);
+                }
+            }
+        }
+    }
+
+ private:
+    // Each row is a stream of its own to the processor. Behind its end come the next rows.
+    void ask(std::size_t offset) const {
+        const std::size_t jump = offset < row_bytes ? 0 : (size - 1) * row_bytes;
+        for (int i = 0; i < size; ++i) prefetch(at[i] + offset + jump);
+    }
+};
+
+// --- float formats ---
+
+struct F32 {
+    static constexpr int size = 4;
+    static void widen(Turn::T word, float *to, int stride) { Turn::from_f32(word, to, stride); }
+};
+struct Bf16 {
+    static constexpr int size = 2;
+    static void widen(Turn::T word, float *to, int stride) { Turn::from_bf16(word, to, stride); }
+};
+struct F16 {
+    static constexpr int size = 2;
+    static void widen(Turn::T word, float *to, int stride) { Turn::from_f16(word, to, stride); }
+};
+
+// Columns k .. k + columns as fp32 [column][V vectors of rows]; may write one column more.
+template <class F, int V>
+void widen(const Rows<V> &rows, std::int64_t k, std::int64_t columns, float *to) {
+    constexpr int stride = Rows<V>::size;
+    rows.turn(static_cast<std::size_t>(k * F::size), static_cast<std::size_t>(columns * F::size),
+              [&](int v, Turn::T word, int j) {
+                  F::widen(word, to + j * (4 / F::size) * stride + v * Vec::width, stride);
+              });
+}
+
+// --- tasks ---
+
+template <int N>
+struct Constant {
+    static constexpr int value = N;
+};
+
+// Calls f(Constant<rows>), of TALL at most.
+template <class F>
+void with_height(std::int64_t rows, const F &f) {
+    switch (rows) {
+        case 1: return f(Constant<1>());
+        case 2: return f(Constant<2>());
+        case 3: return f(Constant<3>());
+        case 4: return f(Constant<4>());
+        case 5: return f(Constant<5>());
+        case 6: return f(Constant<6>());
+        case 7: return f(Constant<7>());
+        default: return f(Constant<TALL>());
+    }
+}
+
+// S says how products are summed: S::Memory it works in, S::sum<V>(weight, part, n, memory, sums)
+// for the V vectors of weight rows from the n-th of the part on.
+template <class S>
+struct Local {
+    typename S::Memory memory;
+    float sums[2][MAX_ROWS * N_BLOCK];
+};
+
+template <class S>
+void sum(const Weight &w, const Part &p, typename S::Memory &memory, float *sums) {
+    if (p.m1 - p.m0 <= FEW && p.rows > LOW * Vec::width) {
+        S::template sum<WIDE>(w, p, 0, memory, sums);
+    } else {
+        for (int n = 0; n < p.rows; n += LOW * Vec::width) {
+            S::template sum<LOW>(w, p, n, memory, sums);
+        }
+    }
+}
+
+inline void add_bias(float *row, const float *bias) {
+    for (int n = 0; n < N_BLOCK; n += Vec::width) {
+        Vec::store(row + n, Vec::add(Vec::load(row + n), Vec::load(bias + n)));
+    }
+}
+
+template <class S>
+void multiply(const Weight &w, const void *panel, std::int64_t count, std::int64_t n0,
+              std::int64_t n1, std::int64_t g0, std::int64_t g1, const Store &to) {
+    static_assert(sizeof(Local<S>) <= LOCAL_BYTES, "a task's memory");
+    auto &local = *static_cast<Local<S> *>(local_memory());
+    const Part part{panel, count, n0, static_cast<int>(n1 - n0), g0 * TALL,
+                    g1 * TALL < count ? g1 * TALL : count};
+    sum<S>(w, part, local.memory, local.sums[0]);
+    float bias[N_BLOCK] = {};
+    bias_of(w, n0, part.rows, bias);
+    for (std::int64_t m = part.m0; m < part.m1; ++m) {
+        float *row = local.sums[0] + (m - part.m0) * N_BLOCK;
+        add_bias(row, bias);
+        put(to, m, n0, row, part.rows);
+    }
+}
+
+template <class S>
+void gated(const Weight &gate, const Weight &up, const void *panel, std::int64_t count,
+           std::int64_t n0, std::int64_t n1, std::int64_t g0, std::int64_t g1,
+           const Activation &activation, const Store &to) {
+    auto &local = *static_cast<Local<S> *>(local_memory());
+    const Part part{panel, count, n0, static_cast<int>(n1 - n0), g0 * TALL,
+                    g1 * TALL < count ? g1 * TALL : count};
+    sum<S>(gate, part, local.memory, local.sums[0]);
+    sum<S>(up, part, local.memory, local.sums[1]);
+    float bias[2][N_BLOCK] = {};
+    bias_of(gate, n0, part.rows, bias[0]);
+    bias_of(up, n0, part.rows, bias[1]);
+    for (std::int64_t m = part.m0; m < part.m1; ++m) {
+        float *g = local.sums[0] + (m - part.m0) * N_BLOCK;
+        float *u = local.sums[1] + (m - part.m0) * N_BLOCK;
+        add_bias(g, bias[0]);
+        add_bias(u, bias[1]);
+        for (int n = 0; n < N_BLOCK; n += Vec::width) {
+            Vec::store(g + n, activate(Vec::load(g + n), Vec::load(u + n), activation));
+        }
+        put(to, m, n0, g, part.rows);
+    }
+}
+
+std::int64_t task_rows(std::int64_t, std::int64_t, int) { return N_BLOCK; }
+
+}  // namespace
+}  // namespace headrace

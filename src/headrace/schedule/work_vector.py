@@ -1,0 +1,54 @@
+"""The unit of cost: amounts per roof, and how long they take on a machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from headrace.errors import UsageError
+from headrace.specs.hardware import HOST, Hardware
+
+TOKENS = "host tokens"
+"""Host work per token: turning it into text."""
+
+SEQUENCES = "host sequences"
+"""Host work per sequence of a batch: choosing it, placing it, its block table."""
+
+_HOST_WORK = {HOST: "row_seconds", TOKENS: "token_seconds", SEQUENCES: "sequence_seconds"}
+
+LANE = "lane:"
+"""Prefix of the private roof of a disk lane: a request in flight reaches only so much."""
+
+
+class Work(NamedTuple):
+    """Amounts per roof (FLOPs, bytes; for the ``host`` roof, rows), and the rows that decide
+    how close to its roofs the task gets."""
+
+    amounts: Mapping[str, float]
+    rows: float
+
+    def seconds(self, hardware: Hardware, efficiency: float = 1.0) -> dict[str, float]:
+        """Roof -> seconds the amounts take on it alone. Raises UsageError for a roof unknown."""
+        return {
+            roof: amount / rate_of(hardware, roof) / efficiency
+            for roof, amount in self.amounts.items()
+            if amount
+        }
+
+
+def rate_of(hardware: Hardware, roof: str) -> float:
+    """Units per second of ``roof``. Raises UsageError for one that the machine does not name."""
+    if roof in _HOST_WORK:
+        seconds = getattr(hardware, _HOST_WORK[roof])
+        return 1.0 / seconds if seconds else math.inf
+    if roof.startswith(LANE):
+        return hardware.lane_rate
+    rate = hardware.roofs.get(roof)
+    if not rate:
+        raise UsageError(
+            f"{hardware.name} has no rate for the roof {roof}",
+            expected=f"one of {', '.join(hardware.roofs) or 'none given'}",
+            hint="calibrate this machine, or add the rate to its description",
+        )
+    return rate

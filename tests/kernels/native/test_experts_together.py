@@ -1,0 +1,87 @@
+"""Experts of one call: multiplied together where memory allows, with the bits of one by one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.kernels import native
+from headrace.kernels.native import matrix
+from headrace.kernels.quantized import quantize
+from tests.kernels.native.test_matrix import copied, expert_weights, layer, made, same_bits
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="built without native kernels")
+
+STORED = {
+    "fp32": lambda w: w,
+    "bf16": lambda w: w.bfloat16(),
+    "fp16": lambda w: w.half(),
+    "int8": lambda w: quantize(w, 8),
+    "int8, groups and zeros": lambda w: quantize(w, 8, 32, packed=True, symmetric=False),
+    "int4": lambda w: quantize(w, 4, 32),
+}
+
+
+def stored(D, W, form, seed):
+    weights = expert_weights(D, W, torch.float32, seed, False)
+    return {name: STORED[form](w) for name, w in weights.items()}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    form=st.sampled_from(sorted(STORED)),
+    rows=st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    experts=st.integers(2, 12),
+    D=st.sampled_from([32, 96, 160]),
+    W=st.sampled_from([32, 64, 224]),
+    k=st.integers(1, 3),
+    spare=st.sampled_from([0, 1 << 12, 1 << 15, 1 << 20]),
+    threads=st.integers(1, 3),
+    data=st.data(),
+)
+def test_one_call_has_the_bits_of_a_call_for_each(
+    form, rows, experts, D, W, k, spare, threads, data
+):
+    batches = layer(rows, D, min(k, experts - 1), experts)
+    weights = [stored(D, W, form, 20 * e) for e in range(experts)]
+    first = data.draw(st.integers(0, experts - 1))
+    together, apart = copied(batches), copied(batches)
+    memory = torch.empty((1 << 16) + spare, dtype=torch.uint8)  # a granule of rows, and more
+    matrix.experts(together, first, weights[first:], memory, threads=threads)
+    for e in range(first, experts):
+        matrix.experts(apart, e, [weights[e]], torch.empty(1 << 18, dtype=torch.uint8))
+    for a, b in zip(together, apart, strict=True):
+        assert same_bits(a.hidden, b.hidden)
+
+
+def test_a_not_a_number_reaches_the_experts_of_its_row_only():
+    batches = layer([6], 64, 2, 8)
+    weights = [stored(64, 96, "bf16", 20 * e) for e in range(8)]
+    memory = torch.empty(1 << 20, dtype=torch.uint8)
+    clean = copied(batches)
+    matrix.experts(clean, 0, weights, memory, threads=2)
+    x = batches[0].x.clone()
+    x[4, 7] = float("nan")
+    spoilt = copied([batches[0]._replace(x=x)])
+    matrix.experts(spoilt, 0, weights, memory, threads=2)
+    assert spoilt[0].hidden[4].isnan().all()
+    kept = [0, 1, 2, 3, 5]
+    assert same_bits(spoilt[0].hidden[kept], clean[0].hidden[kept])
+
+
+def test_down_may_be_stored_unlike_gate_and_up_but_those_two_are_alike():
+    batches = layer([5], 64, None, 1)
+    floats, integers = stored(64, 96, "fp32", 0), stored(64, 96, "int8", 0)
+    memory = torch.empty(1 << 20, dtype=torch.uint8)
+    mixed, wanted = copied(batches), copied(batches)
+    matrix.experts(mixed, 0, [floats | {"down": integers["down"]}], memory)
+    matrix.experts(wanted, 0, [floats], memory)
+    error = (mixed[0].hidden - wanted[0].hidden).norm() / wanted[0].hidden.norm()
+    assert 0 < error < 0.02
+    with pytest.raises(ValueError, match="gate and up: expected one format"):
+        matrix.experts(mixed, 0, [floats | {"up": integers["up"]}], memory)
+    inter = made(5, 96)
+    with pytest.raises(ValueError, match="gate and up: expected one format"):
+        matrix.expert_up(mixed, 0, integers | {"up": floats["up"]}, inter, memory)

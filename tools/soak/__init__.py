@@ -1,0 +1,1 @@
+"""A long test of everything that may go wrong around a job: ``python -m tools.soak``."""
