@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-MOST_SHARED = 128
+MOST_SHARED = 64
 """Columns of a row of activations that share a scale, at most."""
 
 SHRINKS = tuple(1 - i / 50 for i in range(1, 17))

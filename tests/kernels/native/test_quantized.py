@@ -59,7 +59,7 @@ def columns_of(scheme, blocks):
 
 def rounded(x: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:
     """Activations as the integer path sees them: 8 bits for each row and block of columns."""
-    block, k = min(weight.group, 128), x.shape[1]
+    block, k = min(weight.group, 64), x.shape[1]
     padded = torch.zeros(x.shape[0], -(-k // block) * block)
     padded[:, :k] = x
     blocks = padded.view(x.shape[0], -1, block)

@@ -48,7 +48,7 @@ class Ahead {
     void step(int lines) {
         for (; lines > 0; --lines, at_ += LINE) {
             if (at_ >= row_end_ && !next_row()) return;
-            prefetch(at_);
+            __builtin_prefetch(at_, 0, 3);
         }
     }
 

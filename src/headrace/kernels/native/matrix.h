@@ -58,7 +58,7 @@ struct Weight {
 
 // Columns of an activation row that share a scale on the integer path: those of a weight's group,
 // but not more than this, so that one large value does not coarsen a whole row.
-constexpr std::int64_t MOST_SHARED = 128;
+constexpr std::int64_t MOST_SHARED = 64;
 
 inline std::int64_t shared_columns(const Weight &w) {
     return w.group < MOST_SHARED ? w.group : MOST_SHARED;
