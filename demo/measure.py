@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MixtralForCausalLM
 
+import headrace
 from demo.gguf_source import GgufSource, bundled_gguf
 
-PASSAGE = Path(__file__).with_name("passage.txt")
+PASSAGE = Path(headrace.__file__).parent / "cli" / "passage.txt"
 PROMPTS = Path(__file__).with_name("prompts.jsonl")
 
 

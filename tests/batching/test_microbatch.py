@@ -46,3 +46,17 @@ def test_segments_keep_the_order_of_their_sequences():
     batch = arrange([Segment(i, (1,), 9 - i, (), True) for i in range(6)], 2, 3)
     for micro in batch.micro_batches:
         assert list(micro.segments) == sorted(micro.segments, key=lambda s: s.sequence)
+
+
+@given(shapes, st.integers(1, 5), st.integers(1, 40))
+def test_no_more_micro_batches_than_the_rows_need_unless_they_are_spread(shapes, count, mu):
+    segments = segments_of(shapes)
+    rows = sum(s.rows for s in segments)
+    mu = max(mu, -(-rows // count))
+    batch = arrange(segments, count, mu, spread=False)
+    used = [m.rows for m in batch.micro_batches if m.segments]
+    assert len(batch.micro_batches) == count
+    assert sum(used) == rows
+    assert all(used)
+    assert len(used) == -(-rows // mu)
+    assert [m.rows for m in batch.micro_batches[len(used) :]] == [0] * (count - len(used))

@@ -13,6 +13,7 @@ from headrace.engine.batch import plan_job, run_job, store_plan
 from headrace.engine.jobs import Job
 from headrace.engine.llm import LLM
 from headrace.engine.summary import RunSummary
+from headrace.kernels import native
 from headrace.specs.faults import Faults, no_faults
 
 DEFAULTS = {"temperature": 0.0, "max_tokens": 6}
@@ -59,10 +60,10 @@ def essence(output: Path) -> Counter[str]:
 
 
 def _essence(record: dict[str, Any]) -> list[Any]:
-    """Log-probabilities may differ in their last digits with the rows beside a row (torch's
-    products are not row-invariant); the tokens they belong to may not."""
+    """With torch's products, which are not row-invariant, log-probabilities may differ in their
+    last digits; with native kernels nothing may."""
     body = (record.get("response") or {}).get("body") or record
-    for choice in body.get("choices") or ():
+    for choice in () if native.available() else body.get("choices") or ():
         choice["logprobs"] = (choice.get("logprobs") or {}).get("tokens")
     kept = {k: body.get(k) for k in ("choices", "usage", "text", "finish_reason")}
     return [record.get("key"), record["id"], kept, record["error"]]

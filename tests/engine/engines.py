@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from headrace.engine.answers import Answered, Prompt
 from headrace.engine.llm import LLM
 from headrace.engine.session import Session, lanes_as_threads
 from headrace.errors import BudgetError
+from headrace.kernels import native
 from headrace.machines.machine import Body, Clock, Machine, Views
 from headrace.machines.orders import Order, list_order
 from headrace.machines.stepper import Stepper
@@ -86,6 +87,15 @@ def least_memory(folder: Path, job: Workload | None = None, **settings: Any) -> 
 def token_ids(outputs: Sequence[Any]) -> list[tuple[int, ...]]:
     """The tokens of every choice of every output."""
     return [choice.token_ids for output in outputs for choice in output.outputs]
+
+
+def exactly(outputs: Iterable[Any]) -> list[Any]:
+    """All that must be equal however a run was cut: tokens, and their log-probabilities digit by
+    digit where kernels are native (torch's products are not row-invariant)."""
+    choices = [choice for output in outputs for choice in output.outputs]
+    if native.available():
+        return [(choice.token_ids, choice.logprobs) for choice in choices]
+    return [choice.token_ids for choice in choices]
 
 
 def reference_tokens(

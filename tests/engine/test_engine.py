@@ -29,6 +29,7 @@ from .engines import (
     PROMPTS,
     Trap,
     answers_of,
+    exactly,
     greedy,
     lane_threads,
     least_memory,
@@ -65,6 +66,7 @@ def test_greedy_tokens_equal_transformers_under_every_schedule_and_budget(checkp
     job = workload(prompts, count)
     least = least_memory(folder, job)
     room = least_memory(folder, job, schedule="resident") - least
+    bits = []
     for schedule, memory in (
         ("resident", PLENTY),
         ("stream", least),
@@ -79,12 +81,14 @@ def test_greedy_tokens_equal_transformers_under_every_schedule_and_budget(checkp
                 schedule != "resident",
             )
             record = llm.new_record()
-            answers = answers_of(llm.session, prompts, greedy(count), record)
+            answers = answers_of(llm.session, prompts, greedy(count, logprobs=2), record)
             assert token_ids(answers[f"p{i}"] for i in range(len(prompts))) == expected
+            bits.append(exactly(answers[f"p{i}"] for i in range(len(prompts))))
             assert llm.session.arena.used == plan.memory.arena_bytes
             assert plan.memory.total_bytes <= memory
             if schedule != "resident":
                 assert record.bytes_read >= record.needed_bytes > 0
+    assert all(each == bits[0] for each in bits)
 
 
 def test_the_bits_are_the_same_whichever_machine_runs_the_list_in_whichever_order(mixtral):
@@ -121,12 +125,13 @@ def test_preempted_sequences_are_computed_again_to_the_same_tokens(mixtral, sche
     """Two short answers make the others seem short: more are let in than blocks suffice for."""
     lengths = [1, 1, 20, 20, 20, 20]
     requests = [
-        Prompt(f"p{i}", p, greedy(n)) for i, (p, n) in enumerate(zip(PROMPTS, lengths, strict=True))
+        Prompt(f"p{i}", p, greedy(n, logprobs=3))
+        for i, (p, n) in enumerate(zip(PROMPTS, lengths, strict=True))
     ]
 
     def run(session):
         events = list(session.run(iter(requests)))
-        return {e.prompt.key: token_ids([e.output]) for e in events if isinstance(e, Answered)}
+        return {e.prompt.key: exactly([e.output]) for e in events if isinstance(e, Answered)}
 
     with open_llm(mixtral, least_memory(mixtral) * 5 // 4, schedule=schedule) as llm:
         llm.plan(workload(tokens=20))
@@ -199,13 +204,13 @@ def test_a_job_that_ends_early_cuts_its_last_sweep_short(steady):
 
 
 def test_a_prompt_draws_the_same_alone_and_among_others(mixtral):
-    params = SamplingParams(temperature=1.3, max_tokens=9, n=3, top_p=0.95)
+    params = SamplingParams(temperature=1.3, max_tokens=9, n=3, top_p=0.95, logprobs=2)
     prompts = PROMPTS[:4]
     with open_llm(mixtral, least_memory(mixtral) * 5 // 4) as llm:
         llm.plan(workload(prompts * 3, 9))
         among = llm.generate(prompts, params)
         alone = [llm.generate([p], params)[0] for p in prompts]
-    assert token_ids(among) == token_ids(alone)
+    assert exactly(among) == exactly(alone)
     choices = [o.token_ids for o in among[1].outputs]
     assert [o.index for o in among[1].outputs] == [0, 1, 2]
     assert len(set(choices)) == 3

@@ -254,14 +254,16 @@ def test_a_signature_holds_all_that_results_depend_on(mixtral, checkpoint_of):
     for other in (
         signature(seed=1),
         signature(kv_dtype="f16"),
-        signature(threads=2),
         signature(max_model_len=99),
         signature(defaults=(("max_tokens", 8),)),
         signature(checkpoint_of("llama-gqa")),
     ):
         assert other != base
+    torch_base = signature(kernels="reference")
+    assert signature(kernels="reference", threads=2) != torch_base
     if base["numerics"].startswith("native"):
-        assert signature(kernels="reference") != base
+        assert torch_base != base
+        assert signature(threads=2) == base, "native results depend on no thread count"
 
 
 def test_sampling_defaults_are_the_checkpoints(mixtral, tmp_path):

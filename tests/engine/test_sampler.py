@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.engine.filters import truncate
 from headrace.engine.sampler import Sampler, SampleRow, check_params, keyed_uniform
 from headrace.errors import HeadraceError, ParameterError
+from headrace.kernels.draws import Draw
+from headrace.kernels.reference.draws import truncate
 from headrace.specs.sampling import SamplingParams
 
 GREEDY = SamplingParams(temperature=0)
@@ -183,7 +184,7 @@ def test_top_k_of_one_is_greedy_even_among_ties() -> None:
 def test_top_p_cuts_a_flat_distribution_in_token_id_order() -> None:
     flat = torch.ones(1, 3000)
     flat[0, 0] = 0.5
-    truncate(flat, [SamplingParams(top_p=0.5)])
+    truncate(flat, [Draw(0, 1.0, 1.0, 0.0, 0, 0.5, 0.0)])
     assert int((flat > 0).sum()) == math.ceil(0.5 * (3000 - 0.5))
     assert bool((flat[0, 1:1000] == 1).all())
     assert flat[0, 0] == 0

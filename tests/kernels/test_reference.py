@@ -16,6 +16,7 @@ from headrace.errors import ScheduleError, UnsupportedModelError
 from headrace.kernels import reference
 from headrace.kernels.kv import KvCache
 from headrace.kernels.reference import Piece, Routing
+from headrace.kernels.routed import RouterRule
 from headrace.kernels.scratch import Scratch
 from headrace.specs import scratch as sizes
 from headrace.specs.model import Rope
@@ -142,7 +143,8 @@ def test_route_equals_transformers(experts, k, renormalise):
     weight = router.weight.data.normal_()
     x = torch.randn(11, 20)
     routing = new_routing(13, k, experts)
-    reference.route(x, weight, renormalise, routing, Scratch(memory()))
+    rule = RouterRule(renormalise=renormalise)
+    reference.route(x, weight, rule, routing, Scratch(memory()))
     _, gates, ids = router(x)
     assert torch.equal(routing.ids[:11].long(), ids)
     close(routing.gates[:11], gates.detach())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -212,3 +214,34 @@ def test_a_storm_of_failures_and_cancels_leaves_it_whole() -> None:
                 assert len(ticket.wait(SECONDS).spans) == 4
             else:
                 machine.cancel()
+
+
+def test_views_are_made_once_per_schedule_and_let_go_with_it_or_with_the_machine() -> None:
+    class Memory:
+        pass
+
+    made: list[weakref.ref[Memory]] = []
+    seen: list[int] = []
+
+    def view_of(buffer: Buffer) -> Memory:
+        memory = Memory()
+        made.append(weakref.ref(memory))
+        return memory
+
+    def body(task: Task, views: Any, sweep: Any) -> None:
+        assert set(views) == {*task.reads, *task.writes}
+        seen.append(id(views))
+
+    kept, dropped = schedule(READ, USE), schedule(OTHER)
+    with Threads(dict.fromkeys(Op, body), view_of, time.perf_counter) as machine:
+        for _ in range(3):
+            machine.append(kept, None).wait(SECONDS)
+        machine.append(dropped, None).wait(SECONDS)
+        assert len(made) == 3  # A for READ, A for USE, B for OTHER
+        assert len(set(seen)) == 3
+        del dropped
+        machine.append(kept, None).wait(SECONDS)  # the lane has something else in hand
+        gc.collect()
+        assert [m() is None for m in made] == [False, False, True]
+    gc.collect()
+    assert all(m() is None for m in made), "a schedule that is kept keeps no memory"

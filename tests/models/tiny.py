@@ -20,7 +20,7 @@ from headrace.memory.arena import Arena
 from headrace.memory.checkpoint import Checkpoint
 from headrace.memory.pages import PageTable
 from headrace.models.bodies import make_bodies
-from headrace.models.load import architecture, checkpoint_spec
+from headrace.models.load import architecture, checkpoint_pages, checkpoint_spec
 from headrace.models.sweep import RowIndex
 from headrace.models.workspace import Workspace
 from headrace.planner.memory_map import arena_bytes
@@ -28,7 +28,7 @@ from headrace.schedule.binding import Binding, Extent
 from headrace.schedule.generate import generate, next_phase
 from headrace.schedule.sizes import buffer_sizes
 from headrace.schedule.task import Buffer, Op
-from headrace.specs.pages import Role, page_layout
+from headrace.specs.pages import Role
 from headrace.specs.policy import Policy
 
 _SMALL = {
@@ -166,11 +166,13 @@ class Runner:
         ring_slots: int = 3,
         threads: bool = False,
         kernels: str = "auto",
+        activations: str = "int8",
+        kernel_threads: int = 1,
     ) -> None:
         checkpoint = Checkpoint.open(folder)
         module = architecture(checkpoint.config)
         self.model = checkpoint_spec(checkpoint)
-        self.pages = page_layout(self.model, cut_bytes)
+        self.pages = checkpoint_pages(checkpoint, self.model, cut_bytes)
         self.table = PageTable(self.pages, checkpoint, module.tensor_name, self.model)
         everything = frozenset(p.id for p in self.pages)
         final = frozenset(p.id for p in self.pages if p.role is Role.FINAL)
@@ -186,6 +188,8 @@ class Runner:
             kv_block=kv_block,
             kv_dtype=kv_dtype,
             kernels=kernels,
+            activations=activations,
+            threads=kernel_threads,
         )
         slots = {p.id: self.table.slot_bytes(p.id) for p in self.pages}
         sizes = buffer_sizes(self.model, self.pages, self.policy, slots)

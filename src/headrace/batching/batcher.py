@@ -55,7 +55,8 @@ class Batcher:
     def next_batch(self) -> Batch:
         """The next sweep's segments in micro-batches; no rows when there is no work."""
         segments = [_segment(s, rows) for s, rows in self.next_choice().shares()]
-        return arrange(segments, self.limits.micro_batches, self.limits.mu)
+        limits = self.limits
+        return arrange(segments, limits.micro_batches, limits.mu, spread=limits.spread)
 
     def commit(
         self, batch: Batch, tokens: Mapping[int, int], finished: Container[int] = ()

@@ -12,7 +12,11 @@ from headrace.specs.policy import Policy
 class Limits:
     """At most ``max_rows`` rows and ``max_seqs`` sequences in a sweep, ``mu`` rows in each of
     ``micro_batches``; prefill up to ``compute_rows`` rows in all, or one ``chunk`` if that is
-    more; ``kv_blocks`` blocks of ``kv_block`` tokens."""
+    more; ``kv_blocks`` blocks of ``kv_block`` tokens.
+
+    ``spread`` fills all micro-batches evenly, for schedules that overlap them. Else each one
+    only bounds memory and costs a pass over the weights of attention: as few as hold the rows
+    are used."""
 
     max_rows: int
     max_seqs: int
@@ -21,6 +25,7 @@ class Limits:
     micro_batches: int = 1
     chunk: int = 64
     compute_rows: int = 1 << 30
+    spread: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "max_seqs", "kv_blocks", "kv_block", "micro_batches", "chunk"):
@@ -50,4 +55,5 @@ class Limits:
             micro_batches=policy.micro_batches,
             chunk=policy.chunk,
             compute_rows=policy.compute_rows,
+            spread=policy.on_device,
         )

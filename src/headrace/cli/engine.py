@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.errors import UsageError
 from headrace.specs.model import KV_FORMATS
-from headrace.specs.policy import SCHEDULES
+from headrace.specs.policy import ACTIVATIONS, SCHEDULES
 from headrace.specs.units import parse_size
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def open_llm(
     schedule: str | None,
     kv_dtype: str,
     revision: str | None = None,
+    activations: str | None = None,
     **settings: Any,
 ) -> Iterator[LLM]:
     """The engine, closed on the way out. Raises UsageError or ModelError, cheap ones first."""
@@ -31,11 +32,20 @@ def open_llm(
         raise UsageError("--schedule", expected=" | ".join(SCHEDULES), got=schedule)
     if kv_dtype not in KV_FORMATS:
         raise UsageError("--kv-cache-dtype", expected=" | ".join(KV_FORMATS), got=kv_dtype)
+    if activations not in (None, *ACTIVATIONS):
+        raise UsageError("--activations", expected=" | ".join(ACTIVATIONS), got=activations)
     from headrace.engine.hub import local_folder
 
     folder = local_folder(model, revision)
     from headrace.engine.llm import LLM
 
-    llm = LLM(folder, memory=budget, schedule=schedule, kv_dtype=kv_dtype, **settings)
+    llm = LLM(
+        folder,
+        memory=budget,
+        schedule=schedule,
+        kv_dtype=kv_dtype,
+        activations=activations,
+        **settings,
+    )
     with closing(llm):
         yield llm

@@ -30,6 +30,7 @@ def generate(
     max_model_len: options.MaxModelLen = None,
     threads: options.Threads = None,
     kernels: options.Kernels = "auto",
+    activations: options.Activations = None,
     json: options.Json = False,
     config: options.Config = None,
     verbose: options.Verbose = 0,
@@ -59,6 +60,7 @@ def generate(
         max_model_len=max_model_len,
         threads=threads,
         kernels=kernels,
+        activations=activations,
     ) as llm:
         pieces = llm.stream(_messages(text, system) if chat else text, params)
         _print(pieces, {"model": model, "prompt": text}, as_json=json)

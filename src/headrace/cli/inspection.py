@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from headrace.cli.budgets import Budgets, budgets_of
 from headrace.cli.model_source import find_model
 from headrace.errors import UsageError
-from headrace.specs.model import ITEM_BYTES, KV_FORMATS, ModelSpec
-from headrace.specs.pages import Page, page_layout
+from headrace.specs.model import KV_FORMATS, ModelSpec
+from headrace.specs.pages import Page
 
 if TYPE_CHECKING:
     from headrace.memory.checkpoint import Checkpoint
@@ -41,12 +40,13 @@ class Inspection:
             "source": self.source,
             "architecture": model.architecture,
             "dtype": model.weight_dtype,
+            "integers": None if model.integers is None else vars(model.integers),
             "parameters": model.parameters(),
             "active_parameters": model.active_parameters(),
             "stored_bytes": self.stored_bytes,
             "files": self.files,
             "runs": self.runs,
-            "bytes_by_role": role_bytes(model),
+            "bytes_by_role": role_bytes(model, pages),
             "shape": shape_of(model),
             "max_positions": model.max_positions,
             "pages": len(pages),
@@ -65,13 +65,13 @@ def inspect_model(name: str, check_weights: bool = False) -> Inspection:
     checkpoint = source.checkpoint
     if checkpoint is None and check_weights:
         raise UsageError("--check-weights", expected="a checkpoint folder", got=name)
-    pages = page_layout(source.model)
+    pages = source.pages
     return Inspection(
         source.name,
         "registry" if checkpoint is None else "local folder",
         source.model,
         pages,
-        sum(role_bytes(source.model).values()) if checkpoint is None else checkpoint.total_bytes,
+        sum(page.bytes for page in pages) if checkpoint is None else checkpoint.total_bytes,
         None if checkpoint is None else len(checkpoint.files),
         source.runs,
         budgets_of(source.model, pages),
@@ -91,36 +91,29 @@ def _told(found: NonFinite) -> dict[str, Any]:
     return {**place, "count": found.count, "index": [*found.index]}
 
 
-def role_bytes(model: ModelSpec) -> dict[str, int]:
-    """Bytes by what they are for; the values sum to all the weights of the model."""
-    layers, rest = range(model.layers), model.global_tensors()
-    item = ITEM_BYTES[model.weight_dtype]
-    tensors = [(n, item * math.prod(s)) for i in layers for n, s in model.layer_tensors(i).items()]
-    router = sum(size for name, size in tensors if name in _ROUTING)
-    norms = sum(size for name, size in tensors if name.endswith("norm"))
-    return {
-        "experts": sum(_expert_bytes(model, layer, routed=True) for layer in layers),
-        "shared": sum(_expert_bytes(model, layer, routed=False) for layer in layers),
-        "attention": sum(size for _, size in tensors) - router - norms,
-        "router": router,
-        "norms": norms + item * math.prod(rest["final_norm"]),
-        "embeddings": item * math.prod(rest["embed"]),
-        "head": item * math.prod(rest["head"]) if "head" in rest else 0,
-    }
+def role_bytes(model: ModelSpec, pages: tuple[Page, ...]) -> dict[str, int]:
+    """Bytes by what they are for, as stored; the values sum to all the weights of the model."""
+    roles = ("experts", "shared", "attention", "router", "norms", "embeddings", "head")
+    sizes = dict.fromkeys(roles, 0)
+    for page in pages:
+        if page.layer is not None and page.expert is not None:
+            all_visit = model.is_moe and model.visited_by_all(page.layer, page.expert)
+            sizes["shared" if all_visit else "experts"] += page.bytes
+            continue
+        for piece in page.slices:
+            sizes[_role(piece.tensor)] += piece.nbytes
+    return sizes
 
 
 _ROUTING = ("router", "router_bias", "shared_gate")
 
 
-def _expert_bytes(model: ModelSpec, layer: int, *, routed: bool) -> int:
-    """Bytes of a layer's routed experts (of its FFN, in a dense model), or of the others."""
-    each = range(model.experts_in(layer))
-    found = [e for e in each if (model.is_moe and model.visited_by_all(layer, e)) != routed]
-    return sum(
-        model.expert_bytes(math.prod(shape), matrix=len(shape) == 2)
-        for expert in found
-        for shape in model.expert_tensors(layer, expert).values()
-    )
+def _role(tensor: str) -> str:
+    if tensor.endswith("norm"):
+        return "norms"
+    if tensor in _ROUTING:
+        return "router"
+    return {"embed": "embeddings", "head": "head"}.get(tensor, "attention")
 
 
 def shape_of(model: ModelSpec) -> dict[str, int]:

@@ -22,7 +22,8 @@ def _facts(found: Inspection) -> Table:
     table.add_column(style="bold")
     table.add_column()
     can = "" if found.runs else ", can be planned, not run yet"
-    kind = f"{model.architecture}, {model.weight_dtype}, {found.source}{can}"
+    integers = "" if model.integers is None else f"{model.integers.label} and "
+    kind = f"{model.architecture}, {integers}{model.weight_dtype}, {found.source}{can}"
     table.add_row("architecture", kind)
     count = f"{_billions(model.parameters())}, {_billions(model.active_parameters())} active"
     table.add_row("parameters", f"{count} per token")
@@ -51,7 +52,7 @@ def _facts(found: Inspection) -> Table:
 
 
 def _roles(found: Inspection) -> Table:
-    sizes = role_bytes(found.model)
+    sizes = role_bytes(found.model, found.pages)
     total = sum(sizes.values())
     table = Table("role", "bytes", "share", box=None, padding=(0, 2, 0, 0))
     for column in table.columns[1:]:

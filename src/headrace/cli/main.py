@@ -10,7 +10,7 @@ import typer
 from typer.main import get_command
 
 from headrace import __version__
-from headrace.cli import bench, doctor, generate, inspect_, roofline, run_batch
+from headrace.cli import bench, doctor, generate, inspect_, quantize, roofline, run_batch
 from headrace.cli.interrupt import end_on_interrupt, leave_interrupted
 from headrace.cli.output import discard_results, flush_results, show_error, warn
 from headrace.cli.settings import bind_environment, unknown_variables
@@ -79,6 +79,7 @@ def make_app() -> typer.Typer:
     app.command("generate", cls=Command)(generate.generate)
     app.command("roofline", cls=Command)(roofline.roofline)
     app.command("run-batch", cls=Command)(run_batch.run_batch)
+    app.command("quantize", cls=Command)(quantize.quantize)
     benches = _typer(help="Measure throughput and overhead; make checkpoints to measure with.")
     benches.command("throughput", cls=Command)(bench.throughput)
     benches.command("make-checkpoint", cls=Command)(bench.make_checkpoint)

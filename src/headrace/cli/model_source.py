@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from headrace.errors import ModelError
 from headrace.specs.model import ModelSpec
+from headrace.specs.pages import Page, page_layout
 
 if TYPE_CHECKING:
     from headrace.memory.checkpoint import Checkpoint
@@ -19,6 +20,7 @@ class Source:
 
     name: str
     model: ModelSpec
+    pages: tuple[Page, ...]
     checkpoint: Checkpoint | None = None
     runs: bool = True
 
@@ -45,14 +47,14 @@ def local_model(folder: Path) -> Source:
     run needs, in shape. Raises ModelError."""
     from headrace.memory.checkpoint import Checkpoint
     from headrace.memory.pages import PageTable
-    from headrace.models.load import architecture, checkpoint_spec
-    from headrace.specs.pages import page_layout
+    from headrace.models.load import architecture, checkpoint_pages, checkpoint_spec
 
     checkpoint = Checkpoint.open(folder)
     model = checkpoint_spec(checkpoint)
     names = architecture(checkpoint.config).tensor_name
-    PageTable(page_layout(model), checkpoint, names, model).close()
-    return Source(str(folder), model, checkpoint)
+    pages = checkpoint_pages(checkpoint, model)
+    PageTable(pages, checkpoint, names, model).close()
+    return Source(str(folder), model, pages, checkpoint)
 
 
 def registry_model(name: str) -> Source:
@@ -60,4 +62,5 @@ def registry_model(name: str) -> Source:
     from headrace.specs.registry import known_model
 
     known = known_model(name)
-    return Source(f"{known.name} ({known.repo})", known.spec, runs=known.runs)
+    name = f"{known.name} ({known.repo})"
+    return Source(name, known.spec, page_layout(known.spec), runs=known.runs)

@@ -92,6 +92,16 @@ Kernels = Annotated[
         rich_help_panel=RUN,
     ),
 ]
+Activations = Annotated[
+    str | None,
+    typer.Option(
+        "--activations",
+        metavar="int8|f32",
+        help="What integer weights are multiplied with: rows rounded to 8 bits, or left as they "
+        "are. Default: int8.",
+        rich_help_panel=RUN,
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(

@@ -39,6 +39,7 @@ def run_batch(
     max_model_len: options.MaxModelLen = None,
     threads: options.Threads = None,
     kernels: options.Kernels = "auto",
+    activations: options.Activations = None,
     trace: options.Trace = None,
     dry_run: options.DryRun = False,
     json: options.Json = False,
@@ -77,6 +78,7 @@ def run_batch(
             max_model_len=max_model_len,
             threads=threads,
             kernels=kernels,
+            activations=activations,
             faults=points,
         ) as llm,
     ):

@@ -28,6 +28,7 @@ from headrace.planner.stored import restore_plan, store_plan
 from headrace.schedule.work import WorkModel
 from headrace.specs.faults import Faults, no_faults
 from headrace.specs.hardware import Hardware
+from headrace.specs.model import ModelSpec
 from headrace.specs.sampling import SamplingParams
 from headrace.specs.units import format_bytes, parse_size
 from headrace.specs.workload import Workload
@@ -41,7 +42,9 @@ class LLM:
 
     ``memory`` is bytes or a size as "8GiB"; None takes the default budget. ``schedule``,
     ``max_seqs`` (sequences in a sweep) and ``max_rows`` (tokens in a sweep) override the plan's
-    choice. ``hardware`` spares the measurement of this machine; ``faults`` are for tests. The
+    choice. ``activations`` says what integer weights are multiplied with: ``int8`` (the default
+    where there are some) or ``f32``. ``hardware`` spares the measurement of this machine;
+    ``faults`` are for tests. The
     first use measures, plans, and takes the memory; later calls keep the plan while it suits.
     Not thread-safe. Use as a context manager, or ``close`` it.
     """
@@ -59,6 +62,7 @@ class LLM:
         max_model_len: int | None = None,
         threads: int | None = None,
         kernels: str = "auto",
+        activations: str | None = None,
         direct: bool | None = None,
         hardware: Hardware | None = None,
         faults: Faults = no_faults,
@@ -71,7 +75,8 @@ class LLM:
         self.kv_dtype = kv_dtype
         self.threads = threads or usable_threads()
         try:
-            self.kernels = select(kernels, self.threads)
+            self.activations = _activations(activations, self.loaded.model)
+            self.kernels = select(kernels, self.threads, self.activations)
             self.context = _context(max_model_len, self.loaded.model.max_positions)
         except UsageError:
             self.loaded.close()
@@ -83,6 +88,7 @@ class LLM:
             kv_dtype=kv_dtype,
             threads=self.threads,
             kernels=self.kernels.name,
+            activations=self.activations,
         )
         self._asked_memory = self._budget = None if memory is None else parse_size(memory)
         self._budget_note: tuple[str, ...] = ()
@@ -107,6 +113,7 @@ class LLM:
                 self.clock,
                 threads=self.threads,
                 kernels=self.kernels.name,
+                activations=self.activations,
                 kv_dtype=self.kv_dtype,
                 capacity_bytes=self.budget,
             )
@@ -124,7 +131,8 @@ class LLM:
     @property
     def numerics(self) -> str:
         """What of this run, beside weights and seed, decides a result's bits."""
-        return f"{self.kernels.numerics}-kv_{self.kv_dtype}"
+        integers = "" if self.loaded.model.integers is None else f"-{self.kernels.integers}"
+        return f"{self.kernels.numerics}{integers}-kv_{self.kv_dtype}"
 
     def signature(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
         """What results depend on; an output of another signature is not resumed.
@@ -153,7 +161,8 @@ class LLM:
         at = self._situation(workload)
         kept = restore_plan(stored, at, self._asked_memory)
         plan = kept or best_plan(at)
-        self._plan = replace(plan, notes=(*self._budget_note, *plan.notes))
+        notes = (*self._budget_note, *self._format_note(), *plan.notes)
+        self._plan = replace(plan, notes=notes)
         self._planned, self._own_plan = workload, False
         self.faults("start.plan")
         return self._plan
@@ -254,6 +263,12 @@ class LLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _format_note(self) -> tuple[str, ...]:
+        form = self.loaded.model.integers
+        if form is None:
+            return ()
+        return (f"weights: {form.label}, multiplied with activations in {self.activations}",)
+
     def _generate(
         self,
         encoded: Sequence[tuple[int, ...]],
@@ -336,6 +351,16 @@ def _context(asked: int | None, most: int) -> int:
     if asked is not None and not 1 <= asked <= most:
         raise UsageError("max_model_len", expected=f"1 to {most}", got=asked)
     return asked or most
+
+
+def _activations(asked: str | None, model: ModelSpec) -> str:
+    if asked == "int8" and model.integers is None:
+        raise UsageError(
+            "activations of int8 are for integer weights",
+            got=f"weights in {model.weight_dtype}",
+            hint="headrace quantize makes such a model",
+        )
+    return asked or Overrides.activations
 
 
 def _check_free(plan: Plan) -> None:

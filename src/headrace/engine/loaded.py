@@ -12,10 +12,10 @@ from headrace.errors import ModelError
 from headrace.memory.checkpoint import Checkpoint
 from headrace.memory.disk import DiskReader
 from headrace.memory.pages import PageTable
-from headrace.models.load import architecture, checkpoint_spec
+from headrace.models.load import architecture, checkpoint_pages, checkpoint_spec
 from headrace.specs.faults import Faults, no_faults
 from headrace.specs.model import ModelSpec
-from headrace.specs.pages import Page, page_layout
+from headrace.specs.pages import Page
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Loaded:
             )
         checkpoint = Checkpoint.open(path)
         model = checkpoint_spec(checkpoint)
-        pages = page_layout(model)
+        pages = checkpoint_pages(checkpoint, model)
         names = architecture(checkpoint.config).tensor_name
         reader = DiskReader(checkpoint.files, direct, faults)
         try:
@@ -70,7 +70,8 @@ class Loaded:
         """The model cut down to its first layer, on the same files: enough to time every op."""
         model = replace(self.model, layers=1)
         names = architecture(self.checkpoint.config).tensor_name
-        return model, PageTable(page_layout(model), self.checkpoint, names, model, self.reader)
+        pages = checkpoint_pages(self.checkpoint, model)
+        return model, PageTable(pages, self.checkpoint, names, model, self.reader)
 
     def close(self) -> None:
         """Close the files, end the tokenizer's process."""

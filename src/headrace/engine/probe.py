@@ -7,6 +7,7 @@ any budget and takes a few seconds.
 from __future__ import annotations
 
 import itertools
+import math
 import mmap
 import os
 import threading
@@ -22,6 +23,7 @@ from headrace.engine.loaded import Loaded
 from headrace.engine.sampler import Sampler, SampleRow
 from headrace.engine.session import torch_threads
 from headrace.engine.sweep import Sweep
+from headrace.kernels.quantized import quantize
 from headrace.kernels.reference import Routing
 from headrace.kernels.select import select
 from headrace.memory.arena import Arena
@@ -36,6 +38,7 @@ from headrace.schedule.sizes import buffer_sizes
 from headrace.schedule.task import Buffer, Op, Task
 from headrace.schedule.work import WorkModel
 from headrace.specs.hardware import Hardware
+from headrace.specs.model import ModelSpec
 from headrace.specs.policy import Policy
 from headrace.specs.sampling import SamplingParams
 from headrace.specs.scratch import tile_elements
@@ -62,12 +65,13 @@ def measure_machine(
     kv_dtype: str,
     capacity_bytes: int,
     kernels: str = "auto",
+    activations: str = "int8",
 ) -> Hardware:
     """This machine's roofs, and how close this model's operations come to them: beside reads,
     if the model does not fit ``capacity_bytes`` and will stream."""
     streams = sum(loaded.page_bytes.values()) > capacity_bytes
     before = torch.get_num_threads()
-    bench = _Bench(loaded, threads, kv_dtype, kernels)
+    bench = _Bench(loaded, threads, kv_dtype, kernels, activations)
     torch.set_num_threads(torch_threads(bench.policy))
     try:
         with torch.inference_mode():
@@ -142,14 +146,29 @@ class _Product:
     otherwise. This is the roof of arithmetic."""
 
     def __init__(self, bench: _Bench, rows: int = 512, size: int = 2048) -> None:
-        self._linear = select(bench.policy.kernels, bench.policy.threads).linear
-        stored = DTYPES[bench.model.weight_dtype]
-        self._x, self._w = torch.randn(rows, size), torch.randn(size, size).to(stored)
+        policy = bench.policy
+        self._linear = select(policy.kernels, policy.threads, policy.activations).linear
+        self._x, self._w = torch.randn(rows, size), _stored(bench.model, torch.randn(size, size))
         self._out, self._tile = torch.empty(rows, size), torch.empty(tile_elements(size, size))
 
     def __call__(self) -> float:
         self._linear(self._x, self._w, self._out, self._tile)
-        return 2.0 * self._x.shape[0] * self._w.numel()
+        return 2.0 * self._x.shape[0] * math.prod(self._w.shape)
+
+
+def _stored(model: ModelSpec, weight: torch.Tensor) -> Any:
+    """``weight`` as most of the model's are stored."""
+    form = model.integers
+    if form is None:
+        return weight.to(DTYPES[model.weight_dtype])
+    return quantize(
+        weight,
+        form.bits,
+        None if form.group is None or weight.shape[1] % form.group else form.group,
+        packed=form.packed,
+        symmetric=not form.zeros,
+        scale_dtype=DTYPES[form.scale],
+    )
 
 
 class _SweepMemory:
@@ -167,7 +186,14 @@ class _SweepMemory:
 class _Bench:
     """One layer's buffers and bodies, run task by task outside any machine."""
 
-    def __init__(self, loaded: Loaded, threads: int, kv_dtype: str, kernels: str = "auto") -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        threads: int,
+        kv_dtype: str,
+        kernels: str = "auto",
+        activations: str = "int8",
+    ) -> None:
         self.model, self.table = loaded.one_layer()
         pages = self.table.pages
         rows = min(MAX_ROWS, max(16, (64 << 20) // (self.model.vocab * 4)))
@@ -184,6 +210,7 @@ class _Bench:
             kv_dtype=kv_dtype,
             threads=threads,
             kernels=kernels,
+            activations=activations,
         )
         page_bytes = {page.id: self.table.slot_bytes(page.id) for page in pages}
         sizes = buffer_sizes(self.model, pages, self.policy, page_bytes)
@@ -195,7 +222,7 @@ class _Bench:
         self.work = WorkModel(self.model, pages, self.policy)
         tasks = generate(self.model, pages, self.policy).tasks
         self.tasks = {task.op: task for task in reversed(tasks)}  # the first of each op
-        self.sampler = Sampler(0, self.model.vocab)
+        self.sampler = Sampler(0, self.model.vocab, select(kernels, threads))
         self.filled: int | None = None  # the page in the slot
 
     def close(self) -> None:

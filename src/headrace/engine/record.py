@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,12 +11,15 @@ from headrace.batching.counters import Counters
 from headrace.engine.sweep import Sweep
 from headrace.machines.trace import RunTotals, SweepTrace
 from headrace.memory.pages import PageTable
-from headrace.schedule.task import Op, Task
+from headrace.schedule.binding import Binding
+from headrace.schedule.task import Op, Schedule, Task
 from headrace.schedule.work import WorkModel
 from headrace.specs.hardware import CPU_FLOPS, DISK, Hardware
 
 MOST_SPANS = 12_000
 """Spans kept for a timeline: an overnight job has many millions, which no budget counts."""
+
+_EXPERTS = frozenset((Op.EXPERT, Op.EXPERT_UP, Op.EXPERT_DOWN, Op.MOE))
 
 log = logging.getLogger("headrace.record")
 
@@ -52,6 +56,7 @@ class Record:
     _disk_until: float = 0.0
     _last_end: float | None = None
     _spans: int = 0
+    _expert_flops: dict[tuple[str, int], float] = field(default_factory=dict, repr=False)
 
     def add(self, trace: SweepTrace) -> None:
         """Count a sweep that has ended. Sweeps arrive in order."""
@@ -66,7 +71,7 @@ class Record:
         self.sweeps.append(
             SweepAmounts(
                 needed_bytes=self._needed(trace, sweep),
-                flops=self.work.sweep_work(trace.schedule, sweep.binding).get(CPU_FLOPS, 0.0),
+                flops=self._flops(trace.schedule, sweep.binding),
                 prefill_rows=sweep.batch.rows - decodes,
                 decode_rows=decodes,
                 seconds=trace.end - began,
@@ -115,6 +120,19 @@ class Record:
                 self.disk_seconds += max(0.0, span.end - max(span.start, self._disk_until))
                 self._disk_until = max(self._disk_until, span.end)
 
+    def _flops(self, schedule: Schedule, binding: Binding) -> float:
+        """FLOPs of a sweep. Those of its experts are worked out once per number of rows: a row
+        visits as many experts of a layer, all of one size, whichever they are."""
+        known = Binding(binding.extents, binding.samples)
+        key = schedule.name, known.rows
+        experts, others = _divided(schedule)
+        if key not in self._expert_flops:
+            self._expert_flops[key] = self._sum_flops(experts, known)
+        return self._expert_flops[key] + self._sum_flops(others, known)
+
+    def _sum_flops(self, tasks: Iterable[Task], binding: Binding) -> float:
+        return sum(self.work.work(task, binding).amounts.get(CPU_FLOPS, 0.0) for task in tasks)
+
     def _needed(self, trace: SweepTrace, sweep: Sweep) -> int:
         """Bytes of pages that are not resident and that some row used, and of distinct rows."""
         if not sweep.batch.rows:
@@ -125,6 +143,13 @@ class Record:
             return pages
         segments = (s for m in sweep.batch.micro_batches for s in m.segments)
         return pages + len({t for s in segments for t in s.tokens}) * self.table.row_bytes()
+
+
+def _divided(schedule: Schedule) -> tuple[list[Task], list[Task]]:
+    """The tasks of experts, and the others that compute."""
+    experts = [task for task in schedule.tasks if task.op in _EXPERTS]
+    others = [t for t in schedule.tasks if t.op not in _EXPERTS and t.op is not Op.READ_PAGE]
+    return experts, others
 
 
 def _used(task: Task, sweep: Sweep) -> bool:

@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from headrace.engine.filters import penalise, restrict, truncate
+from headrace.engine.filters import penalise, restrict
 from headrace.errors import HeadraceError, NumericsError, ParameterError
+from headrace.kernels.draws import Best, Draw, Rank, Ranked
+from headrace.kernels.select import select
 from headrace.specs.sampling import SamplingParams
 from headrace.specs.scratch import SAMPLE_BLOCK_BYTES as BLOCK_BYTES
 from headrace.specs.scratch import SAMPLE_ROW_BYTES as ROW_BYTES
@@ -78,19 +81,39 @@ class SampledToken:
     fault: NumericsError | None = None
 
 
-class Sampler:
-    """Draws one token per row of logits. Holds no state but the seed."""
+class Draws(Protocol):
+    """The arithmetic: contracts in ``kernels.reference.draws``."""
 
-    def __init__(self, seed: int, vocab: int) -> None:
+    @property
+    def best_tokens(self) -> Callable[[Tensor], list[Best]]:
+        """The likeliest token of each row."""
+        ...
+
+    @property
+    def draw_tokens(self) -> Callable[[Tensor, Sequence[Draw]], list[int]]:
+        """A token for each draw."""
+        ...
+
+    @property
+    def rank_tokens(self) -> Callable[[Tensor, Sequence[Rank]], list[Ranked]]:
+        """The likeliest tokens, and log sum exp, of some rows."""
+        ...
+
+
+class Sampler:
+    """Draws one token per row of logits, with the arithmetic of ``kernels``. Holds no state
+    but the seed."""
+
+    def __init__(self, seed: int, vocab: int, kernels: Draws | None = None) -> None:
         self.seed = seed
         self.vocab = vocab
+        self._kernels = kernels or select("reference")
 
     def sample(self, logits: Tensor, rows: Sequence[SampleRow]) -> list[SampledToken]:
         """Draw a token per row of ``logits`` [S, V] fp32, which is left as it is.
 
         A row that holds NaN or an infinity, or does so once bias and penalties were applied,
-        draws nothing: its ``fault`` names the request. The check costs one more pass over the
-        logits. Raises HeadraceError for a wrong shape.
+        draws nothing: its ``fault`` names the request. Raises HeadraceError for a wrong shape.
         """
         if logits.shape != (len(rows), self.vocab):
             raise HeadraceError(
@@ -100,18 +123,24 @@ class Sampler:
             )
         if not rows:
             return []
-        best = logits.max(dim=-1)  # values [S] (NaN if any is), indices [S] of the first maximum
-        tokens: list[int] = best.indices.tolist()
-        faults = _faults(logits.amin(dim=-1), best.values, rows, "logits")
+        best = self._kernels.best_tokens(logits)
+        tokens = [b.token for b in best]
+        bad = [i for i, b in enumerate(best) if not b.all_finite]
+        faults = {i: _fault(logits[i], rows[i], "logits") for i in bad}
         fine = [i for i in range(len(rows)) if i not in faults]
-        drawn = [i for i in fine if not rows[i].greedy or rows[i].adjusted]
-        for block in self._blocks(drawn):
-            for i, token in zip(block, self._draw(logits, rows, block, faults), strict=True):
+        plain = [i for i in fine if not rows[i].greedy and not rows[i].adjusted]
+        for block in self._blocks(plain):
+            drawn = self._draw(logits, best, [(i, rows[i]) for i in block])
+            for i, token in zip(block, drawn, strict=True):
+                tokens[i] = token
+        for block in self._blocks([i for i in fine if rows[i].adjusted]):
+            drawn = self._draw_adjusted(logits, rows, block, faults)
+            for i, token in zip(block, drawn, strict=True):
                 tokens[i] = token
         results = [SampledToken(token, fault=faults.get(i)) for i, token in enumerate(tokens)]
         asked = [i for i in fine if i not in faults and rows[i].params.logprobs is not None]
         for block in self._blocks(asked):
-            self._fill_logprobs(logits, rows, block, results)
+            self._fill_logprobs(logits, best, rows, block, results)
         return results
 
     def _blocks(self, indices: list[int]) -> Iterator[list[int]]:
@@ -119,39 +148,47 @@ class Sampler:
         for start in range(0, len(indices), size):
             yield indices[start : start + size]
 
-    def _draw(
+    def _draw_adjusted(
         self,
         logits: Tensor,
         rows: Sequence[SampleRow],
         block: list[int],
         faults: dict[int, NumericsError],
     ) -> list[int]:
-        """Tokens of the rows in ``block``, adjusted, truncated and drawn; adds to ``faults``."""
+        """Tokens of the rows in ``block``, whose logits change before the draw; adds to
+        ``faults``."""
         x = logits[torch.tensor(block)]  # [B, V], a copy
         members = [rows[i] for i in block]
         for line, row in zip(x, members, strict=True):
-            if row.adjusted:
-                _adjust(line, row)
-        most = x.amax(dim=-1)  # [B]
-        for b, fault in _faults(most, most, members, "adjusted logits").items():
-            faults[block[b]] = fault
-            x[b].zero_()
-        best = x.max(dim=-1, keepdim=True)  # [B, 1]
-        tokens: list[int] = best.indices[:, 0].tolist()
-        random = [b for b, row in enumerate(members) if not row.greedy]
-        if not random:
-            return tokens
-        temperature = torch.tensor([max(row.params.temperature, GREEDY_BELOW) for row in members])
-        x.sub_(best.values).div_(temperature[:, None]).exp_()  # weights, the largest is 1
-        truncate(x, [None if row.greedy else row.params for row in members])
-        sums = x.cumsum(dim=-1, dtype=torch.float64)  # serial along V: no row sees another
-        targets = sums[:, -1:] * torch.tensor(
-            [[self._uniform(row)] for row in members], dtype=torch.float64
-        )
-        found: list[int] = torch.searchsorted(sums, targets, right=True)[:, 0].tolist()
-        for b in random:
-            tokens[b] = found[b]
+            _adjust(line, row)
+        best = self._kernels.best_tokens(x)
+        tokens = [b.token for b in best]
+        bad = [b for b, found in enumerate(best) if not found.finite]
+        faults |= {block[b]: _fault(x[b], members[b], "adjusted logits") for b in bad}
+        random = [(b, row) for b, row in enumerate(members) if not row.greedy and b not in bad]
+        for (b, _), token in zip(random, self._draw(x, best, random), strict=True):
+            tokens[b] = token
         return tokens
+
+    def _draw(
+        self, x: Tensor, best: Sequence[Best], rows: Sequence[tuple[int, SampleRow]]
+    ) -> list[int]:
+        """Tokens of some ``rows`` (number in ``x`` [S, V], and whose it is)."""
+        if not rows:
+            return []
+        draws = [
+            Draw(
+                row=i,
+                top=best[i].value,
+                temperature=max(row.params.temperature, GREEDY_BELOW),
+                min_p=row.params.min_p,
+                top_k=row.params.top_k,
+                top_p=row.params.top_p,
+                uniform=self._uniform(row),
+            )
+            for i, row in rows
+        ]
+        return self._kernels.draw_tokens(x, draws)
 
     def _uniform(self, row: SampleRow) -> float:
         return keyed_uniform(self.seed, row.params.seed, row.key, row.choice, row.position)
@@ -159,24 +196,18 @@ class Sampler:
     def _fill_logprobs(
         self,
         logits: Tensor,
+        best: Sequence[Best],
         rows: Sequence[SampleRow],
         block: list[int],
         results: list[SampledToken],
     ) -> None:
-        x = logits[torch.tensor(block)]  # [B, V]
-        most = min(self.vocab, max(rows[i].params.logprobs or 0 for i in block))
-        values, ids = x.topk(most, dim=-1)  # [B, most]
-        drawn = x.gather(1, torch.tensor([[results[i].token] for i in block]))[:, 0].tolist()
-        largest = x.amax(dim=-1, keepdim=True)
-        sums = x.sub_(largest).exp_().sum(dim=-1, dtype=torch.float64)
-        total = (largest[:, 0].double() + sums.log()).tolist()
-        for b, i in enumerate(block):
-            pairs = zip(ids[b].tolist(), values[b].tolist(), strict=True)
-            ordered = sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
+        asked = [Rank(i, best[i].value, rows[i].params.logprobs or 0) for i in block]
+        for i, ranked in zip(block, self._kernels.rank_tokens(logits, asked), strict=True):
+            token, total = results[i].token, ranked.log_sum
             results[i] = SampledToken(
-                results[i].token,
-                round(drawn[b] - total[b], 6),
-                tuple((t, round(v - total[b], 6)) for t, v in ordered[: rows[i].params.logprobs]),
+                token,
+                round(float(logits[i, token]) - total, 6),
+                tuple((t, round(value - total, 6)) for t, value in ranked.best),
             )
 
 
@@ -215,21 +246,13 @@ def check_params(params: SamplingParams, vocab: int, eos_ids: frozenset[int]) ->
         )
 
 
-def _faults(
-    least: Tensor, most: Tensor, rows: Sequence[SampleRow], what: str
-) -> dict[int, NumericsError]:
-    """Row -> error, for rows whose smallest or largest logit is not a finite number."""
-    fine = least.isfinite() & most.isfinite()
-    if bool(fine.all()):
-        return {}
-    return {
-        i: NumericsError(
-            f"{what} of request {rows[i].key!r} at generated token {rows[i].position}",
-            expected="finite numbers",
-            got=f"{least[i].item()} to {most[i].item()}",
-        )
-        for i in (~fine).nonzero()[:, 0].tolist()
-    }
+def _fault(line: Tensor, row: SampleRow, what: str) -> NumericsError:
+    """The error of a row of logits [V] that are not finite numbers."""
+    return NumericsError(
+        f"{what} of request {row.key!r} at generated token {row.position}",
+        expected="finite numbers",
+        got=f"{line.amin().item()} to {line.amax().item()}",
+    )
 
 
 def _adjust(line: Tensor, row: SampleRow) -> None:

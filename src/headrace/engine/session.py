@@ -19,6 +19,7 @@ from headrace.engine.record import Record
 from headrace.engine.sampler import Sampler
 from headrace.engine.sweep import Sweep
 from headrace.errors import UsageError
+from headrace.kernels.select import select
 from headrace.machines.machine import Body, Clock, Machine
 from headrace.machines.threads import Threads
 from headrace.machines.trace import SweepTrace
@@ -81,7 +82,7 @@ class Session:
         self._record: Record | None = None
         self.engine = Engine(
             self.batcher,
-            Sampler(seed, loaded.model.vocab),
+            Sampler(seed, loaded.model.vocab, select(policy.kernels, policy.threads)),
             lambda stream: self._answers(context, stream),
             _Schedules(loaded, policy, pick or (lambda _: policy.schedule)),
             self._on_sweep,

@@ -9,9 +9,17 @@ Source: the documentation and format of github.com/vllm-project/compressed-tenso
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+MOST_SHARED = 128
+"""Columns of a row of activations that share a scale, at most."""
+
+SHRINKS = tuple(1 - i / 50 for i in range(1, 17))
+"""Parts of the full range that the search for scales tries: 0.98, 0.96, ... 0.68."""
 
 _UNSIGNED_BIAS = {4: 8, 8: 128}
 
@@ -96,29 +104,73 @@ class QuantizedWeight:
 
 def quantize(
     weight: Tensor, bits: int = 8, group: int | None = None, *, packed: bool | None = None,
-    symmetric: bool = True, scale_dtype: torch.dtype = torch.float32,
+    symmetric: bool = True, scale_dtype: torch.dtype = torch.float32, search: bool = False,
 ) -> QuantizedWeight:  # fmt: skip
     """Round ``weight`` [N, K] to the nearest integers: one scale per row, or per ``group``.
 
-    4-bit integers are packed, 8-bit ones only when ``packed``. No calibration.
+    4-bit integers are packed, 8-bit ones only when ``packed``. A scale lets the largest value
+    of its group fit; with ``search`` it is the one of SHRINKS times that which leaves the least
+    squared error, the largest value clipped if need be. No calibration.
     """
     rows, columns = weight.shape
     grouped = weight.float().view(rows, -1, group or columns)
-    top = float(2 ** (bits - 1) - 1)
+    low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
     if symmetric:
-        scale = (grouped.abs().amax(-1) / top).to(scale_dtype)
-        zero = torch.zeros_like(scale, dtype=torch.float32)
-    else:
-        low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
-        scale = ((high - low) / (2 * top + 1)).to(scale_dtype)
-        zero = (-top - 1 - low / _divisor(scale)).round().clamp(-top - 1, top)
-    integers = (grouped / _divisor(scale)[..., None]).round() + zero[..., None]
-    integers = integers.clamp(-top - 1, top).to(torch.int8).view(rows, columns)
-    zeros = zero.to(torch.int8)
+        high = torch.maximum(-low, high)
+        low = -high
+    best = _round(grouped, low, high, bits, symmetric, scale_dtype)
+    if search:
+        least, shrunk = best.error, torch.ones_like(high)
+        for shrink in SHRINKS:
+            tried = _round(grouped, low * shrink, high * shrink, bits, symmetric, scale_dtype)
+            shrunk.masked_fill_(tried.error < least, shrink)
+            least = torch.minimum(least, tried.error)
+        best = _round(grouped, low * shrunk, high * shrunk, bits, symmetric, scale_dtype)
+    integers = best.integers.to(torch.int8).view(rows, columns)
+    zeros = best.zero.to(torch.int8)
     if bits == 4 if packed is None else packed:
         integers = _packed(integers, bits)
         zeros = _packed(zeros.T, bits).T.contiguous()
-    return QuantizedWeight(integers, scale, columns, bits, None if symmetric else zeros)
+    return QuantizedWeight(integers, best.scale, columns, bits, None if symmetric else zeros)
+
+
+class _Rounding(NamedTuple):
+    """Integers [N, groups, group] in fp32, and per group: scale, zero point, squared error."""
+
+    integers: Tensor
+    scale: Tensor
+    zero: Tensor
+    error: Tensor
+
+
+def _round(
+    grouped: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bool, dtype: torch.dtype
+) -> _Rounding:
+    """Round with scales by which ``low`` to ``high`` fits the integers."""
+    top = float(2 ** (bits - 1) - 1)
+    scale = (high / top if symmetric else (high - low) / (2 * top + 1)).to(dtype)
+    divisor = _divisor(scale)
+    integers = (grouped / divisor[..., None]).round_()
+    if symmetric:
+        zero = torch.zeros_like(divisor)
+        integers.clamp_(-top - 1, top)
+        error = integers * scale.float()[..., None]
+    else:
+        zero = (-top - 1 - low / divisor).round().clamp(-top - 1, top)
+        integers.add_(zero[..., None]).clamp_(-top - 1, top)
+        error = (integers - zero[..., None]).mul_(scale.float()[..., None])
+    return _Rounding(integers, scale, zero, error.sub_(grouped).square_().sum(-1))
+
+
+def rounded(x: Tensor, group: int) -> Tensor:
+    """``x`` [rows, K] as the integer path sees it: 8 bits for each row and each block of
+    ``group`` columns, at most MOST_SHARED; in fp32. A row with NaN or infinity is NaN."""
+    rows, columns = x.shape
+    block = min(group, MOST_SHARED)
+    padded = functional.pad(x, (0, -columns % block)).view(rows, -1, block)
+    top = padded.abs().amax(-1, keepdim=True)
+    inverse = torch.where(top > 1e-36, 127 / top, torch.where(top.isnan(), top, 0.0))
+    return ((padded * inverse).round_() * (top / 127)).view(rows, -1)[:, :columns]
 
 
 def _divisor(scale: Tensor) -> Tensor:
@@ -126,18 +178,19 @@ def _divisor(scale: Tensor) -> Tensor:
 
 
 def _packed(integers: Tensor, bits: int) -> Tensor:
-    """Signed integers, packed along the last dimension."""
+    """Signed integers, packed along the last dimension: the first in the lowest bits (memory is
+    little-endian wherever this runs)."""
     per = 32 // bits
-    rows, columns = integers.shape
-    shifted = torch.zeros(rows, -(-columns // per) * per, dtype=torch.int64)
-    shifted[:, :columns] = integers.long() + _UNSIGNED_BIAS[bits]
-    places = torch.arange(per) * bits
-    words = (shifted.view(rows, -1, per) << places).sum(-1)
-    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+    padded = functional.pad(integers, (0, -integers.shape[1] % per), value=-_UNSIGNED_BIAS[bits])
+    fields = (padded.to(torch.int16) + _UNSIGNED_BIAS[bits]).to(torch.uint8)
+    if bits == 4:
+        fields = fields[:, ::2] | fields[:, 1::2] << 4
+    return fields.reshape(-1).view(torch.int32).view(len(fields), -1)
 
 
 def _unpacked(words: Tensor, bits: int) -> Tensor:
     """Unsigned integers, unpacked along the last dimension."""
-    places = torch.arange(32 // bits) * bits
-    mask = 2**bits - 1
-    return ((words.long()[..., None] >> places) & mask).reshape(words.shape[0], -1)
+    fields = words.reshape(-1).view(torch.uint8).view(len(words), -1)
+    if bits == 4:
+        fields = torch.stack((fields & 15, fields >> 4), -1).view(len(fields), -1)
+    return fields

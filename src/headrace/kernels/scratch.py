@@ -38,4 +38,4 @@ class Scratch:
 
     def rest(self) -> Tensor:
         """The memory not handed out yet."""
-        return self._memory[self.used :]
+        return self._memory[self.used :] if self.used else self._memory

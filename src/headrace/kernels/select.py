@@ -16,8 +16,9 @@ import torch
 
 from headrace.errors import UsageError
 from headrace.kernels import reference
-from headrace.kernels.native import attention, available, matrix
-from headrace.specs.policy import KERNELS
+from headrace.kernels.native import attention, available, draws, matrix, rows
+from headrace.kernels.native.kept import Kept
+from headrace.specs.policy import ACTIVATIONS, KERNELS
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,13 @@ class Kernels:
     """Every function that op bodies call; signatures and contracts are the reference's.
 
     ``numerics`` names what decides the bits of a result: the implementation, its arithmetic
-    path and, where results depend on it, the number of threads.
+    paths and, for torch, its version and the number of threads. ``integers`` is the same for
+    products with integer weights.
     """
 
     name: str
     numerics: str
+    integers: str
     linear: Callable[..., Any]
     rms_norm: Callable[..., Any]
     apply_rope: Callable[..., Any]
@@ -37,17 +40,29 @@ class Kernels:
     append: Callable[..., Any]
     attend: Callable[..., Any]
     route: Callable[..., Any]
+    attention_inputs: Callable[..., Any]
+    attention_output: Callable[..., Any]
+    gather_norm: Callable[..., Any]
+    embed: Callable[..., Any]
+    widen_rows: Callable[..., Any]
+    rope_tables: Callable[..., Any]
+    best_tokens: Callable[..., Any]
+    draw_tokens: Callable[..., Any]
+    rank_tokens: Callable[..., Any]
     experts: Callable[..., Any]
     expert_up: Callable[..., Any]
     expert_down: Callable[..., Any]
 
 
-def select(choice: str = "auto", threads: int = 1) -> Kernels:
+def select(choice: str = "auto", threads: int = 1, activations: str = "int8") -> Kernels:
     """The kernels for ``choice``; ``auto`` takes the native ones where they were built.
 
-    Native calls use at most ``threads`` threads; torch keeps its own setting. Raises UsageError
+    Native calls use at most ``threads`` threads; torch keeps its own setting. Integer weights
+    meet ``activations`` of 8 bits or of fp32, whatever the number of rows. Raises UsageError
     for an unknown choice, and for ``native`` where the module is missing.
     """
+    if activations not in ACTIVATIONS:
+        raise UsageError("activations", expected=" | ".join(ACTIVATIONS), got=activations)
     if choice not in KERNELS:
         raise UsageError("kernels", expected=" | ".join(KERNELS), got=choice)
     if choice == "native" and not available():
@@ -56,39 +71,66 @@ def select(choice: str = "auto", threads: int = 1) -> Kernels:
             hint="install a C++ compiler and reinstall, or use kernels=reference",
         )
     if choice == "reference" or not available():
-        return _reference(threads)
-    return _native(threads)
+        return _reference(threads, activations)
+    return _native(threads, activations)
 
 
-def _reference(threads: int) -> Kernels:
+def _reference(threads: int, activations: str) -> Kernels:
     capability = torch.backends.cpu.get_cpu_capability().lower()
+    numerics = f"torch-{torch.__version__}-{capability}-threads_{threads}"
     return Kernels(
         name="reference",
-        numerics=f"torch-{torch.__version__}-{capability}-threads_{threads}",
-        linear=reference.linear,
+        numerics=numerics,
+        integers=f"torch-x_{activations}",
+        linear=partial(reference.linear, activations=activations),
         rms_norm=reference.rms_norm,
         apply_rope=reference.apply_rope,
         plan_attention=reference.plan_attention,
         append=reference.append,
         attend=reference.attend,
         route=reference.route,
-        experts=reference.experts,
-        expert_up=reference.expert_up,
-        expert_down=reference.expert_down,
+        attention_inputs=partial(reference.attention_inputs, activations=activations),
+        attention_output=partial(reference.attention_output, activations=activations),
+        gather_norm=reference.gather_norm,
+        embed=reference.embed,
+        widen_rows=reference.widen_rows,
+        rope_tables=reference.rope_tables,
+        best_tokens=reference.best_tokens,
+        draw_tokens=reference.draw_tokens,
+        rank_tokens=reference.rank_tokens,
+        experts=partial(reference.experts, activations=activations),
+        expert_up=partial(reference.expert_up, activations=activations),
+        expert_down=partial(reference.expert_down, activations=activations),
     )
 
 
-def _native(threads: int) -> Kernels:
-    paths = "+".join(sorted({matrix.path_of(d) for d in (torch.float32, torch.bfloat16)}))
+def _native(threads: int, activations: str) -> Kernels:
+    """Every function is native, and row-invariant: results depend on no thread count."""
+    products = {matrix.path_of(d) for d in (torch.float32, torch.bfloat16)}
+    paths = "+".join(sorted({*products, attention.path_of(), rows.path_of()}))
+    path = "auto" if activations == "int8" else "exact"
     return replace(
-        _reference(threads),
+        _reference(threads, activations),
         name="native",
-        numerics=f"native-{paths}-torch-{torch.__version__}-threads_{threads}",  # norms'
-        linear=partial(matrix.linear, threads=threads),
+        numerics=f"native-{paths}",
+        integers=f"{matrix.path_of('i8', path)}-x_{activations}",
+        linear=partial(matrix.linear, threads=threads, path=path),
         plan_attention=attention.plan_attention,
-        append=partial(attention.append, threads=threads),
-        attend=partial(attention.attend, threads=threads),
-        experts=partial(matrix.experts, threads=threads),
-        expert_up=partial(matrix.expert_up, threads=threads),
-        expert_down=partial(matrix.expert_down, threads=threads),
+        append=partial(attention.append, threads=threads, kept=Kept()),
+        attend=partial(attention.attend, threads=threads, kept=Kept()),
+        rms_norm=partial(rows.rms_norm, threads=threads),
+        apply_rope=partial(rows.apply_rope, threads=threads),
+        route=partial(rows.route, threads=threads, kept=Kept()),
+        attention_inputs=partial(rows.attention_inputs, threads=threads, path=path, kept=Kept()),
+        attention_output=partial(rows.attention_output, threads=threads, path=path, kept=Kept()),
+        gather_norm=partial(rows.gather_norm, threads=threads),
+        embed=partial(rows.embed, threads=threads),
+        widen_rows=partial(rows.widen_rows, threads=threads),
+        rope_tables=partial(rows.rope_tables, threads=threads),
+        best_tokens=partial(draws.best_tokens, threads=threads),
+        draw_tokens=partial(draws.draw_tokens, threads=threads),
+        rank_tokens=partial(draws.rank_tokens, threads=threads),
+        experts=partial(matrix.experts, threads=threads, path=path, kept=Kept()),
+        expert_up=partial(matrix.expert_up, threads=threads, path=path),
+        expert_down=partial(matrix.expert_down, threads=threads, path=path),
     )

@@ -27,6 +27,8 @@ Body = Callable[[Task, Views, Any], None]
 
 Bodies = Mapping[Op, Body]
 ViewOf = Callable[[Buffer], Any]
+"""The view of a buffer: the same one every time, so that machines may ask once per schedule."""
+
 Clock = Callable[[], float]
 Sink = Callable[[SweepTrace], None]
 

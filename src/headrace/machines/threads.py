@@ -7,12 +7,13 @@ sleeps. Whoever ends a task wakes the sleepers that it made ready, and no others
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from headrace.errors import ScheduleError, TaskError
-from headrace.machines.machine import Bodies, Cancelled, Clock, Sink, ViewOf
+from headrace.machines.machine import Bodies, Cancelled, Clock, Sink, ViewOf, Views
 from headrace.machines.run import Run, RunTicket
 from headrace.machines.trace import SweepTrace
 from headrace.schedule.task import Schedule, Task
@@ -47,6 +48,7 @@ class Threads:
         self._hazards = Hazards()
         self._appended = 0
         self._serial = 0
+        self._views: dict[int, list[Views]] = {}  # by identity of the schedule, while it lives
         self._lock = threading.Lock()  # guards everything below
         self._changed = threading.Condition(self._lock)  # a sweep is over, or a worker asleep
         self._workers: dict[str, _Worker] = {}
@@ -97,6 +99,7 @@ class Threads:
                 worker.wake()
         for worker in self._workers.values():
             worker.thread.join()
+        self._views.clear()  # whoever keeps a schedule must not keep memory with it
 
     def __enter__(self) -> Threads:
         return self
@@ -120,12 +123,25 @@ class Threads:
     def _items(self, run: Run) -> dict[str, list[_Item]]:
         """The tasks of ``run`` per lane, with their waits."""
         items: dict[str, list[_Item]] = {}
-        waits = self._hazards.append(run.schedule)
+        waits, views = self._hazards.append(run.schedule), self._views_of(run.schedule)
         for index, task in enumerate(run.schedule.tasks):
-            item = _Item(self._serial + index, run, index, task, waits[index])
+            item = _Item(self._serial + index, run, index, task, waits[index], views[index])
             items.setdefault(task.lane, []).append(item)
         self._serial += len(waits)
         return items
+
+    def _views_of(self, schedule: Schedule) -> list[Views]:
+        """What each task may see: a schedule is replayed many times, its tasks name many pages."""
+        found = self._views.get(id(schedule))
+        if found is None:
+            found = [
+                {buffer: self._view_of(buffer) for buffer in (*task.reads, *task.writes)}
+                for task in schedule.tasks
+            ]
+            self._views[id(schedule)] = found
+            forget = weakref.finalize(schedule, self._views.pop, id(schedule), None)
+            forget.atexit = False
+        return found
 
     def _enqueue(self, run: Run, items: dict[str, list[_Item]]) -> None:
         if self._dropped:  # it failed, or was cancelled, meanwhile
@@ -180,10 +196,9 @@ class Threads:
 
     def _run(self, item: _Item) -> None:
         task, run, clock = item.task, item.run, self._clock
-        views = {buffer: self._view_of(buffer) for buffer in (*task.reads, *task.writes)}
         body = self._bodies[task.op]
         start = clock()
-        body(task, views, run.sweep)
+        body(task, item.views, run.sweep)
         end = clock()
         with self._lock:
             self._done[task.lane] = self._done.get(task.lane, 0) + 1
@@ -233,6 +248,7 @@ class _Item(NamedTuple):
     place: int
     task: Task
     waits: TaskWaits
+    views: Views
 
 
 class _Worker:

@@ -19,6 +19,7 @@ DTYPES: Mapping[str, torch.dtype] = {
     "f32": torch.float32,
     "bf16": torch.bfloat16,
     "f16": torch.float16,
+    "i8": torch.int8,
     "i32": torch.int32,
     "i64": torch.int64,
     "u8": torch.uint8,

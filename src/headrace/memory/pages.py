@@ -7,7 +7,7 @@ from files whose tensors do not lie at multiples of their element size (see ``Sh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +15,8 @@ from headrace.errors import CheckpointError, HeadraceError
 from headrace.memory.checkpoint import Checkpoint, TensorEntry
 from headrace.memory.disk import ALIGN, DiskReader, FileRange, align_up
 from headrace.memory.rows import RowReader
-from headrace.specs.model import ITEM_BYTES, ModelSpec
+from headrace.specs.forms import FLOATS, PART_NAMES, STORED_BYTES, Form, Part
+from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page, Slice
 
 TensorName = Callable[[str, int | None, int | None], str]
@@ -25,12 +26,16 @@ _TENSOR_ALIGN = 64
 
 
 class Place(NamedTuple):
-    """Where a page's tensor (or its rows) lies in the slot: byte offset, format and shape."""
+    """Where a page's tensor (or its rows) lies in the slot: byte offset, format and shape as
+    stored. Integers know their ``form`` and how many ``columns`` they stand for; their scales and
+    zero points have places of their own (see ``PART_NAMES``)."""
 
     offset: int
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+    form: Form | None = None
+    columns: int = 0
 
 
 class Shift(NamedTuple):
@@ -95,7 +100,7 @@ class PageTable:
         return got
 
     def geometry(self, page_id: int) -> Mapping[str, Place]:
-        """Logical name -> place in the slot. Offsets are multiples of the element size."""
+        """Name -> place in the slot, of every part. Offsets are multiples of the element size."""
         return self._plans[page_id].places
 
     def plan(self, page_id: int) -> PagePlan:
@@ -153,7 +158,8 @@ class PageTable:
 
     def _plan(self, page: Page) -> PagePlan:
         pieces = sorted(
-            (self._piece(page, piece) for piece in page.slices), key=lambda p: (p.file, p.offset)
+            (part for piece in page.slices for part in self._pieces(page, piece)),
+            key=lambda p: (p.file, p.offset),
         )
         ranges: list[FileRange] = []
         shifts: list[Shift] = []
@@ -162,52 +168,65 @@ class PageTable:
         for run in _runs(pieces):
             start, end = run[0].offset, run[-1].offset + run[-1].nbytes
             lead = start % ALIGN
-            shift = lead % _TENSOR_ALIGN if any(lead % ITEM_BYTES[p.dtype] for p in run) else 0
+            shift = (
+                lead % _TENSOR_ALIGN if any(lead % STORED_BYTES[p.place.dtype] for p in run) else 0
+            )
             ranges.append(FileRange(run[0].file, start - lead, lead + end - start, at))
             if shift:
                 shifts.append(Shift(at, shift, lead - shift + end - start))
             for p in run:
                 offset = at + lead - shift + p.offset - start
-                places[p.tensor] = Place(offset, p.dtype, p.shape, p.nbytes)
+                places[p.name] = p.place._replace(offset=offset)
             at += ranges[-1].span
         sizes = self._checkpoint.file_bytes
         return PagePlan(
             ranges=tuple(ranges),
             shifts=tuple(shifts),
-            places={s.tensor: places[s.tensor] for s in page.slices},
+            places=dict(sorted(places.items())),
             slot_bytes=at,
             read_bytes=sum(min(r.span, sizes[r.file] - r.offset) for r in ranges),
             needed_bytes=sum(p.nbytes for p in pieces),
         )
 
-    def _piece(self, page: Page, piece: Slice) -> _Piece:
-        entry = self._entry(piece.tensor, page.layer, page.expert)
-        row_bytes = entry.nbytes // entry.shape[0]
-        offset = entry.offset + piece.start * row_bytes
-        nbytes = (piece.stop - piece.start) * row_bytes
-        return _Piece(piece.tensor, entry.file, offset, nbytes, entry.dtype, piece.shape)
+    def _pieces(self, page: Page, piece: Slice) -> Iterator[_Piece]:
+        """The parts of a slice: one, or values, scales and zero points."""
+        shape = self._shapes[piece.tensor]
+        for suffix, part in piece.form.parts(shape).items():
+            entry = self._entry(piece.tensor, page.layer, page.expert, suffix, part)
+            start, stop = part.rows(piece.start, piece.stop)
+            row_bytes = entry.nbytes // entry.shape[0]
+            nbytes = (stop - start) * row_bytes
+            place = Place(0, entry.dtype, (stop - start, *entry.shape[1:]), nbytes)
+            if piece.form.integer and suffix not in PART_NAMES:
+                place = place._replace(form=piece.form, columns=piece.columns)
+            name = piece.tensor + PART_NAMES.get(suffix, "")
+            yield _Piece(name, entry.file, entry.offset + start * row_bytes, nbytes, place)
 
     def _table(self, tensor: str) -> TensorEntry:
-        return self._entry(tensor, None, None)
+        return self._entry(tensor, None, None, "", Part("", self._shapes[tensor]))
 
-    def _entry(self, logical: str, layer: int | None, expert: int | None) -> TensorEntry:
-        name = self._tensor_name(logical, layer, expert)
+    def _entry(
+        self, logical: str, layer: int | None, expert: int | None, suffix: str, part: Part
+    ) -> TensorEntry:
+        """The stored part, of the shape and format that ``part`` says; among floats any will do."""
+        name = self._tensor_name(logical, layer, expert) + suffix
         entry = self._checkpoint.tensors.get(name)
         if entry is None:
             raise CheckpointError(
                 f"tensor {name} ({logical}) is missing from {self._checkpoint.folder}",
                 hint="does config.json belong to these weights?",
             )
-        if entry.shape != self._shapes[logical]:
+        if entry.shape != part.shape:
             raise CheckpointError(
                 f"shape of tensor {name}",
-                expected=f"{list(self._shapes[logical])} from config.json",
+                expected=f"{list(part.shape)} from config.json",
                 got=list(entry.shape),
             )
-        if entry.dtype not in ITEM_BYTES:
+        formats = (part.dtype,) if part.dtype in ("i8", "i32") else tuple(FLOATS)
+        if entry.dtype not in formats:
             raise CheckpointError(
                 f"format of tensor {name}",
-                expected=" or ".join(ITEM_BYTES),
+                expected=" or ".join(formats),
                 got=entry.dtype,
                 hint="use the checkpoint in its unquantised form",
             )
@@ -215,12 +234,11 @@ class PageTable:
 
 
 class _Piece(NamedTuple):
-    tensor: str
+    name: str
     file: int
     offset: int
     nbytes: int
-    dtype: str
-    shape: tuple[int, ...]
+    place: Place
 
 
 def _row_range(table: TensorEntry, row: int) -> tuple[FileRange, int]:
@@ -243,7 +261,7 @@ def _runs(pieces: Sequence[_Piece]) -> Iterable[list[_Piece]]:
         if run:
             first, end = run[0], run[-1].offset + run[-1].nbytes
             touches = piece.file == first.file and piece.offset <= align_up(end)
-            if not touches or (piece.offset - first.offset) % ITEM_BYTES[piece.dtype]:
+            if not touches or (piece.offset - first.offset) % STORED_BYTES[piece.place.dtype]:
                 yield run
                 run = []
         run.append(piece)

@@ -8,17 +8,19 @@ bodies use the first rows of them. An empty micro-batch or an unrouted expert co
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from headrace.kernels.reference import AttentionRule, RouterRule
 from headrace.kernels.scratch import Scratch
 from headrace.kernels.select import Kernels, select
 from headrace.machines.machine import Body, Views
 from headrace.memory.pages import PageTable
 from headrace.models.ffn import Ffn
 from headrace.models.sweep import Indexer, RowIndex, Sweep
-from headrace.models.weights import Weights
+from headrace.models.weights import Weight, Weights
 from headrace.schedule.task import Buffer, Op, Task
 from headrace.specs.model import ModelSpec
 from headrace.specs.policy import Policy
@@ -37,7 +39,7 @@ def make_bodies(
     ``models.sweep.Sweep``. Every body is safe to run beside reads, not beside another body of
     the compute lane (they share scratch).
     """
-    kernels = kernels or select(policy.kernels, policy.threads)
+    kernels = kernels or select(policy.kernels, policy.threads, policy.activations)
     bodies = _Bodies(model, table, policy, kernels)
     ffn = Ffn(model, table, bodies.indexer, kernels)
     return {
@@ -66,8 +68,12 @@ class _Bodies:
         self.table = table
         self.pages = {page.id: page for page in table.pages}
         self.tile = attention_tile(model, policy)
+        self.mu = policy.mu
+        self._pieces: _Lent | None = None
         self.weights = Weights(table)
         self.indexer = Indexer(model, policy, kernels)
+        self.attention_rule = AttentionRule(model.norm_eps, model.head_dim, model.clip_qkv)
+        self.router_rule = RouterRule(renormalise=model.renormalise)
 
     def read_rows(self, task: Task, views: Views, sweep: Sweep) -> None:
         """Embedding rows of the batch, in row order."""
@@ -90,51 +96,27 @@ class _Bodies:
         hidden = views[Buffer("hidden", _mb(task))][: index.rows]
         stored = views.get(Buffer("rows"))
         if stored is not None:
-            hidden.copy_(stored[index.offset : index.offset + index.rows])
+            self.kernels.widen_rows(stored[index.offset : index.offset + index.rows], hidden)
             return
         for buffer in task.reads:
             if buffer.name == "page":
-                self._look_up(buffer.index, views, index, hidden)
-
-    def _look_up(self, page: int, views: Views, index: RowIndex, hidden: Tensor) -> None:
-        (piece,) = self.pages[page].slices
-        block = self.weights.of(page, views[Buffer("page", page)])[piece.tensor]
-        mine = (index.tokens >= piece.start) & (index.tokens < piece.stop)
-        rows = mine.nonzero().view(-1)  # [m]
-        scratch = Scratch(views[_SCRATCH])
-        stored = scratch.take(rows.numel(), self.model.hidden, dtype=block.dtype)
-        torch.index_select(block, 0, index.tokens[rows] - piece.start, out=stored)
-        wide = scratch.take(*stored.shape).copy_(stored)
-        hidden.index_copy_(0, rows, wide)
+                (piece,) = self.pages[buffer.index].slices
+                table = self.weights.of(buffer.index, views[buffer])[piece.tensor]
+                scratch = Scratch(views[_SCRATCH])
+                self.kernels.embed(index.tokens, table, piece.start, hidden, scratch)
 
     def pre_attention(self, task: Task, views: Views, sweep: Sweep) -> None:
-        """Norm, q, k and v, their norms, clipping and rotation; k and v go to the cache."""
-        index, model = self._index(task, sweep), self.model
-        r = index.rows
-        if not r:
+        """q, k and v of the normed rows; k and v go to the cache."""
+        index = self._index(task, sweep)
+        if not index.rows:
             return
-        w, scratch = self._layer(task, views), Scratch(views[_SCRATCH])
-        x = scratch.take(r, model.hidden)
-        self.kernels.rms_norm(
-            views[Buffer("hidden", _mb(task))][:r], w["attn_norm"], model.norm_eps, x
-        )
-        tile = scratch.take(tile_elements(model.q_size, model.hidden))
-        temp = scratch.take(r * model.q_size)
-        q = views[Buffer("q")][:r]
-        k, v = scratch.take(r, model.kv_size), scratch.take(r, model.kv_size)
-        for name, out in (("q", q), ("k", k), ("v", v)):
-            self.kernels.linear(x, w[name], out, tile, w.get(f"{name}_bias"))
-        for name, out in (("q", q), ("k", k)):
-            if model.qk_norm:
-                normed = temp[: out.numel()].view(out.shape)
-                out.copy_(self.kernels.rms_norm(out, w[f"{name}_norm"], model.norm_eps, normed))
-        if model.clip_qkv is not None:
-            for out in (q, k, v):
-                out.clamp_(-model.clip_qkv, model.clip_qkv)
-        for out in (q, k):
-            heads = out.view(r, -1, model.head_dim)
-            self.kernels.apply_rope(heads, index.cos, index.sin, temp[: out.numel()])
-        self.kernels.append(k, v, views[Buffer("kv", _layer(task))], index.slots, temp)
+        lent = self._lent(views[_SCRATCH])
+        self.kernels.attention_inputs(
+            views[Buffer("hidden", _mb(task))], self._layer(task, views), self.attention_rule,
+            index.cos, index.sin, views[Buffer("q")], lent.k, lent.v, Scratch(lent.rest),
+        )  # fmt: skip
+        kv = views[Buffer("kv", _layer(task))]
+        self.kernels.append(lent.k, lent.v, kv, index.slots, lent.temp)
 
     def attention(self, task: Task, views: Views, sweep: Sweep) -> None:
         """attended = softmax(q K^T) V over the cache, the chunk's own keys included."""
@@ -154,29 +136,29 @@ class _Bodies:
         r = self._index(task, sweep).rows
         if not r:
             return
-        w, model = self._layer(task, views), self.model
-        hidden = views[Buffer("hidden", _mb(task))][:r]
-        tile = Scratch(views[_SCRATCH]).take(tile_elements(model.hidden, model.q_size))
-        attended = views[Buffer("attended")][:r]
-        self.kernels.linear(attended, w["o"], hidden, tile, w.get("o_bias"), accumulate=True)
-        normed = views[Buffer("normed", _mb(task))][:r]
-        self.kernels.rms_norm(hidden, w["ffn_norm"], model.norm_eps, normed)
+        self.kernels.attention_output(
+            views[Buffer("attended")], self._layer(task, views), self.model.norm_eps,
+            views[Buffer("hidden", _mb(task))], views[Buffer("normed", _mb(task))],
+            Scratch(views[_SCRATCH]), r,
+        )  # fmt: skip
 
     def router(self, task: Task, views: Views, sweep: Sweep) -> None:
         """Experts and gates of every row; adds the counts to ``binding.routed``."""
         r, layer = self._index(task, sweep).rows, _layer(task)
         routing = views[Buffer("routing", _mb(task))]
         if r:
-            normed = views[Buffer("normed", _mb(task))][:r]
+            normed = views[Buffer("normed", _mb(task))]
             router = self._layer(task, views)["router"]
             scratch = Scratch(views[_SCRATCH])
-            self.kernels.route(normed, router, self.model.renormalise, routing, scratch)
+            self.kernels.route(normed, router, self.router_rule, routing, scratch, rows=r)
         else:
             routing.starts.zero_()
         routed = sweep.binding.routed
-        before = routed[layer] if _mb(task) else (0.0,) * self.model.experts
-        counts = zip(before, routing.counts(), strict=True)
-        routed[layer] = tuple(a + b for a, b in counts)
+        if not _mb(task):
+            routed[layer] = tuple(routing.counts())
+        elif r:
+            counts = zip(routed[layer], routing.counts(), strict=True)
+            routed[layer] = tuple(a + b for a, b in counts)
 
     def final(self, task: Task, views: Views, sweep: Sweep) -> None:
         """Final norm of the rows that draw a token."""
@@ -185,10 +167,11 @@ class _Bodies:
         for mb in range(len(sweep.batch.micro_batches)):
             index = self.indexer.of(sweep, mb)
             count = index.sampled.numel()
-            x = Scratch(views[_SCRATCH]).take(count, self.model.hidden)
-            torch.index_select(views[Buffer("hidden", mb)], 0, index.sampled, out=x)
+            hidden, scratch = views[Buffer("hidden", mb)], Scratch(views[_SCRATCH])
             out = views[Buffer("final")][index.first_sample : index.first_sample + count]
-            self.kernels.rms_norm(x, weight, self.model.norm_eps, out)
+            self.kernels.gather_norm(
+                hidden, index.sampled, weight, self.model.norm_eps, out, scratch
+            )
 
     def logits(self, task: Task, views: Views, sweep: Sweep) -> None:
         """A block of columns of the logits."""
@@ -202,12 +185,32 @@ class _Bodies:
         out = views[Buffer("logits")][:count, piece.start : piece.stop]
         self.kernels.linear(views[Buffer("final")][:count], weight, out, tile)
 
+    def _lent(self, scratch: Tensor) -> _Lent:
+        """The same pieces of the same scratch: kernels know them again."""
+        if self._pieces is None or self._pieces.scratch is not scratch:
+            taken, shape = Scratch(scratch), (self.mu, self.model.kv_size)
+            k, v = taken.take(*shape), taken.take(*shape)
+            temp = taken.take(self.mu * self.model.kv_size)
+            self._pieces = _Lent(scratch, k, v, temp, taken.rest())
+        return self._pieces
+
     def _index(self, task: Task, sweep: Sweep) -> RowIndex:
         return self.indexer.of(sweep, _mb(task))
 
-    def _layer(self, task: Task, views: Views) -> Mapping[str, Tensor]:
+    def _layer(self, task: Task, views: Views) -> Mapping[str, Weight]:
         assert task.page is not None
         return self.weights.of(task.page, _page_view(task, views))
+
+
+class _Lent(NamedTuple):
+    """Keys and values on their way to the cache, fp32 [mu, KV d] each, and as much again to
+    round them in; the rest of ``scratch``."""
+
+    scratch: Tensor
+    k: Tensor
+    v: Tensor
+    temp: Tensor
+    rest: Tensor
 
 
 def _page_view(task: Task, views: Views) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from headrace.errors import UnsupportedModelError
+from headrace.models.compressed import check_config
 from headrace.models.fields import Fields
 
 _LAYER = {
@@ -39,7 +40,7 @@ def dimensions(
     Raises UnsupportedModelError for activations, quantisation and layer patterns we do not run.
     """
     fields.refuse_unless("hidden_act", "silu", "swish")
-    fields.refuse_unless("quantization_config", None)
+    check_config(fields.config)
     hidden = fields.integer("hidden_size", _MOST["width"])
     heads = fields.integer("num_attention_heads", _MOST["heads"])
     missing_kv = heads if "num_key_value_heads" in fields.config else kv_heads or heads

@@ -5,6 +5,10 @@ A dense FFN is an expert that every row visits with gate 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from operator import is_
+from typing import Any
+
 from torch import Tensor
 
 from headrace.kernels.routed import Routed
@@ -32,6 +36,7 @@ class Ffn:
         self.kernels = kernels
         self.weights = Weights(table)
         self.pages = {page.id: page for page in table.pages}
+        self._lists: dict[int, tuple[Views, list[Any]]] = {}
         self.layers: dict[int, list[Page]] = {}
         for page in table.pages:
             if page.layer is not None and page.expert is not None:
@@ -48,11 +53,21 @@ class Ffn:
         assert task.layer is not None
         pages, batches = self.layers[task.layer], self._batches(views, sweep)
         if all(page.role is Role.EXPERT for page in pages):
-            weights = [self.weights.of(p.id, views[Buffer("page", p.id)]) for p in pages]
+            weights = self._layer_weights(task.layer, pages, views)
             self.kernels.experts(batches, 0, weights, views[_SCRATCH])
             return
         for page in pages:
             self._apply(page, views[Buffer("page", page.id)], batches, views)
+
+    def _layer_weights(self, layer: int, pages: list[Page], views: Views) -> Sequence[Any]:
+        """The weights of all ``pages``: the same list as long as the views are the same."""
+        kept = self._lists.get(layer)
+        if kept is None or kept[0] is not views:
+            found = [self.weights.of(p.id, views[Buffer("page", p.id)]) for p in pages]
+            if kept is not None and all(map(is_, kept[1], found)):
+                found = kept[1]
+            kept = self._lists[layer] = views, found
+        return kept[1]
 
     def _apply(self, page: Page, memory: Tensor, batches: list[Routed], views: Views) -> None:
         assert page.expert is not None
@@ -74,12 +89,6 @@ class Ffn:
             rows = self.indexer.of(sweep, mb).rows
             if rows:
                 x, hidden = views.get(Buffer("normed", mb)), views.get(Buffer("hidden", mb))
-                batches.append(
-                    Routed(
-                        rows,
-                        None if x is None else x[:rows],
-                        None if hidden is None else hidden[:rows],
-                        views[Buffer("routing", mb)] if self.model.is_moe else None,
-                    )
-                )
+                routing = views[Buffer("routing", mb)] if self.model.is_moe else None
+                batches.append(Routed(rows, x, hidden, routing))
         return batches

@@ -10,7 +10,10 @@ from typing import Any, Protocol
 from headrace.errors import CheckpointError, UnsupportedModelError
 from headrace.memory.checkpoint import Checkpoint
 from headrace.models import llama, mixtral, olmoe
+from headrace.models.compressed import quantization_of, stored_forms
+from headrace.specs.forms import MATRICES, Form
 from headrace.specs.model import ITEM_BYTES, ModelSpec
+from headrace.specs.pages import Page, page_layout
 
 
 class Architecture(Protocol):
@@ -33,6 +36,8 @@ class Architecture(Protocol):
 ARCHITECTURES: tuple[Architecture, ...] = (llama, mixtral, olmoe)
 """All that run."""
 
+_MOST_IN_A_WORD = 8  # integers of 4 bits
+
 
 def checkpoint_spec(checkpoint: Checkpoint) -> ModelSpec:
     """The spec of an opened checkpoint, no larger than what its files hold.
@@ -42,7 +47,11 @@ def checkpoint_spec(checkpoint: Checkpoint) -> ModelSpec:
     """
     tensors = checkpoint.tensors
     spec = model_spec(checkpoint.config, {name: entry.dtype for name, entry in tensors.items()})
-    stored = sum(math.prod(entry.shape) for entry in tensors.values())
+    packed = _MOST_IN_A_WORD if quantization_of(checkpoint.config) else 1
+    stored = sum(
+        math.prod(entry.shape) * (packed if entry.dtype == "i32" else 1)
+        for entry in tensors.values()
+    )
     needed_tensors = spec.layers * spec.experts * len(spec.expert_tensors())
     if spec.parameters() > stored or needed_tensors > len(tensors):
         raise CheckpointError(
@@ -51,7 +60,15 @@ def checkpoint_spec(checkpoint: Checkpoint) -> ModelSpec:
             got=f"{stored} in {len(tensors)} tensors",
             hint="does config.json belong to these weights?",
         )
-    return spec
+    return replace(spec, integers=_integers(checkpoint, spec))
+
+
+def checkpoint_pages(
+    checkpoint: Checkpoint, model: ModelSpec, cut_bytes: int | None = None
+) -> tuple[Page, ...]:
+    """The pages of an opened checkpoint, each tensor in the form in which it is stored."""
+    name_of = architecture(checkpoint.config).tensor_name
+    return page_layout(model, cut_bytes, stored_forms(checkpoint, name_of, model))
 
 
 def model_spec(config: Mapping[str, Any], dtypes: Mapping[str, str] | None = None) -> ModelSpec:
@@ -71,6 +88,18 @@ def model_spec(config: Mapping[str, Any], dtypes: Mapping[str, str] | None = Non
             "weight format", expected=", ".join(ITEM_BYTES), got=str(stored)[:80]
         )
     return replace(spec, weight_dtype=stored)
+
+
+def _integers(checkpoint: Checkpoint, model: ModelSpec) -> Form | None:
+    """The form of the first matrix that is stored as integers, experts first."""
+    if quantization_of(checkpoint.config) is None:
+        return None
+    forms = stored_forms(checkpoint, architecture(checkpoint.config).tensor_name, model)
+    experts = ((name, 0) for name in model.expert_tensors())
+    others = ((name, None) for name in model.layer_tensors())
+    names = [(n, e) for n, e in (*experts, *others) if n in MATRICES]
+    found = (forms(n, layer, e) for layer in range(model.layers) for n, e in names)
+    return next((form for form in found if form.integer), None)
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture:

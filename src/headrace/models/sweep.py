@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from headrace.batching.batch import Batch, MicroBatch, Segment
-from headrace.kernels.reference import Piece, inverse_frequencies, rope_tables
+from headrace.kernels.reference import Piece, inverse_frequencies
 from headrace.kernels.select import Kernels
 from headrace.schedule.binding import Binding
 from headrace.specs.model import ModelSpec
@@ -70,6 +70,7 @@ class Indexer:
 
     def __init__(self, model: ModelSpec, policy: Policy, kernels: Kernels) -> None:
         self._plan = kernels.plan_attention
+        self._rope_tables = kernels.rope_tables
         self._frequencies, self._rope_scale = inverse_frequencies(model.rope, model.head_dim)
         self._tile = attention_tile(model, policy)
         self._block = policy.kv_block
@@ -85,7 +86,8 @@ class Indexer:
     def _make(self, batch: Batch, mb: int) -> RowIndex:
         before, here = batch.micro_batches[:mb], batch.micro_batches[mb]
         positions = [p for s in here.segments for p in range(s.start, s.kv_len)]
-        cos, sin = rope_tables(torch.tensor(positions), self._frequencies, self._rope_scale)
+        places = torch.tensor(positions, dtype=torch.int64)
+        cos, sin = self._rope_tables(places, self._frequencies, self._rope_scale)
         return RowIndex(
             rows=here.rows,
             offset=sum(m.rows for m in before),

@@ -108,6 +108,12 @@ def fitted(at: Situation, seqs: int) -> Policy | None:
     return _with_roomy_kv(at, replace(policy, compute_rows=_compute_rows(at, policy)))
 
 
+def filled(at: Situation, rows: int) -> Policy | None:
+    """A policy of ``rows`` rows per sweep that may all draw, with as many pages resident as fit;
+    None if they do not. Counts bytes only: no rates are needed."""
+    return _fill(at, _policy(at, rows, rows, _kv_blocks(at, 1)), LEAST_SLOTS)
+
+
 def _with_roomy_kv(at: Situation, policy: Policy) -> Policy:
     """Where all weights stay anyway, spare memory holds requests at their limits."""
     if policy.slot_bytes or at.overrides.kv_blocks:
@@ -160,11 +166,14 @@ def _policy(at: Situation, seqs: int, rows: int, kv_blocks: int) -> Policy:
         kv_dtype=fixed.kv_dtype,
         threads=fixed.threads,
         kernels=fixed.kernels,
+        activations=fixed.activations,
     )
 
 
 def _micro_batches(at: Situation, rows: int) -> int:
-    return at.overrides.micro_batches or -(-rows // ROWS_PER_MICRO_BATCH)
+    """As many as bring their rows nearest to ROWS_PER_MICRO_BATCH."""
+    near = (rows + ROWS_PER_MICRO_BATCH // 2) // ROWS_PER_MICRO_BATCH
+    return at.overrides.micro_batches or max(1, near)
 
 
 def _disk_lanes(hardware: Hardware) -> int:

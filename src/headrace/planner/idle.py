@@ -63,7 +63,7 @@ def steady(
 ) -> Steady:
     """The last but one of ``sweeps`` appended sweeps, from end to end, on the virtual machine: in
     its tail, pages of the last one are already on their way."""
-    work, binding = WorkModel(model, pages, policy), binding_of(load, policy.micro_batches)
+    work, binding = WorkModel(model, pages, policy), binding_of(load, policy)
     known: dict[tuple[object, ...], Work] = {}
 
     def work_of(task: Task, sweep: object) -> Work:

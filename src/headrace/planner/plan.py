@@ -30,6 +30,7 @@ class Overrides:
     chunk: int = 64
     threads: int = 1
     kernels: str = "auto"
+    activations: str = "int8"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
+from headrace.batching.microbatch import used_micro_batches
 from headrace.machines.virtual import Virtual
 from headrace.planner.sweeps import Load, SweepTimes
 from headrace.schedule.binding import Binding, Extent
@@ -94,7 +95,7 @@ def steady_seconds(
 ) -> float:
     """Seconds of the last of ``sweeps`` appended sweeps of equal load, seam overlap included."""
     work = WorkModel(model, pages, policy)
-    binding = binding_of(load, policy.micro_batches)
+    binding = binding_of(load, policy)
     seen: dict[tuple[object, ...], Work] = {}
 
     def work_of(task: Task, sweep: object) -> Work:
@@ -112,10 +113,11 @@ def steady_seconds(
     return ends[-1] - ends[-2]
 
 
-def binding_of(load: Load, micro_batches: int) -> Binding:
-    """``load`` dealt evenly over the micro-batches."""
-    extents: list[list[Extent]] = [[] for _ in range(micro_batches)]
-    samples = [0] * micro_batches
+def binding_of(load: Load, policy: Policy) -> Binding:
+    """The load in as few micro-batches as the batcher uses."""
+    extents: list[list[Extent]] = [[] for _ in range(policy.micro_batches)]
+    samples = [0] * policy.micro_batches
+    micro_batches = used_micro_batches(load.rows, policy)
     mean = max(1, load.decode_kv // max(1, load.decodes))
     for i in range(load.decodes):
         extents[i % micro_batches].append(Extent(1, mean))

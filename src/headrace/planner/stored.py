@@ -94,10 +94,10 @@ def _ours(policy: Policy, at: Situation) -> bool:
     """Whether everything but the free choices is as this planner sets it."""
     asked, slot = at.overrides, at.residency.slot_bytes(policy.resident)
     most_rows = max(MOST_ROWS, asked.max_rows or 0, (asked.max_seqs or 0) + asked.chunk)
-    given = (policy.chunk, policy.kv_block, policy.kv_dtype, policy.threads, policy.kernels)
+    given = ("chunk", "kv_block", "kv_dtype", "threads", "kernels", "activations")
     return (
         policy.resident.issuperset(page.id for page in at.residency.final)
-        and given == (asked.chunk, asked.kv_block, asked.kv_dtype, asked.threads, asked.kernels)
+        and all(getattr(policy, name) == getattr(asked, name) for name in given)
         and policy.slot_bytes == slot
         and (policy.ring_slots > 0) == (slot > 0)
         and policy.ring_slots <= max(len(at.pages), LEAST_SLOTS, asked.ring_slots or 0)

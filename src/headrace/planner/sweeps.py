@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from headrace.batching.microbatch import used_micro_batches
 from headrace.schedule.binding import Binding, Extent
 from headrace.schedule.generate import generate
 from headrace.schedule.task import Op, Task
@@ -171,12 +172,13 @@ class SweepTimes:
         return self._work.work(self._attn, Binding(((extent,), *others))).amounts
 
     def _binding(self, rows: int, samples: int) -> Binding:
-        """Rows spread over the micro-batches as evenly as the batcher does."""
-        count = self.policy.micro_batches
+        """Rows in as few micro-batches as the batcher uses, as evenly."""
+        count = used_micro_batches(rows, self.policy)
         shares = [rows * (i + 1) // count - rows * i // count for i in range(count)]
         extents = tuple((Extent(n, n),) if n else () for n in shares)
         drawn = tuple(samples * (i + 1) // count - samples * i // count for i in range(count))
-        return Binding(extents, drawn)
+        empty = self.policy.micro_batches - count
+        return Binding(extents + ((),) * empty, drawn + (0,) * empty)
 
     def _cpu_seconds(self, op: Op, amounts: Mapping[str, float], rows: float) -> float:
         share = self.hardware.efficiency_of(op.value, rows)

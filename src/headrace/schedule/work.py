@@ -54,6 +54,12 @@ class WorkModel:
         self._matrices = {  # elements that rows are multiplied with
             page.id: sum(s.elements for s in page.slices if s.columns) for page in pages
         }
+        self._stored = {  # and their bytes
+            page.id: sum(s.nbytes for s in page.slices if s.columns) for page in pages
+        }
+        self._projections = {  # bytes of a weight of attention, by layer
+            page.layer: _mean_bytes(page) for page in pages if page.role is Role.LAYER
+        }
         self._experts = {
             layer: [p for p in pages if p.layer == layer and p.expert is not None]
             for layer in range(model.layers)
@@ -172,7 +178,8 @@ class WorkModel:
             queries = (D + model.q_size) * mla.q_rank if mla.q_rank else D * model.q_size
             elements = queries + D * mla.cached + model.heads * mla.nope_dim * mla.kv_rank
         row_bytes = (D + model.q_size) * on.item + written
-        return self._matmul(on, _mb_rows(task, binding), elements, row_bytes)
+        stored = elements * self._projections[task.layer]
+        return _matmul(on, _mb_rows(task, binding), elements, stored, row_bytes)
 
     def _attn(self, task: Task, binding: Binding) -> Work:
         """QK and PV of every row over the tokens it sees; each sequence's KV is read once."""
@@ -193,7 +200,8 @@ class WorkModel:
         if model.mla:
             elements += attended * model.mla.kv_rank
         row_bytes = (attended + 3 * D) * on.item
-        return self._matmul(on, _mb_rows(task, binding), elements, row_bytes)
+        stored = elements * self._projections[task.layer]
+        return _matmul(on, _mb_rows(task, binding), elements, stored, row_bytes)
 
     # -- experts -------------------------------------------------------------------------
 
@@ -202,7 +210,8 @@ class WorkModel:
         shared = self.model.shared
         scores = E + bool(shared and shared.gated)
         row_bytes = (D + 2 * self.model.top_k) * on.item
-        return self._matmul(on, _mb_rows(task, binding), D * scores, row_bytes)
+        stored = D * scores * self._item
+        return _matmul(on, _mb_rows(task, binding), D * scores, stored, row_bytes)
 
     def _expert(self, task: Task, binding: Binding) -> Work:
         return self._expert_page(_processor(task), binding, self._page(task), task.mb)
@@ -236,7 +245,7 @@ class WorkModel:
         if mb is not None:
             r *= binding.mb_rows(mb) / max(1, binding.rows)
         matrices = self._matrices[page.id]
-        weights = self.model.expert_bytes(matrices) * self._chance(binding, page, mb)
+        weights = self._stored[page.id] * self._chance(binding, page, mb)
         activations = r * 3 * self.model.hidden * on.item
         return Work({on.flops: 2 * r * matrices, on.memory: weights + activations}, r)
 
@@ -258,10 +267,11 @@ class WorkModel:
         return Work({on.memory: 2 * s * self.model.hidden * on.item}, s)
 
     def _logits(self, task: Task, binding: Binding) -> Work:
-        on, elements = _processor(task), self._matrices[task.page or 0]
+        on, page = _processor(task), task.page or 0
+        elements = self._matrices[page]
         columns = elements / self.model.hidden
         row_bytes = (self.model.hidden + columns) * on.item
-        return self._matmul(on, sum(binding.samples), elements, row_bytes)
+        return _matmul(on, sum(binding.samples), elements, self._stored[page], row_bytes)
 
     # -- host work -----------------------------------------------------------------------
 
@@ -281,13 +291,6 @@ class WorkModel:
         return Work({**drawn, TOKENS: s}, s)
 
     # ------------------------------------------------------------------------------------
-
-    def _matmul(self, on: _Processor, rows: int, elements: float, row_bytes: float) -> Work:
-        """``rows`` rows times a matrix of ``elements``, moving ``row_bytes`` per row beside it."""
-        if not rows:
-            return _NOTHING
-        moved = elements * self._item + rows * row_bytes
-        return Work({on.flops: 2 * rows * elements, on.memory: moved}, rows)
 
     def _page(self, task: Task) -> Page:
         assert task.page is not None, f"{task.label} has no page"
@@ -320,6 +323,20 @@ def _latent_flops(mla: Mla, heads: int, rows: int, pairs: int, tokens: int) -> i
 
 
 _NOTHING = Work({}, 0)
+
+
+def _matmul(on: _Processor, rows: int, elements: float, stored: float, row_bytes: float) -> Work:
+    """``rows`` rows times a matrix of ``elements`` in ``stored`` bytes, moving ``row_bytes`` per
+    row beside it."""
+    if not rows:
+        return _NOTHING
+    return Work({on.flops: 2 * rows * elements, on.memory: stored + rows * row_bytes}, rows)
+
+
+def _mean_bytes(page: Page) -> float:
+    """Bytes of a weight of a layer's projections, as stored; the router is not one."""
+    held = [s for s in page.slices if s.columns and s.tensor not in ("router", "shared_gate")]
+    return sum(s.nbytes for s in held) / sum(s.elements for s in held)
 
 
 def _nothing(task: Task, binding: Binding) -> Work:

@@ -31,6 +31,11 @@ POINTS: Mapping[str, str] = {
     "replace.rename": "durable under its temporary name, before it takes the old one's place",
     "replace.done": "in place; its name is not yet durable",
     "trace.write": "before the trace is written",
+    "quantize.tensor": "before a tensor is read, rounded and written",
+    "quantize.fsync": "all bytes of a shard are written, not yet durable",
+    "quantize.rename": "durable under its temporary name",
+    "quantize.renamed": "in place, not yet noted as done",
+    "quantize.file": "before index, tokenizer, settings or config are written",
 }
 """Name of a point -> when it is passed."""
 

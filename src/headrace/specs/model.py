@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from headrace.errors import UnsupportedModelError
+from headrace.specs.forms import MATRICES, Form
 
 ITEM_BYTES: Mapping[str, int] = {"f32": 4, "bf16": 2, "f16": 2}
 """Bytes per element of the formats in which weights may be stored."""
@@ -108,7 +109,8 @@ class ModelSpec:
     expert has number E. Where ``sliding_window`` is set, every ``window_every``-th layer keeps
     to it, the first included. ``qk_norm_heads`` normalises each head by itself, with one weight
     [d] for all. ``expert_dtype`` is the format of matrices of experts where it is not
-    ``weight_dtype``. A model that is not ``causal`` lets every row see all tokens of its
+    ``weight_dtype``, ``integers`` the form of all matrices of layers that quantising turned into
+    integers. A model that is not ``causal`` lets every row see all tokens of its
     sequence.
     """
 
@@ -144,6 +146,7 @@ class ModelSpec:
     window_every: int = 1
     causal: bool = True
     expert_dtype: str | None = None
+    integers: Form | None = None
 
     def __post_init__(self) -> None:
         sizes = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn_width", "vocab")
@@ -316,6 +319,14 @@ class ModelSpec:
         if matrix and self.expert_dtype:
             return math.ceil(elements * EXPERT_BITS[self.expert_dtype] / 8)
         return elements * ITEM_BYTES[self.weight_dtype]
+
+    def form_of(self, logical: str) -> Form:
+        """How a tensor is stored, if all layers are stored alike."""
+        if self.integers is not None and logical in MATRICES:
+            return self.integers
+        if self.expert_dtype is not None and logical in ("gate", "up", "down"):
+            return Form(self.expert_dtype)
+        return Form(self.weight_dtype)
 
     # -- totals --------------------------------------------------------------------------
 

@@ -1,19 +1,21 @@
 """Pages: the units in which weights move, listed in the order a sweep uses them.
 
-An expert (routed, shared, or the FFN of a dense layer) is one page, or, when it is larger than
-``cut_bytes``, row blocks of gate/up followed by row blocks of down (never a cut along a
-reduction, so results do not depend on it). The head is row blocks. A layer's small tensors and
-attention weights are one page.
+An expert is one page, or, when it is larger than ``cut_bytes``, row blocks of gate/up
+followed by row blocks of down (never a cut along a reduction, so results do not depend on
+it). The head is row blocks. A layer's small tensors and attention weights are one page.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import NamedTuple
 
-from headrace.specs.model import ITEM_BYTES, ModelSpec
+from headrace.specs.forms import Form, Forms
+from headrace.specs.model import ModelSpec
 
 
 class Role(StrEnum):
@@ -29,12 +31,14 @@ class Role(StrEnum):
 
 
 class Slice(NamedTuple):
-    """Rows ``start:stop`` of the logical tensor ``tensor``, whose rows hold ``columns``."""
+    """Rows ``start:stop`` of the logical tensor ``tensor``, whose rows hold ``columns``, and the
+    form in which they are stored."""
 
     tensor: str
     start: int
     stop: int
     columns: int
+    form: Form
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -46,6 +50,11 @@ class Slice(NamedTuple):
     def elements(self) -> int:
         """Number of weights in the slice."""
         return (self.stop - self.start) * max(self.columns, 1)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the slice as stored, scales and zero points included."""
+        return self.form.nbytes(self.start, self.stop, self.columns)
 
 
 @dataclass(frozen=True)
@@ -77,38 +86,34 @@ LEAST_CUT_BYTES = 8_000_000
 """Pages are not cut smaller than this: a disk is slower at small reads."""
 
 
-def page_layout(model: ModelSpec, cut_bytes: int | None = None) -> tuple[Page, ...]:
+def page_layout(
+    model: ModelSpec, cut_bytes: int | None = None, forms: Forms | None = None
+) -> tuple[Page, ...]:
     """All pages of ``model`` in order of use; every tensor row belongs to exactly one page.
 
-    ``cut_bytes`` bounds an expert, embedding or head page (a single row may exceed it). By
-    default it is the size of a layer's largest page, which sets the size of a ring slot anyway,
-    within LEAST_CUT_BYTES and CUT_BYTES. Bytes assume the formats of ``model``; the page table
-    knows the stored ones.
+    ``cut_bytes`` bounds an expert, embedding or head page (a single row, or the few that share
+    packed zero points, may exceed it). By default it is the size of a layer's largest page, which
+    sets the size of a ring slot anyway, within LEAST_CUT_BYTES and CUT_BYTES. ``forms`` says how
+    each tensor is stored; None: as the model says.
     """
-    builder = _Builder(model, cut_bytes or _cut_bytes(model))
+    builder = _Builder(model, cut_bytes, forms or _uniform(model))
     if not model.tied_embeddings:
         builder.table(Role.EMBED, "embed")
     for layer in range(model.layers):
-        builder.add(Role.LAYER, _whole(model.layer_tensors(layer)), layer)
+        builder.layer(layer)
         for expert in range(model.experts_in(layer)):
             builder.expert(layer, expert)
-    builder.add(Role.FINAL, _whole({"final_norm": (model.hidden,)}))
+    builder.add(Role.FINAL, builder.whole({"final_norm": (model.hidden,)}))
     builder.table(Role.HEAD, "embed" if model.tied_embeddings else "head")
     return tuple(builder.pages)
 
 
-def _cut_bytes(model: ModelSpec) -> int:
-    layer = sum(s.elements for s in _whole(model.layer_tensors())) * ITEM_BYTES[model.weight_dtype]
-    largest = max(layer, _expert_bytes(model, _whole(model.expert_tensors())))
-    return min(CUT_BYTES, max(largest, LEAST_CUT_BYTES))
-
-
 class _Builder:
-    def __init__(self, model: ModelSpec, cut_bytes: int) -> None:
+    def __init__(self, model: ModelSpec, cut_bytes: int | None, forms: Forms) -> None:
         self.model = model
-        self.cut_bytes = cut_bytes
-        self.item = ITEM_BYTES[model.weight_dtype]
+        self.forms = forms
         self.pages: list[Page] = []
+        self.cut_bytes = cut_bytes or self._cut_bytes()
 
     def add(
         self,
@@ -118,42 +123,62 @@ class _Builder:
         expert: int | None = None,
         part: int = 0,
     ) -> None:
-        size = sum(s.elements for s in slices) * self.item
-        if expert is not None:
-            size = _expert_bytes(self.model, slices)
-        self.pages.append(Page(len(self.pages), role, slices, size, layer, expert, part))
+        self.pages.append(Page(len(self.pages), role, slices, _nbytes(slices), layer, expert, part))
 
     def table(self, role: Role, tensor: str) -> None:
-        rows, columns = self.model.vocab, self.model.hidden
-        for part, (a, b) in enumerate(_blocks(rows, columns * self.item, self.cut_bytes)):
-            self.add(role, (Slice(tensor, a, b, columns),), part=part)
+        whole = self.whole({tensor: (self.model.vocab, self.model.hidden)})
+        for part, slices in enumerate(self._blocks(whole)):
+            self.add(role, slices, part=part)
+
+    def layer(self, layer: int) -> None:
+        self.add(Role.LAYER, self.whole(self.model.layer_tensors(layer), layer), layer)
 
     def expert(self, layer: int, expert: int) -> None:
-        shapes = self.model.expert_tensors(layer, expert)
-        whole = _whole(shapes)
-        if _expert_bytes(self.model, whole) <= self.cut_bytes:
+        whole = self.whole(self.model.expert_tensors(layer, expert), layer, expert)
+        if _nbytes(whole) <= self.cut_bytes:
             self.add(Role.EXPERT, whole, layer, expert)
             return
-        ups = {n: s for n, s in shapes.items() if n.startswith(("gate", "up"))}
-        downs = {n: s for n, s in shapes.items() if n.startswith("down")}
+        downs = tuple(s for s in whole if s.tensor.startswith("down"))
+        ups = tuple(s for s in whole if s not in downs)
         for role, group in ((Role.EXPERT_UP, ups), (Role.EXPERT_DOWN, downs)):
-            matrices = [s for s in group.values() if len(s) == 2]
-            row_bytes = self.model.expert_bytes(sum(s[1] for s in matrices))
-            for part, (a, b) in enumerate(_blocks(matrices[0][0], row_bytes, self.cut_bytes)):
-                slices = tuple(Slice(n, a, b, s[1] if len(s) > 1 else 0) for n, s in group.items())
+            for part, slices in enumerate(self._blocks(group)):
                 self.add(role, slices, layer, expert, part)
 
+    def whole(
+        self,
+        shapes: dict[str, tuple[int, ...]],
+        layer: int | None = None,
+        expert: int | None = None,
+    ) -> tuple[Slice, ...]:
+        return tuple(
+            Slice(name, 0, s[0], s[1] if len(s) > 1 else 0, self.forms(name, layer, expert))
+            for name, s in shapes.items()
+        )
 
-def _whole(shapes: dict[str, tuple[int, ...]]) -> tuple[Slice, ...]:
-    return tuple(Slice(n, 0, s[0], s[1] if len(s) > 1 else 0) for n, s in shapes.items())
+    def _blocks(self, whole: tuple[Slice, ...]) -> Iterator[tuple[Slice, ...]]:
+        """The same rows of every tensor of ``whole``, in nearly equal blocks of at most
+        ``cut_bytes`` of matrices each."""
+        rows = whole[0].stop
+        step = max(s.form.row_multiple for s in whole)
+        units = -(-rows // step)
+        unit_bytes = sum(s.form.nbytes(0, step, s.columns) for s in whole if s.columns)
+        count = -(-units // max(1, self.cut_bytes // unit_bytes))
+        edges = [min(rows, units * i // count * step) for i in range(count + 1)]
+        for start, stop in itertools.pairwise(edges):
+            yield tuple(s._replace(start=start, stop=stop) for s in whole)
+
+    def _cut_bytes(self) -> int:
+        last = self.model.layers - 1
+        layer = self.whole(self.model.layer_tensors(), last)
+        expert = self.whole(self.model.expert_tensors(), last, 0)
+        largest = max(_nbytes(layer), _nbytes(expert))
+        return min(CUT_BYTES, max(largest, LEAST_CUT_BYTES))
 
 
-def _expert_bytes(model: ModelSpec, slices: tuple[Slice, ...]) -> int:
-    return sum(model.expert_bytes(s.elements, matrix=bool(s.columns)) for s in slices)
+def _uniform(model: ModelSpec) -> Forms:
+    form = cache(model.form_of)
+    return lambda name, layer, expert: form(name)
 
 
-def _blocks(rows: int, row_bytes: int, cut_bytes: int) -> list[tuple[int, int]]:
-    """Nearly equal row blocks of at most ``cut_bytes`` each."""
-    count = -(-rows // max(1, cut_bytes // row_bytes))
-    edges = [rows * i // count for i in range(count + 1)]
-    return list(itertools.pairwise(edges))
+def _nbytes(slices: tuple[Slice, ...]) -> int:
+    return sum(s.nbytes for s in slices)

@@ -28,6 +28,10 @@ KERNELS = ("auto", "native", "reference")
 """Whose arithmetic: the native module's where it was built (auto), or the torch reference."""
 
 
+ACTIVATIONS = ("int8", "f32")
+"""What integer weights are multiplied with: rows rounded to 8 bits, or left as they are."""
+
+
 @dataclass(frozen=True)
 class Policy:
     """How to run one model on one machine.
@@ -37,7 +41,8 @@ class Policy:
     compute becomes the bound: prefill is admitted up to it. ``resident`` holds page ids kept
     on the compute tier; the others stream through ``ring_slots`` slots of ``slot_bytes``
     filled by ``disk_lanes`` lanes. KV lives in ``kv_blocks`` blocks of ``kv_block`` tokens.
-    ``kernels`` names the arithmetic, ``threads`` how many threads it may use.
+    ``kernels`` names the arithmetic, ``threads`` how many threads it may use, ``activations``
+    what integer weights are multiplied with (floats always meet fp32).
 
     ``compute`` is the tier of experts and projections (F_g): ``host``, or ``device`` for an
     accelerator. There, pages that are not resident have their home in pinned host memory, or, if
@@ -63,6 +68,7 @@ class Policy:
     kv_dtype: str = "f16"
     threads: int = 1
     kernels: str = "auto"
+    activations: str = "int8"
     compute: str = "host"
     pageable: bool = False
     on_disk: frozenset[int] = frozenset()
@@ -85,6 +91,8 @@ class Policy:
                 raise UsageError(f"policy {name}", expected="at least 1", got=getattr(self, name))
         if self.kernels not in KERNELS:
             raise UsageError("kernels", expected=" | ".join(KERNELS), got=self.kernels)
+        if self.activations not in ACTIVATIONS:
+            raise UsageError("activations", expected=" | ".join(ACTIVATIONS), got=self.activations)
         if self.kv_dtype not in KV_FORMATS:
             raise UsageError("kv dtype", expected=" | ".join(KV_FORMATS), got=self.kv_dtype)
         if self.max_seqs > self.max_rows:

@@ -22,6 +22,8 @@ KV_TILE_BYTES = 4 << 20  # fp32 K (then V) of one attention group
 SCORE_ELEMENTS = 1 << 20  # fp32 scores of one attention group
 GROUP_ROWS = 256  # query rows of one attention group
 QUERY_ROWS = 128  # query rows of one member
+INTEGER_ELEMENTS = 1 << 16  # integer weights widened at a time by the reference
+INTEGER_BYTES = 48  # for each of them: words and integers in 64 bits, copies in fp32
 SAMPLE_BLOCK_BYTES = 32 << 20  # what one block of random or adjusted rows may allocate
 SAMPLE_ROW_BYTES = 24  # per vocabulary entry: fp32 copy, fp64 cumulative sum, masks, sort
 
@@ -80,11 +82,23 @@ def torch_bytes(model: ModelSpec, policy: Policy) -> int:
     """Most bytes that torch allocates beyond arenas while one sweep runs.
 
     Index tensors of the sweep's batch (positions, KV slots, block tables, cos and sin) plus
-    the temporaries of one op: small ones, or those of sampling. Blocks of one sequence are
-    counted once per query block.
+    the temporaries of one op: small ones, those of widening integers, or those of sampling.
+    Blocks of one sequence are counted once per query block.
     """
-    temporary = max(_temporary_bytes(model, policy), sampling_bytes(model, policy))
-    return _index_bytes(model, policy) + temporary
+    small = _temporary_bytes(model, policy) + integer_bytes(model, policy)
+    return _index_bytes(model, policy) + max(small, sampling_bytes(model, policy))
+
+
+def integer_elements(columns: int) -> int:
+    """Elements of integer weights, and of the rows they meet, that torch works on at a time."""
+    return max(INTEGER_ELEMENTS, 8 * columns)
+
+
+def integer_bytes(model: ModelSpec, policy: Policy) -> int:
+    """Most bytes that the reference allocates for integer weights; native kernels need none."""
+    if model.integers is None or policy.kernels == "native":
+        return 0
+    return INTEGER_BYTES * integer_elements(max(model.hidden, model.q_size, model.ffn_width))
 
 
 def sampling_bytes(model: ModelSpec, policy: Policy) -> int:
@@ -145,7 +159,8 @@ def _post_attention(model: ModelSpec, policy: Policy) -> int:
 def _router(model: ModelSpec, policy: Policy) -> int:
     entries = 2 * policy.mu * visits(model)  # int64
     scores = policy.mu * model.experts
-    return _pieces(scores, model.experts * model.hidden, entries, entries, entries)
+    tile = max(model.experts * model.hidden, tile_elements(model.experts, model.hidden))
+    return _pieces(scores, tile, entries, entries, entries)
 
 
 def _ffn(model: ModelSpec, policy: Policy) -> int:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from headrace.cli.kernelbench.case import Case, Run
 from headrace.cli.kernelbench.linear_cases import LAYERS
 from headrace.engine.sampler import Sampler, SampleRow
-from headrace.kernels.routed import Routing
+from headrace.kernels.routed import RouterRule, Routing
 from headrace.kernels.scratch import Scratch
 from headrace.kernels.select import Kernels
 from headrace.specs.model import ModelSpec
@@ -48,7 +48,7 @@ def sample(kernels: Kernels, form: str, quick: bool) -> Iterator[Case]:
         ("top_p", SamplingParams(top_p=TOP_P)),
     ):
         for M in (32,) if quick else (1, 32, 128):
-            yield _sample_case(form, M, 32000, name, params)
+            yield _sample_case(kernels, form, M, 32000, name, params)
 
 
 def _norm_case(kernels: Kernels, form: str, M: int, D: int) -> Case:
@@ -90,12 +90,13 @@ def _torch_rope(x: Tensor, cos: Tensor, sin: Tensor, i: int) -> Tensor:
 def _router_case(kernels: Kernels, form: str, M: int, model: ModelSpec) -> Case:
     E, k, D = model.experts, model.top_k, model.hidden
     x, weight = torch.randn(M, D), torch.randn(E, D).to(torch.bfloat16)
+    rule = RouterRule(renormalise=True)
     memory, routing = torch.empty(4 << 20, dtype=torch.uint8), _empty_routing(M, E, k)
     return Case(
         kernel="router",
         shape=f"{M}x{D}, {k} of {E}",
         format=form,
-        run=lambda i: kernels.route(x, weight, True, routing, Scratch(memory)),
+        run=lambda i: kernels.route(x, weight, rule, routing, Scratch(memory)),
         bytes=2.0 * E * D + 4.0 * M * D,
         flops=2.0 * M * E * D,
         bytes_from="cache",
@@ -119,8 +120,10 @@ def _empty_routing(rows: int, experts: int, k: int) -> Routing:
     )
 
 
-def _sample_case(form: str, M: int, V: int, name: str, params: SamplingParams) -> Case:
-    sampler, logits = Sampler(0, V), torch.randn(M, V)
+def _sample_case(
+    kernels: Kernels, form: str, M: int, V: int, name: str, params: SamplingParams
+) -> Case:
+    sampler, logits = Sampler(0, V, kernels), torch.randn(M, V)
     rows = [SampleRow(params, str(i)) for i in range(M)]
     ways: dict[str, Run] = {
         "greedy": lambda i: logits.argmax(-1),

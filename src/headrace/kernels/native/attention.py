@@ -17,6 +17,7 @@ from torch import Tensor
 
 from headrace.kernels.kv import KvCache
 from headrace.kernels.native import native_module
+from headrace.kernels.native.kept import Kept, made_of
 from headrace.kernels.reference import Piece
 from headrace.specs.scratch import AttentionTile
 
@@ -84,6 +85,7 @@ def attend(
     window: int | None = None,
     sinks: Tensor | None = None,
     *,
+    kept: Kept | None = None,
     threads: int = 1,
     path: str = "auto",
 ) -> None:
@@ -95,7 +97,7 @@ def attend(
     """
     heads, d = kv.values.shape[3:]
     group = q.shape[1] // (heads * d)
-    cache = _cache(kv, plan, halves=2)
+    cache = _cache(kv, plan, halves=2, kept=kept)
     _check_rows("q", q, plan.rows, heads * group * d)
     _check_rows("out", out, plan.rows, heads * group * d)
     call = native_module().Attention.make(
@@ -143,12 +145,13 @@ def append(
     slots: Tensor,
     temp: Tensor | None = None,
     *,
+    kept: Kept | None = None,
     threads: int = 1,
     path: str = "auto",
 ) -> None:
     """Write rows k and v [r, KV d] to the places ``slots`` (int64 [r], in tokens) of the cache,
     rounded to its format; see the reference. v None: a latent cache, of one half. ``temp`` is
-    not used."""
+    not used. ``kept`` spares describing the same cache again."""
     halves, blocks, block, heads, d = kv.values.shape
     rows = slots.shape[0]
     if slots.dtype != torch.int64 or not slots.is_contiguous():
@@ -161,7 +164,7 @@ def append(
         _check_rows("v", v, rows, heads * d)
         at, stride = v.data_ptr(), v.stride(0)
     native_module().append(
-        _described(kv), k.data_ptr(), k.stride(0), at, stride, rows, d,
+        made_of(kept, kv, lambda: _described(kv)), k.data_ptr(), k.stride(0), at, stride, rows, d,
         0 if v is None else d, slots.data_ptr(), blocks * block, threads, path,
     )  # fmt: skip
 
@@ -180,14 +183,14 @@ def _run(
     )  # fmt: skip
 
 
-def _cache(kv: KvCache, plan: AttentionPlan, halves: int) -> Any:
+def _cache(kv: KvCache, plan: AttentionPlan, halves: int, kept: Kept | None = None) -> Any:
     if kv.values.shape[0] != halves or kv.values.shape[2] != plan.block:
         raise ValueError(
             f"kv: expected [{halves}, blocks, {plan.block}, KV, d], got {tuple(kv.values.shape)}"
         )
     if kv.values.shape[1] < plan.blocks:
         raise ValueError(f"kv: expected {plan.blocks} blocks, got {kv.values.shape[1]}")
-    return _described(kv)
+    return made_of(kept, kv, lambda: _described(kv))
 
 
 def _described(kv: KvCache) -> Any:

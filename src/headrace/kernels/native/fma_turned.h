@@ -75,7 +75,7 @@ struct Products {
             const float *x = static_cast<const float *>(p.panel) + k * p.count;
             for (std::int64_t m = p.m0; m < p.m1; m += TALL) {
                 with_height(p.m1 - m, [&](auto height) {
-                    if constexpr (V == LOW || height.value <= FEW) {
+                    if constexpr (V == PAIR || height.value <= FEW) {
                         tile<height.value, V>(x + m * K_BLOCK, wide, columns, k == 0,
                                               sums + (m - p.m0) * N_BLOCK + n);
                     }
@@ -88,7 +88,7 @@ struct Products {
 template <class F>
 constexpr Engine engine(const char *name) {
     using S = Products<F>;
-    return {name, TALL, LOW * Vec::width, panel_bytes, pack, task_rows, multiply<S>, gated<S>};
+    return {name, TALL, PAIR * Vec::width, panel_bytes, pack, task_rows, multiply<S>, gated<S>};
 }
 
 inline const Engine *engine_of(Format format, const char *name) {

@@ -118,7 +118,7 @@ void int_tile(const std::int8_t *x, const float *scales, const std::int32_t *sta
 // --- sums of products ---
 
 constexpr std::int64_t MOST_GROUPS = 1024;       // of a weight row
-constexpr std::int64_t STRETCH = MOST_SHARED;  // columns that are turned at a time
+constexpr std::int64_t STRETCH = MOST_SHARED;    // columns that are turned at a time
 
 template <Format F>
 struct IntProducts {
@@ -161,7 +161,7 @@ struct IntProducts {
         for (std::int64_t m = p.m0; m < p.m1; m += TALL) {
             const std::int64_t i = b * panel.count + m;
             with_height(p.m1 - m, [&](auto height) {
-                if constexpr (V == LOW || height.value <= FEW) {
+                if constexpr (V == PAIR || height.value <= FEW) {
                     int_tile<ROOM, height.value, V>(panel.bytes + i * ROOM, panel.scales + i,
                                                     panel.starts + i, block,
                                                     sums + (m - p.m0) * N_BLOCK);
@@ -213,7 +213,7 @@ struct IntProducts {
 template <Format F>
 constexpr Engine int_engine(const char *name) {
     using S = IntProducts<F>;
-    return {name, TALL, LOW * Vec::width, int_panel_bytes, int_pack, task_rows,
+    return {name, TALL, PAIR * Vec::width, int_panel_bytes, int_pack, task_rows,
             multiply<S>, gated<S>};
 }
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from headrace.kernels.native import native_module
+from headrace.kernels.native.kept import Kept, made_of
 from headrace.kernels.quantized import QuantizedWeight
 from headrace.kernels.routed import Routed
 
@@ -64,27 +65,29 @@ def experts(
     weights: Sequence[Mapping[str, Any]],
     memory: Tensor,
     *,
+    kept: Kept | None = None,
     threads: int = 1,
     path: str = "auto",
 ) -> None:
-    """hidden += gate * expert(x) for experts ``first``, ``first + 1``, ... in that order."""
-    native = native_module()
-    loaded = [
-        native.ExpertWeights(
-            _weight(w["gate"], w.get("gate_bias")),
-            _weight(w["up"], w.get("up_bias")),
-            _weight(w["down"], w.get("down_bias")),
-        )
-        for w in weights
-    ]
+    """hidden += gate * expert(x) for experts ``first``, ``first + 1``, ... in that order.
+
+    ``kept`` spares describing the same list of ``weights`` again.
+    """
     if not weights:
         return
+    native = native_module()
+    loaded = made_of(kept, weights, lambda: [_expert(w) for w in weights])
     hidden = weights[0]["gate"].shape[1]
     numbers = range(first, first + len(weights))
     native.experts(
         _batches(batches, numbers, hidden, slice(0, hidden)), first, loaded,
         native.Activation(1.0, 0.0, 0.0), _setting(memory, threads, path),
     )  # fmt: skip
+
+
+def native_weight(weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Any:
+    """What the native module must know of a weight and its bias; both must outlive it."""
+    return _weight(weight, bias)
 
 
 def expert_up(
@@ -132,6 +135,11 @@ def expert_down(
         inter.data_ptr(), inter.stride(0),
         _weight(weights["down"], weights.get("down_bias")), _setting(memory, threads, path),
     )  # fmt: skip
+
+
+def _expert(weights: Mapping[str, Any]) -> Any:
+    parts = ((weights[n], weights.get(f"{n}_bias")) for n in ("gate", "up", "down"))
+    return native_module().ExpertWeights(*(_weight(*part) for part in parts))
 
 
 def _weight(weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Any:

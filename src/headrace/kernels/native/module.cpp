@@ -11,6 +11,7 @@
 #include "bind_attention.h"
 #include "bind_matrix.h"
 #include "bind_roofs.h"
+#include "bind_rows.h"
 #include "features.h"
 #include "widen.h"
 
@@ -77,6 +78,7 @@ void widen_fp16(const Halves &source, const Floats &out, const std::string &path
 
 NB_MODULE(_native, module) {
     bind_matrix(module);
+    bind_rows(module);
     bind_attention(module);
     bind_roofs(module);
     module.def("cpu_features", &cpu_features);

@@ -6,18 +6,17 @@
 #include "engine.h"
 #include "epilogue.h"
 #include "local.h"
-#include "prefetch.h"
 
 namespace headrace {
 namespace {
 
-// A register tile is TALL rows of x by LOW vectors of weight rows, or few rows of x by WIDE ones:
-// enough sums at a time to hide the latency of each.
-constexpr int TALL = 8, LOW = 2;
-constexpr int FEW = 4, WIDE = 4;
-constexpr int N_BLOCK = WIDE * Vec::width;     // most weight rows of one task
+// A register tile is TALL rows of x by PAIR vectors of weight rows. For few rows of x, weights come
+// from memory as fast as they can: one vector of rows at a time, from end to end, is as many
+// streams as the processor follows by itself (asking for them made it slower).
+constexpr int TALL = 8, PAIR = 2;
+constexpr int FEW = 4;
+constexpr int N_BLOCK = 4 * Vec::width;        // most weight rows of one task
 constexpr std::size_t LINE = 4 * Turn::words;  // bytes of a row that are turned at a time
-constexpr std::size_t AHEAD = 256;             // bytes of each row that are asked for early
 
 static_assert(Turn::rows == Vec::width, "a vector holds one word of every row");
 
@@ -40,9 +39,8 @@ struct Rows {
     static constexpr int size = V * Vec::width;
 
     const char *at[size];
-    std::size_t row_bytes;
 
-    Rows(const char *first, int rows, std::size_t row_bytes) : row_bytes(row_bytes) {
+    Rows(const char *first, int rows, std::size_t row_bytes) {
         for (int i = 0; i < size; ++i) {
             at[i] = first + static_cast<std::size_t>(i < rows ? i : rows - 1) * row_bytes;
         }
@@ -53,7 +51,6 @@ struct Rows {
     template <class To>
     void turn(std::size_t offset, std::size_t bytes, const To &to) const {
         for (std::size_t b = 0; b < bytes; b += LINE) {
-            ask(offset + b + AHEAD);
             for (int v = 0; v < V; ++v) {
                 typename Turn::T words[Turn::words];
                 const char *const *rows = at + v * Vec::width;
@@ -62,23 +59,15 @@ struct Rows {
                 } else {
                     Turn::line(rows, offset + b, words);
                 }
-                const auto count = static_cast<int>(bytes - b < LINE ? (bytes - b + 3) / 4 : 0);
-                if (count == 0) {
-                    for (int j = 0; j < Turn::words; ++j) {
-                        to(v, words[j], static_cast<int>(b / 4) + j);
-                    }
+                const auto first = static_cast<int>(b / 4);
+                const auto count = static_cast<int>((bytes - b + 3) / 4);
+                if (count < Turn::words) {
+                    for (int j = 0; j < count; ++j) to(v, words[j], first + j);
                 } else {
-                    for (int j = 0; j < count; ++j) to(v, words[j], static_cast<int>(b / 4) + j);
+                    for (int j = 0; j < Turn::words; ++j) to(v, words[j], first + j);
                 }
             }
         }
-    }
-
- private:
-    // Each row is a stream of its own to the processor. Behind its end come the next rows.
-    void ask(std::size_t offset) const {
-        const std::size_t jump = offset < row_bytes ? 0 : (size - 1) * row_bytes;
-        for (int i = 0; i < size; ++i) prefetch(at[i] + offset + jump);
     }
 };
 
@@ -139,11 +128,11 @@ struct Local {
 
 template <class S>
 void sum(const Weight &w, const Part &p, typename S::Memory &memory, float *sums) {
-    if (p.m1 - p.m0 <= FEW && p.rows > LOW * Vec::width) {
-        S::template sum<WIDE>(w, p, 0, memory, sums);
+    if (p.m1 - p.m0 <= FEW) {
+        for (int n = 0; n < p.rows; n += Vec::width) S::template sum<1>(w, p, n, memory, sums);
     } else {
-        for (int n = 0; n < p.rows; n += LOW * Vec::width) {
-            S::template sum<LOW>(w, p, n, memory, sums);
+        for (int n = 0; n < p.rows; n += PAIR * Vec::width) {
+            S::template sum<PAIR>(w, p, n, memory, sums);
         }
     }
 }

@@ -11,13 +11,14 @@ _SMALLEST = 1e-36  # a row whose largest magnitude is not above it is stored as 
 
 
 def append(k: Tensor, v: Tensor | None, kv: KvCache, slots: Tensor, temp: Tensor) -> None:
-    """Write rows k and v [r, KV d] fp32 to places ``slots`` (int64 [r], in tokens) of the cache.
+    """Write the first r rows of k and v [.., KV d] fp32 to places ``slots`` (int64 [r], in
+    tokens) of the cache.
 
     Rounded to nearest, ties to even. int8: per token and head, the scale is the largest
     magnitude / 127, and NaN when a value is not finite. ``temp`` fp32 [r KV d] is overwritten.
     """
     halves = (k,) if v is None else (k, v)
-    for half, new in enumerate(halves):
+    for half, new in enumerate(rows[: len(slots)] for rows in halves):
         values = kv.values[half].flatten(0, 1)  # [tokens, KV, d]
         split = new.view(new.shape[0], *values.shape[1:])
         if kv.scales is None:

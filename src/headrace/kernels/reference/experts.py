@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,24 +19,35 @@ from headrace.kernels.routed import Routed
 from headrace.kernels.scratch import Scratch
 from headrace.specs.scratch import ROW_BLOCK, tile_elements
 
-Weights = Mapping[str, Tensor]
+Weights = Mapping[str, Any]
+"""Logical name -> Tensor or QuantizedWeight."""
 
 
 def experts(
-    batches: Sequence[Routed], first: int, weights: Sequence[Weights], memory: Tensor
+    batches: Sequence[Routed],
+    first: int,
+    weights: Sequence[Weights],
+    memory: Tensor,
+    activations: str = "f32",
 ) -> None:
     """hidden += gate * expert(x) for experts ``first``, ``first + 1``, ... one after the other.
 
     ``weights`` as for ``expert``, one mapping per expert; ``memory`` is uint8 scratch of
-    ``specs.scratch.scratch_bytes``. An expert that no row visits costs nothing.
+    ``specs.scratch.scratch_bytes``, ``activations`` as for ``linear``. An expert that no row
+    visits costs nothing.
     """
     for number, w in enumerate(weights, first):
         for block in _row_blocks(_shares(batches, number)):
-            _whole(w, block, Scratch(memory))
+            _whole(w, block, Scratch(memory), activations)
 
 
 def expert_up(
-    batches: Sequence[Routed], number: int, weights: Weights, inter: Tensor, memory: Tensor
+    batches: Sequence[Routed],
+    number: int,
+    weights: Weights,
+    inter: Tensor,
+    memory: Tensor,
+    activations: str = "f32",
 ) -> None:
     """``inter`` [m, w] = silu(gate x) * up x for a block of w rows of gate and up."""
     first = 0
@@ -45,7 +56,7 @@ def expert_up(
         x = _gather(block, scratch)  # [m, D]
         up = scratch.take(len(x), inter.shape[1])
         tile = scratch.take(tile_elements(*weights["gate"].shape))
-        gated(x, weights, inter[first : first + len(x)], up, tile)
+        gated(x, weights, inter[first : first + len(x)], up, tile, activations)
         first += len(x)
 
 
@@ -56,6 +67,7 @@ def expert_down(
     weights: Weights,
     columns: slice,
     memory: Tensor,
+    activations: str = "f32",
 ) -> None:
     """hidden[:, columns] += gate * down(inter) for a block of rows of down; inter [m, W]."""
     first = 0
@@ -64,7 +76,8 @@ def expert_down(
         out = scratch.take(rows, weights["down"].shape[0])
         tile = scratch.take(tile_elements(*weights["down"].shape))
         part = inter[first : first + rows]
-        linear(part, weights["down"], out, tile, weights.get("down_bias"))
+        bias = weights.get("down_bias")
+        linear(part, weights["down"], out, tile, bias, activations=activations)
         _scatter(out, block, columns)
         first += rows
 
@@ -79,13 +92,13 @@ class _Share(NamedTuple):
     gates: Tensor | None
 
 
-def _whole(weights: Weights, block: list[_Share], scratch: Scratch) -> None:
+def _whole(weights: Weights, block: list[_Share], scratch: Scratch, activations: str) -> None:
     W, D = weights["gate"].shape
     x = _gather(block, scratch)  # [m, D]
     out = scratch.take(*x.shape)
     inter, up = scratch.take(len(x), W), scratch.take(len(x), W)
     tile = scratch.take(max(tile_elements(W, D), tile_elements(D, W)))
-    expert(x, weights, out, inter, up, tile)
+    expert(x, weights, out, inter, up, tile, activations=activations)
     _scatter(out, block, slice(None))
 
 

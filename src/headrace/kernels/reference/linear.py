@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from headrace.kernels.quantized import QuantizedWeight
-from headrace.specs.scratch import tile_rows
+from headrace.kernels.quantized import QuantizedWeight, rounded
+from headrace.specs.scratch import integer_elements, tile_rows
 
 
 def linear(
@@ -22,18 +22,21 @@ def linear(
     tile: Tensor,
     bias: Tensor | None = None,
     accumulate: bool = False,
+    activations: str = "f32",
 ) -> Tensor:
     """``out = x W^T + bias``, or ``out += ...`` when ``accumulate``.
 
     ``tile`` is fp32 scratch of at least ``specs.scratch.tile_elements(N, K)`` elements; fp32
-    weights are used where they are. Costs 2 rows N K FLOPs and one pass over W.
+    weights are used where they are. Costs 2 rows N K FLOPs and one pass over W. Where W is
+    integers and ``activations`` is ``int8``, x is rounded as ``kernels.quantized.rounded`` says.
     """
     for start, stop, block in upcast(weight, tile):
-        part = out[:, start:stop]
-        if accumulate:
-            torch.addmm(part, x, block.t(), out=part)
-        else:
-            torch.mm(x, block.t(), out=part)
+        for rows, values in _met(x, weight, activations):
+            part = out[rows, start:stop]
+            if accumulate:
+                torch.addmm(part, values, block.t(), out=part)
+            else:
+                torch.mm(values, block.t(), out=part)
     if bias is not None:
         out.add_(bias)
     return out
@@ -42,11 +45,14 @@ def linear(
 def upcast(weight: Tensor | QuantizedWeight, tile: Tensor) -> Iterator[tuple[int, int, Tensor]]:
     """Row blocks ``(start, stop, fp32 block)`` of ``weight``; a block is valid until the next.
 
-    A quantized weight is widened whole, in memory of its own: a definition, not a way to run.
+    A quantized weight is widened in memory beside the tile (``specs.scratch.integer_bytes``).
     """
     rows, columns = weight.shape
     if isinstance(weight, QuantizedWeight):
-        yield 0, rows, weight.dequantized()
+        step = integer_elements(columns) // columns // 8 * 8  # packed zero points share words
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            yield start, stop, weight[start:stop].dequantized()
         return
     if weight.dtype == torch.float32:
         yield 0, rows, weight
@@ -56,3 +62,16 @@ def upcast(weight: Tensor | QuantizedWeight, tile: Tensor) -> Iterator[tuple[int
         stop = min(start + step, rows)
         block = tile[: (stop - start) * columns].view(stop - start, columns)
         yield start, stop, block.copy_(weight[start:stop])
+
+
+def _met(
+    x: Tensor, weight: Tensor | QuantizedWeight, activations: str
+) -> Iterator[tuple[slice, Tensor]]:
+    """Row blocks of x as the weights meet them."""
+    if activations == "f32" or not isinstance(weight, QuantizedWeight):
+        yield slice(None), x
+        return
+    step = integer_elements(x.shape[1]) // x.shape[1]
+    for start in range(0, x.shape[0], step):
+        rows = slice(start, start + step)
+        yield rows, rounded(x[rows], weight.group)

@@ -6,35 +6,65 @@ Shapes: rows of one micro-batch r, hidden D, width W, experts E, top_k k, expert
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from headrace.kernels.reference.linear import linear
-from headrace.kernels.routed import Routing
+from headrace.kernels.routed import RouterRule, Routing, Scoring
 from headrace.kernels.scratch import Scratch
 
 
 def route(
-    normed: Tensor, router: Tensor, renormalise: bool, routing: Routing, scratch: Scratch
+    normed: Tensor,
+    router: Tensor,
+    rule: RouterRule,
+    routing: Routing,
+    scratch: Scratch,
+    bias: Tensor | None = None,
+    rows: int | None = None,
 ) -> None:
-    """Softmax over all experts, the best k of them, their probabilities as gates.
+    """The best k experts of the first ``rows`` rows (of all) and their gates, by ``rule``.
 
-    ``normed`` [r, D], ``router`` [E, D] in its stored type; fills ``routing``. The gates are
-    divided by their sum when ``renormalise``.
+    ``normed`` [r, D], ``router`` [E, D] in its stored type; ``bias`` [E] fp32 shifts the choice
+    and not the gates; fills ``routing``. Of equal scores the lower number wins.
     """
+    normed = normed[:rows]
     count, (experts, hidden) = normed.shape[0], router.shape
     k = routing.ids.shape[1]
+    rule.check(experts, k)
     scores = scratch.take(count, experts)
     linear(normed, router, scores, scratch.take(experts * hidden))
-    torch.softmax(scores, -1, out=scores)
-    gates, ids = routing.gates[:count], scratch.take(count, k, dtype=torch.int64)
-    torch.topk(scores, k, -1, out=(gates, ids))
-    if renormalise:
-        gates.div_(gates.sum(-1, keepdim=True))
+    scored(scores, rule.scoring)
+    choice = scores if bias is None else scores + bias
+    if rule.groups > 1:
+        choice = _within_groups(choice, rule)
+    ids = choice.sort(dim=-1, descending=True, stable=True).indices[:, :k]  # [r, k]
+    gates = routing.gates[:count]
+    torch.gather(scores, 1, ids, out=gates)
+    if rule.renormalise:
+        gates.div_(gates.sum(-1, keepdim=True).add_(1e-20))
+    gates.mul_(rule.scale)
     routing.ids[:count].copy_(ids)
-    _sort(ids.view(-1), gates.reshape(-1), k, routing, scratch)
+    _sort(ids.reshape(-1), gates.reshape(-1), k, routing, scratch)
+
+
+def scored(products: Tensor, scoring: Scoring) -> Tensor:
+    """Scores [r, E] of a router's products, in place."""
+    if scoring is Scoring.SIGMOID:
+        return products.sigmoid_()
+    return torch.softmax(products, -1, out=products)
+
+
+def _within_groups(choice: Tensor, rule: RouterRule) -> Tensor:
+    """``choice`` [r, E] with -inf outside each row's best groups."""
+    grouped = choice.view(len(choice), rule.groups, -1)
+    worth = grouped.topk(rule.per_group, -1).values.sum(-1)  # [r, groups]
+    best = worth.sort(dim=-1, descending=True, stable=True).indices[:, : rule.kept]
+    out = torch.ones_like(worth, dtype=torch.bool).scatter_(1, best, False)
+    return grouped.masked_fill(out[..., None], -torch.inf).view(choice.shape)
 
 
 def _sort(ids: Tensor, gates: Tensor, k: int, routing: Routing, scratch: Scratch) -> None:
@@ -50,26 +80,34 @@ def _sort(ids: Tensor, gates: Tensor, k: int, routing: Routing, scratch: Scratch
 
 def expert(
     x: Tensor,
-    weights: Mapping[str, Tensor],
+    weights: Mapping[str, Any],
     out: Tensor,
     inter: Tensor,
     up: Tensor,
     tile: Tensor,
     accumulate: bool = False,
+    activations: str = "f32",
 ) -> Tensor:
     """``out = down(silu(gate x) * up x)``: x [m, D], inter and up [m, W], out [m, D].
 
     ``weights`` holds gate, up [W, D], down [D, W] and their ``_bias`` if there are any.
     6 m D W FLOPs, one pass over the weights.
     """
-    gated(x, weights, inter, up, tile)
-    return linear(inter, weights["down"], out, tile, weights.get("down_bias"), accumulate)
+    gated(x, weights, inter, up, tile, activations)
+    bias = weights.get("down_bias")
+    return linear(inter, weights["down"], out, tile, bias, accumulate, activations)
 
 
 def gated(
-    x: Tensor, weights: Mapping[str, Tensor], out: Tensor, up: Tensor, tile: Tensor
+    x: Tensor,
+    weights: Mapping[str, Any],
+    out: Tensor,
+    up: Tensor,
+    tile: Tensor,
+    activations: str = "f32",
 ) -> Tensor:
     """``out = silu(gate x) * up x``; gate and up may be row blocks of the whole ones."""
-    linear(x, weights["gate"], out, tile, weights.get("gate_bias"))
-    linear(x, weights["up"], up, tile, weights.get("up_bias"))
+    for name, into in (("gate", out), ("up", up)):
+        bias = weights.get(f"{name}_bias")
+        linear(x, weights[name], into, tile, bias, activations=activations)
     return functional.silu(out, inplace=True).mul_(up)

@@ -1,0 +1,62 @@
+"""Teacher-forced log-probabilities against transformers, in memory and streamed."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import closing
+
+import pytest
+import torch
+
+from headrace.engine import scoring
+from headrace.engine.loaded import Loaded
+from headrace.engine.scoring import perplexity
+from headrace.errors import BudgetError, UsageError
+from tests.models.tiny import reference
+
+TEXT = "a machine that runs never dry, " * 5
+
+
+def wanted(folder, tokens):
+    with torch.no_grad():
+        logits = reference(folder)(torch.tensor([tokens])).logits[0]
+    picked = logits.log_softmax(-1)[:-1].gather(1, torch.tensor(tokens[1:])[:, None])
+    return picked[:, 0].tolist()
+
+
+def score(folder, text=TEXT, memory=1 << 28, **settings):
+    with closing(Loaded.open(folder)) as loaded:
+        return perplexity(loaded, text, memory=memory, clock=time.perf_counter, **settings)
+
+
+@pytest.mark.parametrize("case", ["mixtral-e8", "llama-gqa"])
+def test_perplexity_is_that_of_transformers_whatever_the_memory(case, checkpoint_of):
+    folder = checkpoint_of(case)
+    with closing(Loaded.open(folder)) as loaded:
+        tokens = loaded.tokenizer.encode(TEXT)
+    logprobs = wanted(folder, tokens)
+    right = math.exp(-sum(logprobs) / len(logprobs))
+    with pytest.raises(BudgetError) as refused:
+        score(folder, memory=1)
+    for memory in (1 << 28, refused.value.smallest_bytes):
+        heard: list[int] = []
+        found = score(folder, memory=memory, on_tokens=heard.append)
+        assert found.perplexity == pytest.approx(right, rel=2e-3)  # KV is rounded to f16
+        assert found.tokens == len(tokens) - 1 == sum(heard)
+
+
+def test_long_texts_are_scored_in_windows(mixtral, monkeypatch):
+    monkeypatch.setattr(scoring, "WINDOW", 16)
+    with closing(Loaded.open(mixtral)) as loaded:
+        tokens = loaded.tokenizer.encode(TEXT)
+    windows = [tokens[i : i + 16] for i in range(0, len(tokens), 16)]
+    logprobs = [p for window in windows if len(window) > 1 for p in wanted(mixtral, window)]
+    found = score(mixtral)
+    assert found.tokens == len(logprobs)
+    assert found.perplexity == pytest.approx(math.exp(-sum(logprobs) / len(logprobs)), rel=2e-3)
+
+
+def test_a_text_without_a_second_token_is_refused(mixtral):
+    with pytest.raises(UsageError, match="at least 2 tokens"):
+        score(mixtral, text="")
