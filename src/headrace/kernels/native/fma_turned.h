@@ -65,7 +65,7 @@ constexpr int AHEAD = 4;
 
 template <class F, int H>
 void blocks_ahead(const Rows<1> &rows, std::int64_t k, const float *x, std::int64_t next, bool set,
-                  float *sums) {
+                  Ahead &ahead, float *sums) {
     constexpr int per_word = 4 / F::size, columns = Turn::words * per_word;
     Vec::T acc[AHEAD][H];
     for (int b = 0; b < AHEAD; ++b) {
@@ -75,6 +75,7 @@ void blocks_ahead(const Rows<1> &rows, std::int64_t k, const float *x, std::int6
         for (int b = 0; b < AHEAD; ++b) {
             typename Turn::T words[Turn::words];
             Turn::line(rows.at, static_cast<std::size_t>((k + b * K_BLOCK + at) * F::size), words);
+            ahead.ask();
             const float *values = x + b * next + at;
             Vec::T sum[H];
             for (int m = 0; m < H; ++m) sum[m] = acc[b][m];
@@ -103,7 +104,8 @@ struct Products {
     using Memory = float[K_BLOCK * N_BLOCK];
 
     template <int V>
-    static void sum(const Weight &w, const Part &p, int n, Memory &wide, float *sums) {
+    static void sum(const Weight &w, const Part &p, int n, Ahead &ahead, Memory &wide,
+                    float *sums) {
         if (w.columns == 0) {
             std::memset(sums, 0, sizeof(float) * N_BLOCK * static_cast<std::size_t>(p.m1 - p.m0));
             return;
@@ -116,14 +118,14 @@ struct Products {
                 with_height(p.m1 - p.m0, [&](auto height) {
                     if constexpr (height.value <= FEW) {
                         blocks_ahead<F, height.value>(rows, k, x, K_BLOCK * p.count, k == 0,
-                                                      sums + n);
+                                                      ahead, sums + n);
                     }
                 });
             }
         }
         for (; k < w.columns; k += K_BLOCK) {
             const std::int64_t columns = w.columns - k < K_BLOCK ? w.columns - k : K_BLOCK;
-            widen<F>(rows, k, columns, wide);
+            widen<F>(rows, k, columns, ahead, wide);
             const float *x = static_cast<const float *>(p.panel) + k * p.count;
             for (std::int64_t m = p.m0; m < p.m1; m += TALL) {
                 with_height(p.m1 - m, [&](auto height) {

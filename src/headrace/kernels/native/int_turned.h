@@ -131,7 +131,8 @@ struct IntProducts {
     };
 
     template <int V>
-    static void sum(const Weight &w, const Part &p, int n, Memory &memory, float *sums) {
+    static void sum(const Weight &w, const Part &p, int n, Ahead &ahead, Memory &memory,
+                    float *sums) {
         constexpr int group = V * Vec::width;
         const Panel panel(w, p.count, p.panel);
         const int rows = p.rows - n < group ? p.rows - n : group;
@@ -139,10 +140,12 @@ struct IntProducts {
         scales<V>(w, p.n0 + n, rows, memory.scales);
         if (w.zeros != nullptr) zeros<group>(w, p.n0 + n, rows, memory.zeros);
         std::int64_t k = 0;
-        if constexpr (V == 1) k = whole_stretches(w, p, panel, values, memory, sums + n);
+        if constexpr (V == 1) {
+            k = whole_stretches(w, p, panel, values, ahead, memory, sums + n);
+        }
         for (; k < w.columns; k += STRETCH) {
             const std::int64_t end = k + STRETCH < w.columns ? k + STRETCH : w.columns;
-            spread(values, k, end - k, memory.words);
+            spread(values, k, end - k, ahead, memory.words);
             for (std::int64_t b = k / panel.block; b * panel.block < end; ++b) {
                 const std::int64_t g = b * panel.block / w.group;
                 const Block block{memory.words + (b * panel.block - k) * group,
@@ -162,15 +165,19 @@ struct IntProducts {
     // Few rows of x: weights are multiplied as they are turned, whole stretches of whole blocks.
     // Returns the columns that were.
     static std::int64_t whole_stretches(const Weight &w, const Part &p, const Panel &panel,
-                                        const Rows<1> &values, const Memory &memory, float *sums) {
+                                        const Rows<1> &values, Ahead &ahead, const Memory &memory,
+                                        float *sums) {
         const std::int64_t columns = w.columns / STRETCH * STRETCH;
         if (columns == 0 || panel.block != panel.room) return 0;
         with_height(p.m1 - p.m0, [&](auto height) {
             if constexpr (height.value <= FEW) {
                 switch (panel.room) {
-                    case 32: return few<32, height.value>(w, p, panel, columns, values, memory, sums);
-                    case 64: return few<64, height.value>(w, p, panel, columns, values, memory, sums);
-                    default: return few<128, height.value>(w, p, panel, columns, values, memory, sums);
+                    case 32: return few<32, height.value>(w, p, panel, columns, values, ahead, memory,
+                                                          sums);
+                    case 64: return few<64, height.value>(w, p, panel, columns, values, ahead, memory,
+                                                          sums);
+                    default: return few<128, height.value>(w, p, panel, columns, values, ahead, memory,
+                                                          sums);
                 }
             }
         });
@@ -181,7 +188,7 @@ struct IntProducts {
     // several chains, which need not wait for each other.
     template <int ROOM, int H>
     static void few(const Weight &w, const Part &p, const Panel &panel, std::int64_t columns,
-                    const Rows<1> &values, const Memory &memory, float *sums) {
+                    const Rows<1> &values, Ahead &ahead, const Memory &memory, float *sums) {
         constexpr int chains = H > 2 ? 2 : 4;
         constexpr int units = ROOM / UNIT, line_units = F == Format::u4 ? 4 : 2;
         Vec::T total[H];
@@ -192,7 +199,10 @@ struct IntProducts {
             for (int u = 0; u < STRETCH / UNIT; ++u) {
                 const std::int64_t b = (k + u * UNIT) / ROOM, i = b * panel.count + p.m0;
                 const std::int64_t g = b * ROOM / w.group * Vec::width;
-                if (u % line_units == 0) Turn::line(values.at, bytes_of(F, k + u * UNIT), words);
+                if (u % line_units == 0) {
+                    Turn::line(values.at, bytes_of(F, k + u * UNIT), words);
+                    ahead.ask();
+                }
                 if (u % units == 0) {
                     for (int m = 0; m < H; ++m) {
                         acc[m][0] = Ints::set(panel.starts[i + m]);
@@ -251,10 +261,10 @@ struct IntProducts {
     // Columns k .. k + columns. Four words of nibbles make eight: the low nibbles of all, then the
     // high ones, as x lies in the panel.
     template <int V>
-    static void spread(const Rows<V> &rows, std::int64_t k, std::int64_t columns,
+    static void spread(const Rows<V> &rows, std::int64_t k, std::int64_t columns, Ahead &ahead,
                        std::uint8_t *words) {
         constexpr int stride = 4 * V * Vec::width;
-        rows.turn(bytes_of(F, k), bytes_of(F, columns), [&](int v, Turn::T word, int j) {
+        rows.turn(bytes_of(F, k), bytes_of(F, columns), ahead, [&](int v, Turn::T word, int j) {
             std::uint8_t *to = words + 4 * v * Vec::width;
             if constexpr (F == Format::u4) {
                 to += (j / 4 * 8 + j % 4) * stride;
@@ -273,10 +283,11 @@ struct IntProducts {
         const auto row_bytes = static_cast<std::size_t>(groups) *
                                (w.scales.format == Format::f32 ? 4 : 2);
         const Rows<V> stored(at, rows, row_bytes);
+        Ahead nothing(w, 0, 0);
         switch (w.scales.format) {
-            case Format::f32: return widen<F32>(stored, 0, groups, to);
-            case Format::bf16: return widen<Bf16>(stored, 0, groups, to);
-            default: return widen<F16>(stored, 0, groups, to);
+            case Format::f32: return widen<F32>(stored, 0, groups, nothing, to);
+            case Format::bf16: return widen<Bf16>(stored, 0, groups, nothing, to);
+            default: return widen<F16>(stored, 0, groups, nothing, to);
         }
     }
 

@@ -6,13 +6,13 @@
 #include "engine.h"
 #include "epilogue.h"
 #include "local.h"
+#include "prefetch.h"
 
 namespace headrace {
 namespace {
 
 // A register tile is TALL rows of x by PAIR vectors of weight rows. For few rows of x, weights come
-// from memory as fast as they can: one vector of rows at a time, from end to end, is as many
-// streams as the processor follows by itself (asking for them made it slower).
+// from memory as fast as they can: one vector of rows at a time, from end to end.
 constexpr int TALL = 8, PAIR = 2;
 constexpr int FEW = 4;
 constexpr int N_BLOCK = 4 * Vec::width;        // most weight rows of one task
@@ -32,6 +32,27 @@ struct Part {
     std::int64_t m0, m1;
 };
 
+// Memory that is read next, asked for line by line in the order in which it lies while what came
+// before is multiplied: rows are read side by side, and short rows are gone before the processor
+// follows them by itself.
+class Ahead {
+  public:
+    Ahead(const Weight &w, std::int64_t row, std::int64_t rows)
+        : at_(w.row(row)), end_(at_ + static_cast<std::size_t>(rows < 0 ? 0 : rows) * w.row_bytes) {}
+
+    // As many lines as a vector of rows has.
+    void ask() {
+        for (int i = 0; i < Vec::width && at_ < end_; ++i, at_ += LINE_BYTES) prefetch(at_);
+    }
+    void ask_all() {
+        while (at_ < end_) ask();
+    }
+
+  private:
+    static constexpr int LINE_BYTES = 64;
+    const char *at_, *end_;
+};
+
 // V vectors of rows, `row_bytes` apart, that are read side by side from beginning to end. Rows
 // beyond the last repeat it.
 template <int V>
@@ -47,9 +68,9 @@ struct Rows {
     }
 
     // Calls to(v, word, j) for the words of columns at `offset` .. `offset + bytes`: the j-th of
-    // the v-th vector of rows.
+    // the v-th vector of rows. Asks `ahead` for as many lines.
     template <class To>
-    void turn(std::size_t offset, std::size_t bytes, const To &to) const {
+    void turn(std::size_t offset, std::size_t bytes, Ahead &ahead, const To &to) const {
         for (std::size_t b = 0; b < bytes; b += LINE) {
             for (int v = 0; v < V; ++v) {
                 typename Turn::T words[Turn::words];
@@ -59,6 +80,7 @@ struct Rows {
                 } else {
                     Turn::line(rows, offset + b, words);
                 }
+                ahead.ask();
                 const auto first = static_cast<int>(b / 4);
                 const auto count = static_cast<int>((bytes - b + 3) / 4);
                 if (count < Turn::words) {
@@ -91,9 +113,9 @@ struct F16 {
 
 // Columns k .. k + columns as fp32 [column][V vectors of rows]; may write one column more.
 template <class F, int V>
-void widen(const Rows<V> &rows, std::int64_t k, std::int64_t columns, float *to) {
+void widen(const Rows<V> &rows, std::int64_t k, std::int64_t columns, Ahead &ahead, float *to) {
     constexpr int stride = Rows<V>::size;
-    rows.turn(static_cast<std::size_t>(k * F::size), static_cast<std::size_t>(columns * F::size),
+    rows.turn(static_cast<std::size_t>(k * F::size), static_cast<std::size_t>(columns * F::size), ahead,
               [&](int v, Turn::T word, int j) {
                   F::widen(word, to + j * (4 / F::size) * stride + v * Vec::width, stride);
               });
@@ -121,22 +143,35 @@ void with_height(std::int64_t rows, const F &f) {
     }
 }
 
-// S says how products are summed: S::Memory it works in, S::sum<V>(weight, part, n, memory, sums)
-// for the V vectors of weight rows from the n-th of the part on.
+// S says how products are summed: S::Memory it works in, S::sum<V>(weight, part, n, ahead, memory,
+// sums) for the V vectors of weight rows from the n-th of the part on.
 template <class S>
 struct Local {
     typename S::Memory memory;
     float sums[2][MAX_ROWS * N_BLOCK];
 };
 
+// Weight rows that are read side by side.
+constexpr int side_by_side(const Part &p) { return p.m1 - p.m0 <= FEW ? Vec::width : PAIR * Vec::width; }
+
+// Those of a part from its n-th on.
+inline Ahead rows_of(const Weight &w, const Part &p, int n) {
+    const int left = p.rows - n, most = side_by_side(p);
+    return {w, p.n0 + n, left < most ? left : most};
+}
+
+// `then` is what is read after this; the part's first rows were asked for before.
 template <class S>
-void sum(const Weight &w, const Part &p, typename S::Memory &memory, float *sums) {
-    if (p.m1 - p.m0 <= FEW) {
-        for (int n = 0; n < p.rows; n += Vec::width) S::template sum<1>(w, p, n, memory, sums);
-    } else {
-        for (int n = 0; n < p.rows; n += PAIR * Vec::width) {
-            S::template sum<PAIR>(w, p, n, memory, sums);
+void sum(const Weight &w, const Part &p, Ahead then, typename S::Memory &memory, float *sums) {
+    const int step = side_by_side(p);
+    for (int n = 0; n < p.rows; n += step) {
+        Ahead next = n + step < p.rows ? rows_of(w, p, n + step) : then;
+        if (p.m1 - p.m0 <= FEW) {
+            S::template sum<1>(w, p, n, next, memory, sums);
+        } else {
+            S::template sum<PAIR>(w, p, n, next, memory, sums);
         }
+        next.ask_all();
     }
 }
 
@@ -153,7 +188,8 @@ void multiply(const Weight &w, const void *panel, std::int64_t count, std::int64
     auto &local = *static_cast<Local<S> *>(local_memory());
     const Part part{panel, count, n0, static_cast<int>(n1 - n0), g0 * TALL,
                     g1 * TALL < count ? g1 * TALL : count};
-    sum<S>(w, part, local.memory, local.sums[0]);
+    rows_of(w, part, 0).ask_all();
+    sum<S>(w, part, Ahead(w, 0, 0), local.memory, local.sums[0]);
     float bias[N_BLOCK] = {};
     bias_of(w, n0, part.rows, bias);
     for (std::int64_t m = part.m0; m < part.m1; ++m) {
@@ -170,8 +206,9 @@ void gated(const Weight &gate, const Weight &up, const void *panel, std::int64_t
     auto &local = *static_cast<Local<S> *>(local_memory());
     const Part part{panel, count, n0, static_cast<int>(n1 - n0), g0 * TALL,
                     g1 * TALL < count ? g1 * TALL : count};
-    sum<S>(gate, part, local.memory, local.sums[0]);
-    sum<S>(up, part, local.memory, local.sums[1]);
+    rows_of(gate, part, 0).ask_all();
+    sum<S>(gate, part, rows_of(up, part, 0), local.memory, local.sums[0]);
+    sum<S>(up, part, Ahead(up, 0, 0), local.memory, local.sums[1]);
     float bias[2][N_BLOCK] = {};
     bias_of(gate, n0, part.rows, bias[0]);
     bias_of(up, n0, part.rows, bias[1]);
