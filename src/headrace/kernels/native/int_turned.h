@@ -189,7 +189,7 @@ struct IntProducts {
     template <int ROOM, int H>
     static void few(const Weight &w, const Part &p, const Panel &panel, std::int64_t columns,
                     const Rows<1> &values, Ahead &ahead, const Memory &memory, float *sums) {
-        constexpr int chains = H > 2 ? 2 : 4;
+        constexpr int chains = H > 4 ? 1 : H > 2 ? 2 : 4;
         constexpr int units = ROOM / UNIT, line_units = F == Format::u4 ? 4 : 2;
         Vec::T total[H];
         Ints::T acc[H][chains], words[Turn::words];

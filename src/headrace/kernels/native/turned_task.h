@@ -14,7 +14,7 @@ namespace {
 // A register tile is TALL rows of x by PAIR vectors of weight rows. For few rows of x, weights come
 // from memory as fast as they can: one vector of rows at a time, from end to end.
 constexpr int TALL = 8, PAIR = 2;
-constexpr int FEW = 4;
+constexpr int FEW = 8;
 constexpr int N_BLOCK = 4 * Vec::width;        // most weight rows of one task
 constexpr std::size_t LINE = 4 * Turn::words;  // bytes of a row that are turned at a time
 
