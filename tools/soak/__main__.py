@@ -13,6 +13,7 @@ import argparse
 import os
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -43,6 +44,8 @@ class Verdict(NamedTuple):
 def main(arguments: list[str]) -> int:
     """Run what was asked for; 1 if anything is wrong."""
     asked = _options().parse_args(arguments)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background or by
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, they are ignored, and stay so in children
     began = time.monotonic()
     verdicts: list[Verdict] = []
     with tempfile.TemporaryDirectory(prefix="headrace-soak-") as folder:
