@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "address.h"
 #include "attention.h"
 
 namespace nb = nanobind;
@@ -14,13 +15,6 @@ using namespace nb::literals;
 using namespace headrace;
 
 namespace {
-
-using Address = std::uintptr_t;
-
-template <class T>
-T *at(Address address) {
-    return reinterpret_cast<T *>(address);
-}
 
 constexpr const char *NAMES[] = {"f32", "bf16", "f16", "i8"};
 constexpr std::int64_t ITEM_BYTES[] = {4, 2, 2, 1};

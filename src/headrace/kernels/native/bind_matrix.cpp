@@ -12,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "address.h"
 #include "linear.h"
 
 namespace nb = nanobind;
@@ -19,13 +20,6 @@ using namespace nb::literals;
 using namespace headrace;
 
 namespace {
-
-using Address = std::uintptr_t;
-
-template <class T>
-T *at(Address address) {
-    return reinterpret_cast<T *>(address);
-}
 
 constexpr const char *NAMES[] = {"f32", "bf16", "f16", "i8", "u8", "u4"};
 

@@ -15,6 +15,7 @@
 #include <tuple>
 #include <vector>
 
+#include "address.h"
 #include "linear.h"
 #include "router.h"
 #include "sample.h"
@@ -24,13 +25,6 @@ using namespace nb::literals;
 using namespace headrace;
 
 namespace {
-
-using Address = std::uintptr_t;
-
-template <class T>
-T *at(Address address) {
-    return reinterpret_cast<T *>(address);
-}
 
 Values values(Address data, const std::string &format) {
     for (const auto &[name, form] : {std::pair{"f32", Format::f32}, std::pair{"bf16", Format::bf16},
