@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from headrace.batching.blocks import blocks_for
@@ -30,7 +30,8 @@ _RING_SHARE = 0.5  # of what is left for weights, at most
 
 @dataclass(frozen=True)
 class Situation:
-    """All that a plan depends on."""
+    """All that a plan depends on. ``budget_bytes`` is for host memory, ``device_bytes`` for the
+    accelerator's (None: all that it has), ``disk_bytes`` for weights on disk (None: enough)."""
 
     model: ModelSpec
     pages: tuple[Page, ...]
@@ -38,7 +39,9 @@ class Situation:
     hardware: Hardware
     workload: Workload
     budget_bytes: int
-    overrides: Overrides
+    overrides: Overrides = field(default_factory=Overrides)
+    device_bytes: int | None = None
+    disk_bytes: int | None = None
 
     @cached_property
     def residency(self) -> Residency:

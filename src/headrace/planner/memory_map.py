@@ -1,9 +1,9 @@
-"""What a run takes of the budget, buffer by buffer, exactly as its arena hands it out."""
+"""What a run takes of each tier's budget, buffer by buffer, exactly as its arena hands it out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from headrace.memory.rows import BOUNCE_BYTES
 from headrace.schedule.sizes import buffer_sizes
@@ -25,13 +25,41 @@ _KINDS = {
 
 
 @dataclass(frozen=True)
+class TierUse:
+    """Bytes that a run takes of one tier, and how many it may; ``parts`` add up to the former."""
+
+    planned_bytes: int
+    capacity_bytes: int
+    parts: Mapping[str, int]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the run keeps within the tier."""
+        return self.planned_bytes <= self.capacity_bytes
+
+
+@dataclass(frozen=True)
 class MemoryMap:
     """Bytes of the host tier. ``parts`` names what the arena holds (alignment included);
-    ``margin_bytes`` is kept free for what the arithmetic library allocates beside it."""
+    ``margin_bytes`` is kept free for what the arithmetic library allocates beside it. ``beside``
+    holds the other tiers of a machine with an accelerator: ``device``, ``pinned`` (part of the
+    host's bytes as well) and ``disk``."""
 
     parts: Mapping[str, int]
     margin_bytes: int
     budget_bytes: int
+    beside: Mapping[str, TierUse] = field(default_factory=dict)
+
+    @property
+    def tiers(self) -> Mapping[str, TierUse]:
+        """Tier -> what the run takes of it."""
+        parts = {**self.parts, "margin": self.margin_bytes}
+        return {"host": TierUse(self.total_bytes, self.budget_bytes, parts), **self.beside}
+
+    @property
+    def fits(self) -> bool:
+        """Whether every tier is kept within."""
+        return all(use.fits for use in self.tiers.values())
 
     @property
     def arena_bytes(self) -> int:
