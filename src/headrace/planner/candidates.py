@@ -8,13 +8,16 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from headrace.batching.blocks import blocks_for
-from headrace.planner.memory_map import MemoryMap, memory_map
+from headrace.planner.memory_map import MemoryMap, arena_bytes, map_of_sizes
 from headrace.planner.plan import Overrides
+from headrace.planner.played import PlayedOverlap
 from headrace.planner.residency import Residency
 from headrace.planner.sweeps import Load, SweepTimes
+from headrace.schedule.sizes import activation_sizes
+from headrace.schedule.tally import Kinds
 from headrace.specs.hardware import DISK, Hardware
 from headrace.specs.model import ModelSpec
-from headrace.specs.pages import Page
+from headrace.specs.pages import Page, Role
 from headrace.specs.policy import Policy
 from headrace.specs.workload import Workload
 
@@ -48,6 +51,11 @@ class Situation:
         """Residency choices of this model."""
         return Residency(self.model, self.pages, self.page_bytes)
 
+    @cached_property
+    def kinds(self) -> Kinds:
+        """Its pages by kind."""
+        return Kinds(self.model, self.pages)
+
     @property
     def longest_blocks(self) -> int:
         """Blocks of the longest request: fewer could never finish it."""
@@ -60,12 +68,24 @@ class Situation:
         return (job.prompt_tokens + job.gen_tokens // 2) // max(1, job.requests)
 
     def map_of(self, policy: Policy) -> MemoryMap:
-        """What ``policy`` takes of the budget."""
-        return memory_map(self.model, self.pages, policy, self.page_bytes, self.budget_bytes)
+        """What ``policy`` takes of the budget: ``memory_map``, its weights counted by kind."""
+        cut = any(kind.page.role is Role.EXPERT_UP for kind in self.kinds.all)
+        rows = self.kinds.rows_read(policy)
+        sizes = activation_sizes(self.model, policy, cut=cut, rows=rows)
+        weights = self.residency.bytes_held(policy.resident)
+        streams = any(True for _ in self.kinds.streamed(policy))
+        ring = policy.ring_slots * arena_bytes(policy.slot_bytes) if streams else 0
+        return map_of_sizes(self.model, policy, sizes, self.budget_bytes, weights, ring)
 
     def times_of(self, policy: Policy) -> SweepTimes:
         """Sweep times of ``policy``, overlap taken as perfect."""
-        return SweepTimes(self.model, self.pages, policy, self.hardware)
+        return SweepTimes(self.model, self.pages, policy, self.hardware, kinds=self.kinds)
+
+    def overlap_of(self, policy: Policy) -> PlayedOverlap:
+        """How well lanes overlap under ``policy``."""
+        return PlayedOverlap(
+            self.model, self.pages, policy, self.hardware, self.mean_kv, kinds=self.kinds
+        )
 
 
 def smallest(at: Situation) -> Policy:

@@ -13,7 +13,6 @@ from dataclasses import replace
 from headrace.errors import BudgetError, UsageError
 from headrace.planner.candidates import Situation, candidates, smallest
 from headrace.planner.plan import Overrides, Plan
-from headrace.planner.played import PlayedOverlap
 from headrace.planner.simulate import FewRows, predict, simulate
 from headrace.planner.sweeps import Load, SweepTimes
 from headrace.planner.tail import on_demand_rows
@@ -66,7 +65,9 @@ def best_plan(at: Situation) -> Plan:
     policy = _best(at)
     threshold = 0
     if policy.schedule == "stream" and overrides.schedule is None:
-        threshold = on_demand_rows(at.model, at.pages, policy, at.hardware, at.mean_kv)
+        threshold = on_demand_rows(
+            at.model, at.pages, policy, at.hardware, at.mean_kv, at.kinds
+        )
     plan = plan_of(at, policy, threshold)
     if plan.prediction.rows_per_sweep <= threshold:
         return replace(plan, policy=replace(policy, schedule="on_demand"))
@@ -78,7 +79,9 @@ def plan_of(at: Situation, policy: Policy, on_demand_rows: int) -> Plan:
     return Plan(
         policy=policy,
         memory=at.map_of(policy),
-        prediction=predict(at.model, at.pages, policy, at.hardware, at.workload, on_demand_rows),
+        prediction=predict(
+            at.model, at.pages, policy, at.hardware, at.workload, on_demand_rows, at.kinds
+        ),
         on_demand_rows=on_demand_rows,
         smallest_bytes=at.map_of(smallest(at)).total_bytes,
         notes=_notes(at, policy, on_demand_rows),
@@ -86,13 +89,15 @@ def plan_of(at: Situation, policy: Policy, on_demand_rows: int) -> Plan:
 
 
 def _best(at: Situation) -> Policy:
-    """The candidate with the shortest job; those whose bound is longer are not played."""
+    """The candidate with the shortest job, least bound first: from the first whose bound is no
+    shorter than the best job played, none needs to be."""
+    found = ((policy, at.times_of(policy)) for policy in candidates(at))
+    ranked = sorted(((_bound(at, times), policy, times) for policy, times in found), key=_first)
     best: tuple[float, Policy] | None = None
-    for policy in candidates(at):
-        overlap = PlayedOverlap(at.model, at.pages, policy, at.hardware, at.mean_kv)
-        times = SweepTimes(at.model, at.pages, policy, at.hardware)
-        if best is not None and _bound(at, times) >= best[0]:
-            continue
+    for bound, policy, times in ranked:
+        if best is not None and bound >= best[0]:
+            break
+        overlap = at.overlap_of(policy)
         typical = min(policy.max_rows, policy.max_seqs * 3 // 2 + 1)
         seconds = simulate(FewRows(times), at.workload, _RANKING_STEPS).seconds * overlap(typical)
         if best is None or seconds < best[0]:
@@ -101,10 +106,18 @@ def _best(at: Situation) -> Policy:
     return best[1]
 
 
+def _first(candidate: tuple[float, Policy, SweepTimes]) -> float:
+    return candidate[0]
+
+
 def _bound(at: Situation, times: SweepTimes) -> float:
-    """No job takes less: every sweep draws at most max_seqs tokens, at the least KV there is."""
-    seqs = times.policy.max_seqs
-    return at.workload.gen_tokens / seqs * times.lanes(Load(seqs, seqs, samples=seqs)).busiest
+    """No job takes less: a sweep has at most max_rows rows and draws at most max_seqs tokens, and
+    costs the less per row, and per token, the more it has of them."""
+    job, policy = at.workload, times.policy
+    seqs, rows = policy.max_seqs, policy.max_rows
+    drawn = job.gen_tokens / seqs * times.lanes(Load(seqs, seqs, samples=seqs)).busiest
+    every = (job.prompt_tokens + job.gen_tokens) / rows * times.lanes(Load(rows)).busiest
+    return max(drawn, every)
 
 
 def _check(overrides: Overrides, at: Situation) -> None:

@@ -15,6 +15,8 @@ from headrace.batching.limits import Limits
 from headrace.batching.request import Request
 from headrace.planner.played import PlayedOverlap
 from headrace.planner.sweeps import LaneSeconds, Load, SweepTimes
+from headrace.planner.thinning import parts_of
+from headrace.schedule.tally import Kinds
 from headrace.specs.hardware import Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page
@@ -73,6 +75,7 @@ def predict(
     hardware: Hardware,
     workload: Workload,
     on_demand_rows: int = 0,
+    kinds: Kinds | None = None,
 ) -> Prediction:
     """How long ``workload`` takes under ``policy``; sweeps of at most ``on_demand_rows`` rows
     read routed experts only, as the engine's do.
@@ -80,12 +83,13 @@ def predict(
     With assumed output lengths the interval covers outputs of half to 1.6 times the guess (within
     their limits); with realised ones only the model's own error.
     """
+    kinds = kinds or Kinds(model, pages)
     kv = workload.prompt_tokens + workload.gen_tokens // 2
     mean_kv = kv // max(1, workload.requests)
 
     def times_of(policy: Policy) -> SweepTimes:
-        overlap = PlayedOverlap(model, pages, policy, hardware, mean_kv)
-        return SweepTimes(model, pages, policy, hardware, overlap)
+        overlap = PlayedOverlap(model, pages, policy, hardware, mean_kv, kinds=kinds)
+        return SweepTimes(model, pages, policy, hardware, overlap, kinds)
 
     times = FewRows(times_of(policy))
     if on_demand_rows:
@@ -124,12 +128,44 @@ def simulate(times: FewRows, workload: Workload, steps: int = STEPS) -> Predicti
     Costs about a microsecond per generated token, ``steps`` tokens at most. Raises LineError
     when a request cannot fit the policy's KV blocks.
     """
-    slices = _slices(workload, times.times.policy, steps)
+    policy = times.times.policy
+    slices = _slices(workload, policy, steps)
+    parts = parts_of(workload, min(policy.max_seqs, workload.requests), steps * slices)
+    if parts is None:
+        return _play(times, workload, slices)
+    shorter, longer = (_play(times, part, slices) for part in parts[:2])
+    return _extended(shorter, longer, parts.beyond, workload)
+
+
+def _play(times: FewRows, workload: Workload, slices: int) -> Prediction:
     job = _Job(times, slices)
     job.add(workload)
     while job.batcher.has_work:
         job.step()
     return job.result(workload)
+
+
+def _extended(
+    shorter: Prediction, longer: Prediction, beyond: float, workload: Workload
+) -> Prediction:
+    """The line through two jobs, at the whole of ``workload``."""
+
+    def line(a: float, b: float) -> float:
+        return max(0.0, b + (b - a) * beyond)
+
+    seconds = line(shorter.seconds, longer.seconds)
+    return replace(
+        longer,
+        seconds=seconds,
+        low=seconds,
+        high=seconds,
+        sweeps=round(line(shorter.sweeps, longer.sweeps)),
+        prompt_tokens=workload.prompt_tokens,
+        gen_tokens=workload.gen_tokens,
+        lanes={name: line(shorter.lanes[name], busy) for name, busy in longer.lanes.items()},
+        bytes_read=line(shorter.bytes_read, longer.bytes_read),
+        preemptions=round(line(shorter.preemptions, longer.preemptions)),
+    )
 
 
 class _Job:
