@@ -67,6 +67,13 @@ class Situation:
         job = self.workload
         return (job.prompt_tokens + job.gen_tokens // 2) // max(1, job.requests)
 
+    @cached_property
+    def decode_kv(self) -> int:
+        """Tokens a decode attends to, on average over all decodes of the job."""
+        job = self.workload
+        lens = zip(job.prompt_lens, job.gen_lens, strict=True)
+        return sum(g * (p + (g - 1) // 2) for p, g in lens) // max(1, job.gen_tokens)
+
     def map_of(self, policy: Policy) -> MemoryMap:
         """What ``policy`` takes of the budget: ``memory_map``, its weights counted by kind."""
         cut = any(kind.page.role is Role.EXPERT_UP for kind in self.kinds.all)
@@ -102,15 +109,44 @@ def smallest(at: Situation) -> Policy:
     return min(options, key=lambda policy: at.map_of(policy).total_bytes)
 
 
-def candidates(at: Situation) -> Iterator[Policy]:
-    """Policies that fit, most sequences first; ``smallest`` last, if it fits."""
-    for seqs in _sequence_counts(at):
+def candidates(at: Situation) -> Iterator[tuple[float, Policy]]:
+    """Policies that fit, each with a time that no policy of as many sequences or fewer of the
+    later ones takes less than: least first; ``smallest`` last, if it fits."""
+    bounds = _Bounds(at)
+    counts = sorted(_sequence_counts(at), key=lambda seqs: (bounds.of(seqs), -seqs))
+    for seqs in counts:
         policy = fitted(at, seqs)
         if policy is not None:
-            yield policy
+            yield bounds.of(seqs), policy
     least = smallest(at)
     if at.map_of(least).total_bytes <= at.budget_bytes:
-        yield least
+        yield bounds.of(least.max_seqs), least
+
+
+class _Bounds:
+    """Bounds of jobs by sequences at once, before anything is decided: every roof at its full
+    rate, and the whole budget full of weights."""
+
+    def __init__(self, at: Situation) -> None:
+        self._job = at.workload
+        self._rows = at.overrides.max_rows or MOST_ROWS
+        whole = with_residency(at, _policy(at, 1, 1, 1), at.residency.everything(), 0)
+        ideal = replace(at.hardware, efficiency={}, task_seconds=0.0)
+        policy = replace(whole, max_rows=1 << 20, micro_batches=1)
+        self._times = SweepTimes(at.model, at.pages, policy, ideal, kinds=at.kinds)
+        total = sum(page.bytes for page in at.residency.streamable)
+        streamed = max(0, total - at.budget_bytes)
+        self._disk = streamed / self._times.disk_rate if streamed else 0.0
+
+    def of(self, seqs: int) -> float:
+        """No job with ``seqs`` sequences at once takes less. A sweep of more rows takes less per
+        row, and of more draws less per draw."""
+        job, rows = self._job, max(self._rows, seqs)
+        drawn = self._sweep(Load(seqs, seqs, samples=seqs)) * job.gen_tokens / seqs
+        return max(drawn, self._sweep(Load(rows)) * (job.prompt_tokens + job.gen_tokens) / rows)
+
+    def _sweep(self, load: Load) -> float:
+        return max(self._times.lanes(load).cpu, self._disk)
 
 
 def fitted(at: Situation, seqs: int) -> Policy | None:

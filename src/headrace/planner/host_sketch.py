@@ -17,7 +17,7 @@ from headrace.planner.bindings import binding_of
 from headrace.planner.sweeps import Load
 from headrace.schedule.generate import generate, next_phase
 from headrace.schedule.tally import Kinds, tally
-from headrace.schedule.task import Op, Task
+from headrace.schedule.task import Op, Schedule, Task
 from headrace.schedule.work import WorkModel
 from headrace.schedule.work_vector import LANE, Work
 from headrace.specs.hardware import DISK, Hardware
@@ -63,6 +63,11 @@ class HostSketch:
         self._work = WorkModel(self.kinds.model, self.kinds.pages, self.policy)
         self._tally = tally(self.kinds, self.policy)
         self._flat = replace(self.hardware, efficiency={})  # costs below have it in them
+        self._schedules: list[Schedule] = []
+        phase = 0
+        for _ in range(_SWEEPS):
+            self._schedules.append(generate(self._model, self._pages, self._small, phase))
+            phase = next_phase(self._pages, self._small, phase)
 
     def play(self, load: Load) -> float:
         """Seconds of a steady sweep of ``load``, in the whole model."""
@@ -71,11 +76,8 @@ class HostSketch:
         def work_of(task: Task, sweep: object) -> Work:
             return self._work_of(task, costs)
 
-        machine, phase, tickets = Virtual(work_of, self._flat), 0, []
-        for _ in range(_SWEEPS):
-            schedule = generate(self._model, self._pages, self._small, phase)
-            tickets.append(machine.append(schedule, None))
-            phase = next_phase(self._pages, self._small, phase)
+        machine = Virtual(work_of, self._flat)
+        tickets = [machine.append(schedule, None) for schedule in self._schedules]
         before, steady = (ticket.wait() for ticket in tickets[:2])
         ends: dict[int, float] = {}
         for span in steady.spans:

@@ -101,10 +101,15 @@ class Residency:
         others = [p for p in self.experts if p.id not in base]
         if not others:
             return base
-        mean = sum(self.bytes_of[p.id] for p in others) / len(others)
-        count = min(len(others), int((room - self.weight_bytes(base, 0)) / mean))
+        sizes = [self.bytes_of[p.id] for p in others]
+        left = room - self.weight_bytes(base, 0)
+        if sum(sizes) <= left:
+            return base | {p.id for p in others}
+        left -= ring_slots * min(sizes)
+        ids, mean = [p.id for p in others], sum(sizes) / len(sizes)
+        count = min(len(others) - 1, int(left / mean) + len(self._by_size))
         while count > 0:
-            chosen = base | set(_evenly([p.id for p in others], count))
+            chosen = base | set(_evenly(ids, count))
             if self.weight_bytes(chosen, ring_slots) <= room:
                 return chosen
             count -= 1
@@ -124,4 +129,4 @@ def _visited_by_all(model: ModelSpec, page: Page) -> bool:
 def _evenly(items: list[int], count: int) -> Iterable[int]:
     """``count`` of ``items``, spread evenly over the list."""
     total = len(items)
-    return (x for i, x in enumerate(items) if (i + 1) * count // total > i * count // total)
+    return (items[-(-j * total // count) - 1] for j in range(1, count + 1))

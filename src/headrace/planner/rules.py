@@ -24,6 +24,7 @@ from headrace.specs.units import format_bytes
 from headrace.specs.workload import Workload
 
 _RANKING_STEPS = 20_000
+_GAIN = 0.998  # what cannot be faster than this share of the best so far is not played
 _FREE = Overrides()
 BUSY = 0.25
 """Noise of a measurement above which the plan says that the machine is not quiet."""
@@ -65,9 +66,7 @@ def best_plan(at: Situation) -> Plan:
     policy = _best(at)
     threshold = 0
     if policy.schedule == "stream" and overrides.schedule is None:
-        threshold = on_demand_rows(
-            at.model, at.pages, policy, at.hardware, at.mean_kv, at.kinds
-        )
+        threshold = on_demand_rows(at.model, at.pages, policy, at.hardware, at.mean_kv, at.kinds)
     plan = plan_of(at, policy, threshold)
     if plan.prediction.rows_per_sweep <= threshold:
         return replace(plan, policy=replace(policy, schedule="on_demand"))
@@ -89,14 +88,14 @@ def plan_of(at: Situation, policy: Policy, on_demand_rows: int) -> Plan:
 
 
 def _best(at: Situation) -> Policy:
-    """The candidate with the shortest job, least bound first: from the first whose bound is no
-    shorter than the best job played, none needs to be."""
-    found = ((policy, at.times_of(policy)) for policy in candidates(at))
-    ranked = sorted(((_bound(at, times), policy, times) for policy, times in found), key=_first)
+    """The candidate with the shortest job; none is played whose bound is longer."""
     best: tuple[float, Policy] | None = None
-    for bound, policy, times in ranked:
-        if best is not None and bound >= best[0]:
-            break
+    for least, policy in candidates(at):
+        if best is not None and least >= best[0]:
+            break  # and so are all that follow
+        times = at.times_of(policy)
+        if best is not None and _bound(at, times) >= _GAIN * best[0]:
+            continue
         overlap = at.overlap_of(policy)
         typical = min(policy.max_rows, policy.max_seqs * 3 // 2 + 1)
         seconds = simulate(FewRows(times), at.workload, _RANKING_STEPS).seconds * overlap(typical)
@@ -106,18 +105,18 @@ def _best(at: Situation) -> Policy:
     return best[1]
 
 
-def _first(candidate: tuple[float, Policy, SweepTimes]) -> float:
-    return candidate[0]
-
-
 def _bound(at: Situation, times: SweepTimes) -> float:
     """No job takes less: a sweep has at most max_rows rows and draws at most max_seqs tokens, and
-    costs the less per row, and per token, the more it has of them."""
+    costs the less per row, and per draw, the more it has of them. Attention of prompts is free."""
     job, policy = at.workload, times.policy
     seqs, rows = policy.max_seqs, policy.max_rows
-    drawn = job.gen_tokens / seqs * times.lanes(Load(seqs, seqs, samples=seqs)).busiest
-    every = (job.prompt_tokens + job.gen_tokens) / rows * times.lanes(Load(rows)).busiest
-    return max(drawn, every)
+    drawing = times.lanes(Load(seqs, seqs * at.decode_kv, samples=seqs))
+    sweeps, full = job.gen_tokens / seqs, times.lanes(Load(rows))
+    beside = drawing.cpu - times.lanes(Load(seqs, seqs)).cpu  # attention and head of the draws
+    filled = (job.prompt_tokens + job.gen_tokens) / rows
+    return max(
+        sweeps * drawing.busiest, filled * full.disk, filled * full.cpu + sweeps * max(0.0, beside)
+    )
 
 
 def _check(overrides: Overrides, at: Situation) -> None:

@@ -15,7 +15,7 @@ from headrace.batching.limits import Limits
 from headrace.batching.request import Request
 from headrace.planner.played import PlayedOverlap
 from headrace.planner.sweeps import LaneSeconds, Load, SweepTimes
-from headrace.planner.thinning import parts_of
+from headrace.planner.thinning import parts_of, sample
 from headrace.schedule.tally import Kinds
 from headrace.specs.hardware import Hardware
 from headrace.specs.model import ModelSpec
@@ -23,7 +23,7 @@ from headrace.specs.pages import Page
 from headrace.specs.policy import Policy
 from headrace.specs.workload import Workload
 
-STEPS = 400_000
+STEPS = 120_000
 """Tokens generated one by one in a simulation, before only a slice of the job is played."""
 
 _MODEL_ERROR = 0.10  # of a measured machine; stock figures are trusted half as much
@@ -101,7 +101,7 @@ def predict(
     low, high = best.seconds * (1 - error), best.seconds * (1 + error + busy)
     if workload.assumed:
         ends = [
-            simulate(times, _scaled(workload, scale), STEPS // 8).seconds
+            simulate(times, _scaled(workload, scale), STEPS // 4).seconds
             for scale in (_SHORTEST, _LONGEST)
         ]
         low = min(low, *(end * (1 - error) for end in ends))
@@ -178,12 +178,14 @@ class _Job:
         self._known: dict[Load, tuple[float, LaneSeconds]] = {}
 
     def add(self, workload: Workload) -> None:
-        lengths = zip(workload.prompt_lens, workload.gen_lens, workload.limits, strict=True)
+        part = workload
+        if self.slices > 1:
+            part = sample(workload, -(-workload.requests // self.slices))
+        lengths = zip(part.prompt_lens, part.gen_lens, part.limits, strict=True)
         for i, (prompt, gen, most) in enumerate(lengths):
-            if i % self.slices == 0:
-                request = Request(str(i), range(prompt), max(most, gen))
-                for sequence in self.batcher.add(request):
-                    self.ends[sequence.id] = gen
+            request = Request(str(i), range(prompt), max(most, gen))
+            for sequence in self.batcher.add(request):
+                self.ends[sequence.id] = gen
 
     def step(self) -> None:
         choice = self.batcher.next_choice()

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from headrace.specs.workload import Workload
 
-_WAVES = 2
-"""Times that the shorter job fills all places: it begins, goes on, and ends."""
+_WAVES = 8
+"""Times that the shorter job fills all places: waves of equal requests are spread out by then."""
 
-_LEAST = 32  # requests of it, for its mean lengths to be the job's
+_LEAST = 64  # requests of it, for its mean lengths to be the job's
 
 
 class Parts(NamedTuple):
@@ -30,15 +30,16 @@ def parts_of(workload: Workload, places: int, tokens: int) -> Parts | None:
         return None
     mean = workload.gen_tokens / workload.requests
     count = max(count, min(workload.requests // 3, round(tokens / mean / 3)))
-    shorter, longer = _sample(workload, count), _sample(workload, 2 * count)
+    shorter, longer = sample(workload, count), sample(workload, 2 * count)
     more = longer.gen_tokens - shorter.gen_tokens
     if more <= 0:
         return None
     return Parts(shorter, longer, (workload.gen_tokens - longer.gen_tokens) / more)
 
 
-def _sample(workload: Workload, count: int) -> Workload:
-    """``count`` requests at even quantiles of length, in order of arrival."""
+def sample(workload: Workload, count: int) -> Workload:
+    """``count`` requests at even quantiles of length, in order of arrival: their mean lengths are
+    nearly those of all."""
     order = sorted(
         range(workload.requests), key=lambda i: (workload.gen_lens[i], workload.prompt_lens[i])
     )
