@@ -51,7 +51,7 @@ def test_a_sketch_takes_as_long_as_the_sweep(model, error, schedule, disk, seqs)
     assert policy.slot_bytes
     policy = replace(policy, schedule=schedule)
     load = Load(seqs, seqs * 50, 32, 40, seqs)
-    whole = steady_seconds(model, pages, policy, machine(disk), load, sweeps=3)
+    whole = steady_seconds(model, pages, policy, machine(disk), load)
     small = HostSketch(at.kinds, policy, machine(disk)).play(load)
     assert small == pytest.approx(whole, rel=error)
 

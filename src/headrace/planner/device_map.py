@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from headrace.planner.memory_map import MemoryMap, TierUse, arena_bytes
-from headrace.schedule.device import FLIGHTS
+from headrace.schedule.device import FLIGHTS, KV_SLOTS
 from headrace.schedule.device_sizes import device_sizes
 from headrace.schedule.placement import Placement
 from headrace.schedule.tally import Kind, Kinds
@@ -117,24 +117,25 @@ class _Touched:
             "kv_new": moves,
             **dict.fromkeys(_ON_CPU, on_cpu),
             **dict.fromkeys(_BESIDE, bool(policy.cpu_experts)),
+            "routing_host": bool(policy.cpu_experts) and model.is_moe,
         }
-        flights = min(FLIGHTS, model.layers * policy.micro_batches)
-        self._most = dict.fromkeys((*_ON_CPU, *_BESIDE), flights)
-        self._most["attended"] = flights if on_cpu else 1
-        for name in ("kv_slot", "kv_new"):
-            self._most[name] = _parts_moved(policy, model.layers)
+        flights = range(min(FLIGHTS, model.layers * policy.micro_batches))
+        self._which = dict.fromkeys((*_ON_CPU, *_BESIDE), frozenset(flights))
+        self._which["attended"] = frozenset(flights if on_cpu else (0,))
+        self._which |= dict.fromkeys(("kv_slot", "kv_new"), _slots_used(policy, model.layers))
 
     def by(self, buffer: Buffer) -> bool:
         """Whether a task touches ``buffer``."""
-        most = self._most.get(buffer.name)
-        return self._when.get(buffer.name, True) and (most is None or buffer.index < most)
+        which = self._which.get(buffer.name)
+        return self._when.get(buffer.name, True) and (which is None or buffer.index in which)
 
 
-def _parts_moved(policy: Policy, layers: int) -> int:
-    """Slots for KV on its way that are ever used: two, or one where one part moves in all."""
+def _slots_used(policy: Policy, layers: int) -> frozenset[int]:
+    """Slots for KV on its way that are ever used: both, unless parts that move are few."""
     parts, stay = policy.micro_batches, policy.device_kv_parts
-    moved = {(layer * parts + mb) % 2 for layer in range(layers) for mb in range(stay, parts)}
-    return max(moved, default=-1) + 1
+    return frozenset(
+        (layer * parts + mb) % KV_SLOTS for layer in range(layers) for mb in range(stay, parts)
+    )
 
 
 def _weights(kinds: Kinds, policy: Policy) -> Parts:

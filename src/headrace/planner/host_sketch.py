@@ -12,15 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from headrace.machines.virtual import Virtual
+from headrace.machines.replay import Cost, Score
 from headrace.planner.bindings import binding_of
 from headrace.planner.sweeps import Load
 from headrace.schedule.generate import generate, next_phase
 from headrace.schedule.tally import Kinds, tally
-from headrace.schedule.task import Op, Schedule, Task
+from headrace.schedule.task import Op, Task
 from headrace.schedule.work import WorkModel
-from headrace.schedule.work_vector import LANE, Work
-from headrace.specs.hardware import DISK, Hardware
+from headrace.schedule.work_vector import LANE
+from headrace.specs.hardware import Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page, Role
 from headrace.specs.policy import Policy
@@ -49,6 +49,14 @@ class _Key(NamedTuple):
     mb: int | None = None
 
 
+class _Kind(NamedTuple):
+    """Tasks of a sketch that cost the same: ``share`` of the whole sweep's total, each."""
+
+    key: _Key
+    lane: str
+    share: float
+
+
 @dataclass
 class HostSketch:
     """The sketch of one policy, without an accelerator; ``play`` it at any load."""
@@ -62,29 +70,29 @@ class HostSketch:
         self._draw()
         self._work = WorkModel(self.kinds.model, self.kinds.pages, self.policy)
         self._tally = tally(self.kinds, self.policy)
-        self._flat = replace(self.hardware, efficiency={})  # costs below have it in them
-        self._schedules: list[Schedule] = []
-        phase = 0
+        schedules, phase = [], 0
         for _ in range(_SWEEPS):
-            self._schedules.append(generate(self._model, self._pages, self._small, phase))
+            schedules.append(generate(self._model, self._pages, self._small, phase))
             phase = next_phase(self._pages, self._small, phase)
+        self._score = Score(schedules, self._kind)
+        self._layers_of_second = [
+            (place, task.layer)
+            for place, task in enumerate(self._score.tasks)
+            if self._score.lasts[0] <= place < self._score.lasts[1]
+            and task.layer is not None
+            and task.op is not Op.READ_PAGE
+        ]
 
     def play(self, load: Load) -> float:
         """Seconds of a steady sweep of ``load``, in the whole model."""
-        costs = self._costs(load)
-
-        def work_of(task: Task, sweep: object) -> Work:
-            return self._work_of(task, costs)
-
-        machine = Virtual(work_of, self._flat)
-        tickets = [machine.append(schedule, None) for schedule in self._schedules]
-        before, steady = (ticket.wait() for ticket in tickets[:2])
-        ends: dict[int, float] = {}
-        for span in steady.spans:
-            layer = steady.schedule.tasks[span.task].layer
-            if layer is not None and steady.schedule.tasks[span.task].op is not Op.READ_PAGE:
-                ends[layer] = max(span.end, ends.get(layer, 0.0))
-        return steady.end - before.end + self._beyond(ends)
+        totals = self._totals(load)
+        costs = {kind: self._cost(kind, totals) for kind in map(self._kind, self._score.tasks)}
+        ends = self._score.play(costs, 2)
+        one, two = self._score.lasts[:2]
+        layers: dict[int, float] = {}
+        for place, layer in self._layers_of_second:
+            layers[layer] = max(ends[place], layers.get(layer, 0.0))
+        return max(ends[one:two]) - max(ends[:one]) + self._beyond(layers)
 
     def _beyond(self, ends: Mapping[int, float]) -> float:
         """The layers that are not drawn take as long as the later ones that are."""
@@ -142,17 +150,18 @@ class HostSketch:
 
     # -- what it costs -----------------------------------------------------------------------
 
-    def _costs(self, load: Load) -> Mapping[_Key, Mapping[str, float]]:
-        """Amounts of each kind of task in a whole sweep, stretched by its efficiency."""
+    def _totals(self, load: Load) -> Mapping[_Key, Mapping[str, float]]:
+        """Seconds of each kind of task in a whole sweep, by roof."""
         binding = binding_of(load, self.policy)
         found: dict[_Key, dict[str, float]] = {}
         for task, count in self._tally:
             work = self._work.work(task, binding)
-            stretch = count / self.hardware.efficiency_of(task.op.value, work.rows)
-            totals = found.setdefault(self._key(task), {})
-            for roof, amount in work.amounts.items():
-                if not roof.startswith(LANE):
-                    totals[roof] = totals.get(roof, 0.0) + amount * stretch
+            efficiency = self.hardware.efficiency_of(task.op.value, work.rows)
+            totals = found.setdefault(self._key(task), {"tasks": 0.0})
+            totals["tasks"] += count
+            for roof, seconds in work.seconds(self.hardware, efficiency).items():
+                roof = LANE if roof.startswith(LANE) else roof
+                totals[roof] = totals.get(roof, 0.0) + count * seconds
         return found
 
     def _key(self, task: Task) -> _Key:
@@ -163,13 +172,18 @@ class HostSketch:
             return _Key(task.op, Role.HEAD if task.layer is None else role)
         return _Key(task.op, None, task.mb)
 
-    def _work_of(self, task: Task, costs: Mapping[_Key, Mapping[str, float]]) -> Work:
-        amounts = costs.get(self._key(task), {})
-        share = self._share(task)
-        scaled = {roof: amount * share for roof, amount in amounts.items()}
-        if DISK in scaled:
-            scaled[LANE + task.lane] = scaled[DISK]
-        return Work(scaled, 1)
+    def _kind(self, task: Task) -> _Kind:
+        return _Kind(self._key(task), task.lane, self._share(task))
+
+    def _cost(self, kind: _Kind, totals: Mapping[_Key, Mapping[str, float]]) -> Cost:
+        """Of one task of the sketch. A lane of the disk is a roof that nobody shares."""
+        total = dict(totals.get(kind.key, {}))
+        tasks = total.pop("tasks", 0.0)
+        roofs = {roof: seconds * kind.share for roof, seconds in total.items()}
+        alone = max(roofs.values(), default=0.0) + tasks * kind.share * self.hardware.task_seconds
+        if LANE in roofs:
+            roofs[LANE + kind.lane] = roofs.pop(LANE)
+        return Cost(alone, roofs)
 
     def _share(self, task: Task) -> float:
         """Of the whole sweep's total of its kind."""
