@@ -22,6 +22,7 @@ from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page
 from headrace.specs.policy import Policy
 
+
 @dataclass
 class PlayedOverlap:
     """An ``Overlap``: rows -> steady seconds over those of the busiest lane.

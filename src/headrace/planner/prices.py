@@ -20,6 +20,7 @@ from headrace.planner.estimate import about
 from headrace.planner.played import PlayedOverlap
 from headrace.planner.sketch import LAYERS, PARTS, Kind, Shape, Sketch, shape_of
 from headrace.planner.sweeps import Load, SweepTimes
+from headrace.schedule.tally import Kinds
 from headrace.schedule.work_vector import LANE, rate_of
 from headrace.specs.hardware import D2H, DISK, DRAM, H2D, HBM, Hardware
 from headrace.specs.model import ModelSpec
@@ -78,6 +79,7 @@ def price(
     hardware: Hardware,
     sketches: Sketches | None = None,
     mean_kv: int = 256,
+    kinds: Kinds | None = None,
 ) -> Prices:
     """The prices of ``policy``. ``mean_kv`` is the tokens a row attends to: on a CPU, overlap is
     played for it only. Raises UsageError for a policy that cannot be honoured, or a machine
@@ -85,7 +87,7 @@ def price(
     if policy.on_device:
         shared = Sketches() if sketches is None else sketches
         return DevicePrices(model, pages, policy, hardware, shared)
-    return HostPrices(model, pages, policy, hardware, mean_kv)
+    return HostPrices(model, pages, policy, hardware, mean_kv, kinds)
 
 
 class Played(NamedTuple):
@@ -281,12 +283,14 @@ class HostPrices:
         policy: Policy,
         hardware: Hardware,
         mean_kv: int = 256,
+        kinds: Kinds | None = None,
     ) -> None:
         self.policy = policy
-        overlap = PlayedOverlap(model, pages, policy, hardware, mean_kv)
-        self.times = SweepTimes(model, pages, policy, hardware, overlap)
+        kinds = kinds or Kinds(model, pages)
+        overlap = PlayedOverlap(model, pages, policy, hardware, mean_kv, kinds=kinds)
+        self.times = SweepTimes(model, pages, policy, hardware, overlap, kinds)
         self._plain = replace(hardware, efficiency={}, task_seconds=0.0)
-        self._ideal = SweepTimes(model, pages, policy, self._plain)
+        self._ideal = SweepTimes(model, pages, policy, self._plain, kinds=kinds)
 
     def seconds(self, load: Load) -> float:
         """See Prices."""

@@ -13,7 +13,7 @@ from dataclasses import replace
 from headrace.errors import BudgetError, UsageError
 from headrace.planner.candidates import Situation, candidates, smallest
 from headrace.planner.plan import Overrides, Plan
-from headrace.planner.simulate import FewRows, predict, simulate
+from headrace.planner.simulate import FewRows, job_seconds, predict
 from headrace.planner.sweeps import Load, SweepTimes
 from headrace.planner.tail import on_demand_rows
 from headrace.specs.hardware import Hardware
@@ -96,9 +96,8 @@ def _best(at: Situation) -> Policy:
         times = at.times_of(policy)
         if best is not None and _bound(at, times) >= _GAIN * best[0]:
             continue
-        overlap = at.overlap_of(policy)
-        typical = min(policy.max_rows, policy.max_seqs * 3 // 2 + 1)
-        seconds = simulate(FewRows(times), at.workload, _RANKING_STEPS).seconds * overlap(typical)
+        overlap = at.overlap_of(policy)(min(policy.max_rows, policy.max_seqs * 3 // 2 + 1))
+        seconds = job_seconds(FewRows(times), at.workload, _RANKING_STEPS) * overlap
         if best is None or seconds < best[0]:
             best = (seconds, policy)
     assert best is not None, "the smallest policy fits: its budget was checked"
