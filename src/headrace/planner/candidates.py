@@ -56,12 +56,20 @@ class Situation:
         """Its pages by kind."""
         return Kinds(self.model, self.pages)
 
-    @property
+    @cached_property
     def longest_blocks(self) -> int:
         """Blocks of the longest request: fewer could never finish it."""
         return blocks_for(max(1, self.workload.longest), self.overrides.kv_block)
 
-    @property
+    @cached_property
+    def mean_blocks(self) -> float:
+        """KV blocks of a sequence at its expected end, on average."""
+        ends = zip(self.workload.prompt_lens, self.workload.gen_lens, strict=True)
+        block = self.overrides.kv_block
+        blocks = [blocks_for(prompt + gen - 1, block) for prompt, gen in ends] or [1]
+        return sum(blocks) / len(blocks)
+
+    @cached_property
     def mean_kv(self) -> int:
         """Tokens a decode attends to, on average over the job."""
         job = self.workload
@@ -157,7 +165,7 @@ def fitted(at: Situation, seqs: int) -> Policy | None:
     rows = at.overrides.max_rows or seqs + at.overrides.chunk
     if rows < seqs:
         return None
-    policy = _fill(at, _policy(at, seqs, rows, _kv_blocks(at, seqs)), LEAST_SLOTS)
+    policy = _fill(at, _policy(at, seqs, rows, kv_blocks(at, seqs)), LEAST_SLOTS)
     if policy is None:
         return None
     times = at.times_of(policy)
@@ -170,7 +178,7 @@ def fitted(at: Situation, seqs: int) -> Policy | None:
 def filled(at: Situation, rows: int) -> Policy | None:
     """A policy of ``rows`` rows per sweep that may all draw, with as many pages resident as fit;
     None if they do not. Counts bytes only: no rates are needed."""
-    return _fill(at, _policy(at, rows, rows, _kv_blocks(at, 1)), LEAST_SLOTS)
+    return _fill(at, _policy(at, rows, rows, kv_blocks(at, 1)), LEAST_SLOTS)
 
 
 def _with_roomy_kv(at: Situation, policy: Policy) -> Policy:
@@ -242,15 +250,11 @@ def _disk_lanes(hardware: Hardware) -> int:
     return max(2, min(4, math.ceil(hardware.roofs[DISK] / hardware.lane_rate - 0.1)))
 
 
-def _kv_blocks(at: Situation, seqs: int) -> int:
+def kv_blocks(at: Situation, seqs: int) -> int:
     """Blocks for ``seqs`` sequences at their expected end; never too few for the longest."""
     if at.overrides.kv_blocks:
         return max(at.overrides.kv_blocks, at.longest_blocks)
-    job = at.workload
-    ends = zip(job.prompt_lens, job.gen_lens, strict=True)
-    blocks = [blocks_for(prompt + gen - 1, at.overrides.kv_block) for prompt, gen in ends] or [1]
-    mean = sum(blocks) / len(blocks)
-    return max(math.ceil(mean * seqs), at.longest_blocks)
+    return max(math.ceil(at.mean_blocks * seqs), at.longest_blocks)
 
 
 def _fill(at: Situation, policy: Policy, slots: int) -> Policy | None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import NamedTuple
 
 
@@ -103,7 +103,7 @@ def _crossings(terms: Terms, low: float, high: float) -> Iterator[float]:
         corners.add(1.0 - (room - (1.0 - ring) * (1.0 - host)) / ring)
     inside = sorted(c for c in corners if low <= c <= high)
     yield from inside
-    for a, b in zip(inside, inside[1:], strict=False):
+    for a, b in pairwise(inside):
         lines = list(zip(_resources(terms, a), _resources(terms, b), strict=True))
         for (a1, b1), (a2, b2) in combinations(lines, 2):
             closing = (b2 - b1) - (a2 - a1)

@@ -45,6 +45,11 @@ class Course:
     emptying: Load
     empty_sweeps: float
 
+    @property
+    def typical(self) -> Load:
+        """The load of most sweeps."""
+        return self.steady if self.sweeps > self.fill_sweeps else self.filling
+
     def seconds(self, seconds_of: Callable[[Load], float]) -> float:
         """The job's, for sweeps of ``seconds_of``."""
         parts = (

@@ -104,7 +104,7 @@ def map_of_sizes(
     weights: int = 0,
     ring: int = 0,
 ) -> MemoryMap:
-    """The map of buffers of ``sizes``, and of weights and a ring counted before (with alignment)."""
+    """The map of buffers of ``sizes``, beside weights and a ring that were counted before."""
     parts = dict.fromkeys([*_KINDS.values(), "activations"], 0)
     parts["resident weights"], parts["ring"] = weights, ring
     for buffer, size in sizes.items():

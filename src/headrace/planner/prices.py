@@ -97,6 +97,15 @@ class Played(NamedTuple):
     cold: float
 
 
+class Counted(NamedTuple):
+    """``bound``, ``estimate``, ``lanes`` and ``bytes_moved`` of one load."""
+
+    least: float
+    estimate: float
+    lanes: Mapping[str, float]
+    moved: Mapping[str, float]
+
+
 class _Bounds(NamedTuple):
     least: float
     estimate: float
@@ -159,6 +168,20 @@ class DevicePrices:
             for roof in MEMORIES:
                 moved[roof] += total.amounts.get(roof, 0.0)
         return {roof: amount for roof, amount in moved.items() if amount}
+
+    def counted(self, load: Load) -> Counted:
+        """All that needs no play, from one count of the tasks."""
+        totals = self._totals(load)
+        least = self._least(totals)
+        lanes: dict[str, float] = {}
+        moved = dict.fromkeys(MEMORIES, 0.0)
+        for kind, total in totals.items():
+            seconds = total.alone / self._side_by_side(kind)
+            lanes[kind.lane] = lanes.get(kind.lane, 0.0) + seconds
+            for roof in MEMORIES:
+                moved[roof] += total.amounts.get(roof, 0.0)
+        estimate = max(least, about(self.policy, self._layers, totals))
+        return Counted(least, estimate, lanes, moved)
 
     def played(self, load: Load) -> Played:
         """Steady and cold seconds as the virtual machine plays them, nothing tabulated."""

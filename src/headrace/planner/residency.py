@@ -109,7 +109,7 @@ class Residency:
         ids, mean = [p.id for p in others], sum(sizes) / len(sizes)
         count = min(len(others) - 1, int(left / mean) + len(self._by_size))
         while count > 0:
-            chosen = base | set(_evenly(ids, count))
+            chosen = base | set(evenly(ids, count))
             if self.weight_bytes(chosen, ring_slots) <= room:
                 return chosen
             count -= 1
@@ -126,7 +126,7 @@ def _visited_by_all(model: ModelSpec, page: Page) -> bool:
     )
 
 
-def _evenly(items: list[int], count: int) -> Iterable[int]:
+def evenly(items: list[int], count: int) -> Iterable[int]:
     """``count`` of ``items``, spread evenly over the list."""
     total = len(items)
     return (items[-(-j * total // count) - 1] for j in range(1, count + 1))

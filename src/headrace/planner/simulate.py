@@ -321,14 +321,15 @@ class _Job:
         return replace(found, preemptions=self.batcher.counters.preemptions * self.slices)
 
     def _load(self, choice: Choice) -> Load:
-        """The full machine's load, its KV rounded to 3 % so that loads repeat."""
+        """The full machine's load, rounded to 3 % so that loads repeat."""
         n = self.slices
         decodes, chunks = len(choice.decodes), choice.chunks
         kv = sum([s.computed for s in choice.decodes]) + decodes
         rows = sum([n for _, n in chunks])
         chunk_kv = sum([s.computed + n for s, n in chunks]) // max(1, len(chunks))
         drawn = choice.samples
-        return Load(decodes * n, _rounded(kv * n), rows * n, _rounded(chunk_kv), drawn * n)
+        full = Load(decodes * n, kv * n, rows * n, chunk_kv, drawn * n)
+        return Load(*map(_rounded, full))
 
 
 def _add(totals: dict[str, float], found: Mapping[str, float], count: int) -> None:
@@ -379,6 +380,6 @@ def _scaled(workload: Workload, scale: float) -> Workload:
 
 
 def _rounded(count: int) -> int:
-    """To the nearest of 32 steps per doubling."""
-    step = 1 << max(0, count.bit_length() - 6)
+    """To the nearest of 16 steps per doubling."""
+    step = 1 << max(0, count.bit_length() - 5)
     return (count + step // 2) // step * step
