@@ -131,6 +131,12 @@ def candidates(at: Situation) -> Iterator[tuple[float, Policy]]:
         yield bounds.of(least.max_seqs), least
 
 
+def least_seconds(at: Situation) -> float:
+    """No policy of the processor alone makes the job shorter."""
+    bounds = _Bounds(at)
+    return min(bounds.of(seqs) for seqs in _sequence_counts(at))
+
+
 class _Bounds:
     """Bounds of jobs by sequences at once, before anything is decided: every roof at its full
     rate, and the whole budget full of weights."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from headrace.planner.device_fit import Choice, Fit, Fitter
 from headrace.planner.device_pages import placed
+from headrace.planner.job_estimate import course_of
 from headrace.planner.prices import DevicePrices, Sketches, price
 from headrace.planner.simulate import FewRows, job_seconds
 from headrace.planner.sweeps import Load
@@ -75,8 +76,12 @@ class DeviceSearch:
                 continue
             prices = price(at.model, at.pages, policy, at.hardware, self.sketches)
             assert isinstance(prices, DevicePrices)
-            times = FewRows(Tabulated(prices, fit.course.typical))
+            times = FewRows(Tabulated(prices, fit.course.loads))
             yield job_seconds(times, at.workload, steps), fit, policy
+
+    def loads(self, policy: Policy) -> tuple[Load, ...]:
+        """Loads of the job's sweeps under ``policy``."""
+        return course_of(self.fitter.job, policy).loads
 
     # -- choices -----------------------------------------------------------------------------
 
@@ -99,10 +104,9 @@ class DeviceSearch:
         found = [first]
         for part in parts:
             for rows in self._rows(seqs, balance):
-                fit = self._fit(traits, seqs, rows, part, balance)
+                fit = self._fit(traits, seqs, rows, part, min(balance, rows))
                 if fit:
                     found.append(fit)
-                    break
         return found
 
     def _near(self, traits: Traits, best: Fit) -> list[Fit]:
@@ -163,7 +167,8 @@ class DeviceSearch:
         prompt = round(self.fitter.job.prompt)
         decodes = Load(fit.choice.seqs, fit.choice.seqs * self.fitter.job.decode_kv)
         loads = [decodes._replace(chunk_rows=n - fit.choice.seqs, chunk_kv=prompt) for n in (few, more)]
-        low, high = (self.fitter.lanes(fit.policy, fit.split, load) for load in loads)
+        alone = fit.split._replace(cpu=0.0)  # n_real is where the device's own work balances
+        low, high = (self.fitter.lanes(fit.policy, alone, load) for load in loads)
         crossings = []
         for lane in (CPU, GPU, D2H):
             gap = low["link"] - low.get(lane, 0.0)

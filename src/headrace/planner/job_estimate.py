@@ -50,6 +50,12 @@ class Course:
         """The load of most sweeps."""
         return self.steady if self.sweeps > self.fill_sweeps else self.filling
 
+    @property
+    def loads(self) -> tuple[Load, ...]:
+        """Loads that differ most: of steady sweeps and of those that fill the places."""
+        found = (self.steady, self.filling)
+        return tuple(dict.fromkeys(load for load in found if load.rows))
+
     def seconds(self, seconds_of: Callable[[Load], float]) -> float:
         """The job's, for sweeps of ``seconds_of``."""
         parts = (

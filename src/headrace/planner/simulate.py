@@ -6,7 +6,8 @@ of rows, places and KV blocks. Sweeps then number the same, each standing for a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
@@ -14,8 +15,9 @@ from headrace.batching.batcher import Batcher
 from headrace.batching.choice import Choice
 from headrace.batching.limits import Limits
 from headrace.batching.request import Request
-from headrace.planner.prices import Sketches, price
+from headrace.planner.prices import DevicePrices, Sketches, price
 from headrace.planner.sweeps import LaneSeconds, Load
+from headrace.planner.tabulated import Tabulated
 from headrace.planner.thinning import parts_of, sample
 from headrace.schedule.tally import Kinds
 from headrace.specs.hardware import DISK, Hardware
@@ -139,24 +141,33 @@ def predict(
     drawn = Sketches() if sketches is None else sketches
 
     def times_of(policy: Policy) -> Times:
-        return price(model, pages, policy, hardware, drawn, mean_kv, kinds)
+        prices = price(model, pages, policy, hardware, drawn, mean_kv, kinds)
+        return Tabulated(prices) if isinstance(prices, DevicePrices) else prices
 
     times = FewRows(times_of(policy))
     if on_demand_rows:
         demand = times_of(replace(policy, schedule="on_demand"))
         times = FewRows(times_of(replace(policy, schedule="stream")), demand, on_demand_rows)
     best = simulate(times, workload)
-    error = _MODEL_ERROR * (1 if hardware.measured else 2)
-    busy = min(hardware.noise, 1.0)  # other programs can only make the job longer
-    low, high = best.seconds * (1 - error), best.seconds * (1 + error + busy)
+    ends: list[float] = []
     if workload.assumed:
         ends = [
             simulate(times, _scaled(workload, scale), STEPS // 4).seconds
             for scale in (_SHORTEST, _LONGEST)
         ]
-        low = min(low, *(end * (1 - error) for end in ends))
-        high = max(high, *(end * (1 + error + busy) for end in ends))
-    return replace(best, low=low, high=high)
+    return with_interval(best, hardware, ends)
+
+
+def with_interval(
+    found: Prediction, hardware: Hardware, ends: Sequence[float] = ()
+) -> Prediction:
+    """``found`` with its interval: the model's own error on ``hardware`` around it, and around
+    the seconds of ``ends``, jobs of other lengths."""
+    error = _MODEL_ERROR * (1 if hardware.measured else 2)
+    busy = min(hardware.noise, 1.0)  # other programs can only make the job longer
+    low = min([found.seconds, *ends]) * (1 - error)
+    high = max([found.seconds, *ends]) * (1 + error + busy)
+    return replace(found, low=low, high=high)
 
 
 @dataclass(frozen=True)
@@ -199,8 +210,7 @@ def job_seconds(times: FewRows, workload: Workload, steps: int) -> float:
 
 
 def _played(times: FewRows, workload: Workload, slices: int) -> _Job:
-    job = _Job(times, slices)
-    job.add(workload)
+    job = _Job(times, workload, slices)
     while job.batcher.has_work:
         job.step()
     return job
@@ -289,17 +299,19 @@ class Ledger:
 
 
 class _Job:
-    def __init__(self, times: FewRows, slices: int) -> None:
-        self.slices = slices
-        self.batcher = Batcher(_sliced(Limits.of(times.times.policy), slices))
+    def __init__(self, times: FewRows, workload: Workload, slices: int) -> None:
+        self.part = workload
+        if slices > 1:
+            self.part = sample(workload, -(-workload.requests // slices))
+        self.slices = workload.requests / max(1, self.part.requests)
+        self.batcher = Batcher(_sliced(Limits.of(times.times.policy), self.slices))
         self.ledger = Ledger(times)
         self.ends: dict[int, int] = {}
         self.first_tokens: list[float] = []
 
-    def add(self, workload: Workload) -> None:
-        part = workload
-        if self.slices > 1:
-            part = sample(workload, -(-workload.requests // self.slices))
+        self._add(self.part)
+
+    def _add(self, part: Workload) -> None:
         lengths = zip(part.prompt_lens, part.gen_lens, part.limits, strict=True)
         for i, (prompt, gen, most) in enumerate(lengths):
             request = Request(str(i), range(prompt), max(most, gen))
@@ -318,7 +330,7 @@ class _Job:
 
     def result(self, workload: Workload) -> Prediction:
         found = self.ledger.prediction(workload, self.first_tokens)
-        return replace(found, preemptions=self.batcher.counters.preemptions * self.slices)
+        return replace(found, preemptions=round(self.batcher.counters.preemptions * self.slices))
 
     def _load(self, choice: Choice) -> Load:
         """The full machine's load, rounded to 3 % so that loads repeat."""
@@ -329,7 +341,7 @@ class _Job:
         chunk_kv = sum([s.computed + n for s, n in chunks]) // max(1, len(chunks))
         drawn = choice.samples
         full = Load(decodes * n, kv * n, rows * n, chunk_kv, drawn * n)
-        return Load(*map(_rounded, full))
+        return Load(*(_rounded(round(amount)) for amount in full))
 
 
 def _add(totals: dict[str, float], found: Mapping[str, float], count: int) -> None:
@@ -359,17 +371,19 @@ def _slices(workload: Workload, policy: Policy, steps: int) -> int:
     return max(1, min(wanted, most))
 
 
-def _sliced(limits: Limits, slices: int) -> Limits:
+def _sliced(limits: Limits, slices: float) -> Limits:
+    """Room for a ``slices``-th of the requests; if all of them fit at once, so does the part."""
     if slices == 1:
         return limits
+    seqs = math.ceil(limits.max_seqs / slices - 1e-9)
     return replace(
         limits,
-        max_rows=max(limits.max_rows // slices, limits.max_seqs // slices + 1),
-        max_seqs=limits.max_seqs // slices,
-        kv_blocks=limits.kv_blocks // slices,
+        max_rows=max(int(limits.max_rows / slices), seqs + 1),
+        max_seqs=seqs,
+        kv_blocks=math.ceil(limits.kv_blocks / slices - 1e-9),
         micro_batches=1,
-        chunk=max(1, limits.chunk // slices),
-        compute_rows=max(1, limits.compute_rows // slices),
+        chunk=max(1, int(limits.chunk / slices)),
+        compute_rows=max(1, int(limits.compute_rows / slices)),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import pairwise, product
 from typing import NamedTuple
 
 from headrace.planner.prices import Counted, DevicePrices
@@ -38,11 +38,12 @@ _PLAYS = _Axes(_PLAYS_PER_OCTAVE, _PLAY_SHARES)
 
 @dataclass
 class Tabulated:
-    """``simulate.Times`` beside a device. How far play and closed form are apart is played at one
-    load, ``typical``, or, without it, on a coarser table of its own."""
+    """``simulate.Times`` beside a device. How far play and closed form are apart is played at a
+    few loads, ``typical``, and is linear in the share of prompts between them; or, without them,
+    on a coarser table of its own."""
 
     prices: DevicePrices
-    typical: Load | None = None
+    typical: tuple[Load, ...] = ()
     _counted: dict[_Point, Counted] = field(default_factory=dict, repr=False)
     _apart: dict[_Point, float] = field(default_factory=dict, repr=False)
 
@@ -87,16 +88,29 @@ class Tabulated:
 
     def _ratio(self, load: Load) -> float:
         """Played seconds over those of the closed form."""
-        if self.typical is not None:
-            return self._ratio_at(_Point(0, 0, 0), self.typical)
+        if self.typical:
+            return self._ratio_between(_share(load))
         found = _around(load, _PLAYS)
         return sum(w * self._ratio_at(point, _load_of(point, _PLAYS)) for point, w in found)
+
+    def _ratio_between(self, share: float) -> float:
+        known = sorted((_share(load), place) for place, load in enumerate(self.typical))
+        ratios = [(s, self._ratio_at(_Point(0, 0, n), self.typical[n])) for s, n in known]
+        for (low, a), (high, b) in pairwise(ratios):
+            if share <= high and high > low:
+                return a + (b - a) * max(0.0, share - low) / (high - low)
+        return ratios[-1][1]
 
     def _ratio_at(self, point: _Point, load: Load) -> float:
         if point not in self._apart:
             estimate = self.prices.estimate(load)
             self._apart[point] = self.prices.played(load).steady / estimate if estimate else 1.0
         return self._apart[point]
+
+
+def _share(load: Load) -> float:
+    """Of rows that are prompt."""
+    return load.chunk_rows / max(1, load.rows)
 
 
 def _around(load: Load, axes: _Axes) -> Iterator[tuple[_Point, float]]:
