@@ -11,7 +11,7 @@ from headrace.planner.host_sketch import HostSketch
 from headrace.planner.memory_map import memory_map
 from headrace.planner.played import steady_seconds
 from headrace.planner.sweeps import Load
-from headrace.planner.thinning import parts_of, sample
+from headrace.planner.thinning import Drawn, part_of, rest_seconds, sample
 from headrace.schedule.tally import Kinds
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Hardware
 from headrace.specs.model import ModelSpec, SharedExpert
@@ -74,12 +74,18 @@ def test_a_part_of_a_job_has_its_mean_lengths():
     part = sample(job, 300)
     assert part.gen_tokens / 300 == pytest.approx(job.gen_tokens / 2000, rel=0.01)
     assert part.prompt_tokens / 300 == pytest.approx(job.prompt_tokens / 2000, rel=0.05)
-    parts = parts_of(job, 4, 10_000)
-    assert parts is not None
-    more = parts.longer.gen_tokens - parts.shorter.gen_tokens
-    assert parts.longer.gen_tokens + parts.beyond * more == pytest.approx(job.gen_tokens)
+    assert part_of(job, 4, 10_000).requests < 2000
+
+
+def test_the_rest_of_a_job_goes_on_as_its_middle():
+    steady = [Drawn(10 * i, 2.0 * i) for i in range(1, 101)]
+    assert rest_seconds(steady, 500) == pytest.approx(100.0)
+    slow_ends = [Drawn(0, 50.0), *(Drawn(p.tokens, p.seconds + 50.0) for p in steady)]
+    assert rest_seconds(slow_ends, 500) == pytest.approx(100.0)
+    assert rest_seconds(steady, 0) == 0.0
 
 
 def test_a_short_job_is_played_whole():
-    assert parts_of(Workload.uniform(1000, 10, 10), 4, 10_000) is None
-    assert parts_of(Workload.uniform(100, 10, 1000), 16, 10_000) is None
+    short, few = Workload.uniform(1000, 10, 10), Workload.uniform(100, 10, 1000)
+    assert part_of(short, 4, 10_000) is short
+    assert part_of(few, 16, 10_000) is few

@@ -18,7 +18,7 @@ from headrace.batching.request import Request
 from headrace.planner.prices import DevicePrices, Sketches, price
 from headrace.planner.sweeps import LaneSeconds, Load
 from headrace.planner.tabulated import Tabulated
-from headrace.planner.thinning import parts_of, sample
+from headrace.planner.thinning import Drawn, part_of, rest_seconds, sample
 from headrace.schedule.tally import Kinds
 from headrace.specs.hardware import DISK, Hardware
 from headrace.specs.model import ModelSpec
@@ -26,7 +26,7 @@ from headrace.specs.pages import Page
 from headrace.specs.policy import Policy
 from headrace.specs.workload import Workload
 
-STEPS = 120_000
+STEPS = 60_000
 """Tokens generated one by one in a simulation, before only a slice of the job is played."""
 
 _MODEL_ERROR = 0.10  # of a measured machine; stock figures are trusted half as much
@@ -152,7 +152,7 @@ def predict(
     ends: list[float] = []
     if workload.assumed:
         ends = [
-            simulate(times, _scaled(workload, scale), STEPS // 4).seconds
+            simulate(times, _scaled(workload, scale), STEPS // 3).seconds
             for scale in (_SHORTEST, _LONGEST)
         ]
     return with_interval(best, hardware, ends)
@@ -189,62 +189,24 @@ def simulate(times: FewRows, workload: Workload, steps: int = STEPS) -> Predicti
     Costs about a microsecond per generated token, ``steps`` tokens at most. Raises LineError
     when a request cannot fit the policy's KV blocks.
     """
-    policy = times.times.policy
-    slices = _slices(workload, policy, steps)
-    parts = parts_of(workload, min(policy.max_seqs, workload.requests), steps * slices)
-    if parts is None:
-        return _played(times, workload, slices).result(workload)
-    shorter, longer = (_played(times, part, slices).result(part) for part in parts[:2])
-    return _extended(shorter, longer, parts.beyond, workload)
+    job = _played(times, workload, steps)
+    return job.result(workload)
 
 
 def job_seconds(times: FewRows, workload: Workload, steps: int) -> float:
     """``simulate(...).seconds``, without the rest."""
+    job = _played(times, workload, steps)
+    return job.ledger.seconds + job.rest_seconds(workload)
+
+
+def _played(times: FewRows, workload: Workload, steps: int) -> _Job:
     policy = times.times.policy
     slices = _slices(workload, policy, steps)
-    parts = parts_of(workload, min(policy.max_seqs, workload.requests), steps * slices)
-    if parts is None:
-        return _played(times, workload, slices).ledger.seconds
-    shorter, longer = (_played(times, part, slices).ledger.seconds for part in parts[:2])
-    return max(0.0, longer + (longer - shorter) * parts.beyond)
-
-
-def _played(times: FewRows, workload: Workload, slices: int) -> _Job:
-    job = _Job(times, workload, slices)
+    part = part_of(workload, min(policy.max_seqs, workload.requests), steps * slices)
+    job = _Job(times, part, slices)
     while job.batcher.has_work:
         job.step()
     return job
-
-
-def _extended(
-    shorter: Prediction, longer: Prediction, beyond: float, workload: Workload
-) -> Prediction:
-    """The line through two jobs, at the whole of ``workload``. Tokens come later in proportion."""
-
-    def line(a: float, b: float) -> float:
-        return max(0.0, b + (b - a) * beyond)
-
-    def lines(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
-        return {name: line(a.get(name, 0.0), amount) for name, amount in b.items()}
-
-    seconds = line(shorter.seconds, longer.seconds)
-    later = seconds / longer.seconds if longer.seconds else 1.0
-    return replace(
-        longer,
-        seconds=seconds,
-        low=seconds,
-        high=seconds,
-        sweeps=round(line(shorter.sweeps, longer.sweeps)),
-        prompt_tokens=workload.prompt_tokens,
-        gen_tokens=workload.gen_tokens,
-        lanes=lines(shorter.lanes, longer.lanes),
-        bytes_read=line(shorter.bytes_read, longer.bytes_read),
-        preemptions=round(line(shorter.preemptions, longer.preemptions)),
-        prefill_seconds=line(shorter.prefill_seconds, longer.prefill_seconds),
-        bound_seconds=min(seconds, line(shorter.bound_seconds, longer.bound_seconds)),
-        first_token=FirstTokens(*(at * later for at in longer.first_token)),
-        bytes_moved=lines(shorter.bytes_moved, longer.bytes_moved),
-    )
 
 
 class Ledger:
@@ -300,10 +262,11 @@ class Ledger:
 
 class _Job:
     def __init__(self, times: FewRows, workload: Workload, slices: int) -> None:
-        self.part = workload
+        self.whole = self.part = workload
         if slices > 1:
             self.part = sample(workload, -(-workload.requests // slices))
         self.slices = workload.requests / max(1, self.part.requests)
+        self.progress: list[Drawn] = []
         self.batcher = Batcher(_sliced(Limits.of(times.times.policy), self.slices))
         self.ledger = Ledger(times)
         self.ends: dict[int, int] = {}
@@ -327,10 +290,22 @@ class _Job:
         ends = self.ends
         finished = {s.id for s in drawn if len(s.generated) + 1 >= ends[s.id]}
         self.batcher.commit_choice(choice, dict.fromkeys([s.id for s in drawn], 0), finished)
+        self.progress.append(
+            Drawn(self.batcher.counters.sampled_tokens, self.ledger.seconds)
+        )
+
+    def rest_seconds(self, workload: Workload) -> float:
+        """Of what was not played of ``workload``."""
+        left = workload.gen_tokens - self.whole.gen_tokens
+        return rest_seconds(self.progress, left / self.slices)
 
     def result(self, workload: Workload) -> Prediction:
+        """The whole job: what was not played goes on as the middle of what was."""
         found = self.ledger.prediction(workload, self.first_tokens)
-        return replace(found, preemptions=round(self.batcher.counters.preemptions * self.slices))
+        preemptions = self.batcher.counters.preemptions * self.slices
+        if self.whole is workload:
+            return replace(found, preemptions=round(preemptions))
+        return _longer(found, self.rest_seconds(workload), preemptions)
 
     def _load(self, choice: Choice) -> Load:
         """The full machine's load, rounded to 3 % so that loads repeat."""
@@ -342,6 +317,26 @@ class _Job:
         drawn = choice.samples
         full = Load(decodes * n, kv * n, rows * n, chunk_kv, drawn * n)
         return Load(*(_rounded(round(amount)) for amount in full))
+
+
+def _longer(found: Prediction, more: float, preemptions: float) -> Prediction:
+    """``found`` for ``more`` seconds in proportion."""
+    grown = (found.seconds + more) / found.seconds if found.seconds else 1.0
+    seconds = found.seconds * grown
+    return replace(
+        found,
+        seconds=seconds,
+        low=seconds,
+        high=seconds,
+        sweeps=round(found.sweeps * grown),
+        lanes={lane: busy * grown for lane, busy in found.lanes.items()},
+        bytes_read=found.bytes_read * grown,
+        preemptions=round(preemptions * grown),
+        prefill_seconds=found.prefill_seconds * grown,
+        bound_seconds=found.bound_seconds * grown,
+        first_token=FirstTokens(*(at * grown for at in found.first_token)),
+        bytes_moved={roof: count * grown for roof, count in found.bytes_moved.items()},
+    )
 
 
 def _add(totals: dict[str, float], found: Mapping[str, float], count: int) -> None:

@@ -45,6 +45,7 @@ class Tabulated:
     prices: DevicePrices
     typical: tuple[Load, ...] = ()
     _counted: dict[_Point, Counted] = field(default_factory=dict, repr=False)
+    _known: dict[Load, list[tuple[Counted, float]]] = field(default_factory=dict, repr=False)
     _apart: dict[_Point, float] = field(default_factory=dict, repr=False)
 
     @property
@@ -71,15 +72,20 @@ class Tabulated:
         return {roof: n for roof, n in self._sums(load, "moved").items() if n}
 
     def _of(self, load: Load, name: str) -> float:
-        found = _around(load, _TABLE)
-        return sum(weight * getattr(self._at(point), name) for point, weight in found)
+        return sum([weight * getattr(found, name) for found, weight in self._corners(load)])
 
     def _sums(self, load: Load, name: str) -> dict[str, float]:
         totals: dict[str, float] = {}
-        for point, weight in _around(load, _TABLE):
-            for key, amount in getattr(self._at(point), name).items():
+        for found, weight in self._corners(load):
+            for key, amount in getattr(found, name).items():
                 totals[key] = totals.get(key, 0.0) + weight * amount
         return totals
+
+    def _corners(self, load: Load) -> list[tuple[Counted, float]]:
+        if load not in self._known:
+            found = _around(load, _TABLE)
+            self._known[load] = [(self._at(point), weight) for point, weight in found]
+        return self._known[load]
 
     def _at(self, point: _Point) -> Counted:
         if point not in self._counted:
@@ -130,11 +136,11 @@ def _around(load: Load, axes: _Axes) -> Iterator[tuple[_Point, float]]:
 
 def _between(value: float, per_octave: int) -> list[tuple[int, float]]:
     """The two steps of a geometric grid around ``value``, linear in it."""
-    step = 0
+    step = (int(value).bit_length() - 1) * per_octave
     while _value(step + 1, per_octave) <= value:
         step += 1
     low, high = _value(step, per_octave), _value(step + 1, per_octave)
-    share = min(1.0, max(0.0, (value - low) / (high - low)))
+    share = min(1.0, max(0.0, (value - low) / max(1, high - low)))
     return [(step, 1.0 - share), (step + 1, share)]
 
 

@@ -1,40 +1,45 @@
-"""A long job played in part: what a steady middle adds is a line through two shorter jobs."""
+"""A long job played in part: its steady middle goes on for as long as there are requests."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from headrace.specs.workload import Workload
 
 _WAVES = 8
-"""Times that the shorter job fills all places: waves of equal requests are spread out by then."""
+"""Times that a part fills all places: waves of equal requests are spread out by then."""
 
 _LEAST = 64  # requests of it, for its mean lengths to be the job's
+_MIDDLE = (0.3, 0.8)  # shares of the drawn tokens between which it is steady
 
 
-class Parts(NamedTuple):
-    """Two shorter jobs of a long one, and how many times what the longer has more than the
-    shorter the rest of the long one is."""
+class Drawn(NamedTuple):
+    """Tokens drawn so far, and seconds."""
 
-    shorter: Workload
-    longer: Workload
-    beyond: float
+    tokens: int
+    seconds: float
 
 
-def parts_of(workload: Workload, places: int, tokens: int) -> Parts | None:
-    """Two jobs to play instead of ``workload`` on ``places`` sequences at once; None where it has
-    no more than ``tokens`` tokens to generate, or is too short to have a middle."""
-    count = max(_LEAST, _WAVES * places)
-    if workload.gen_tokens <= tokens or workload.requests < 3 * count:
-        return None
+def part_of(workload: Workload, places: int, tokens: int) -> Workload:
+    """What to play of ``workload`` on ``places`` sequences at once: all of it, if it has no more
+    than ``tokens`` to draw or is too short to have a middle."""
+    if workload.gen_tokens <= tokens:
+        return workload
     mean = workload.gen_tokens / workload.requests
-    count = max(count, min(workload.requests // 3, round(tokens / mean / 3)))
-    shorter, longer = sample(workload, count), sample(workload, 2 * count)
-    more = longer.gen_tokens - shorter.gen_tokens
-    if more <= 0:
-        return None
-    return Parts(shorter, longer, (workload.gen_tokens - longer.gen_tokens) / more)
+    count = max(_LEAST, _WAVES * places, round(tokens / mean))
+    return workload if 2 * count > workload.requests else sample(workload, count)
+
+
+def rest_seconds(progress: Sequence[Drawn], tokens: float) -> float:
+    """How long ``tokens`` more take, at the rate of the middle of what was played."""
+    if not progress or tokens <= 0:
+        return 0.0
+    total = progress[-1].tokens
+    begin, end = (_at(progress, share * total) for share in _MIDDLE)
+    drawn = end.tokens - begin.tokens
+    return tokens * (end.seconds - begin.seconds) / drawn if drawn > 0 else 0.0
 
 
 def sample(workload: Workload, count: int) -> Workload:
@@ -54,3 +59,7 @@ def sample(workload: Workload, count: int) -> Workload:
         gen_lens=of(workload.gen_lens),
         max_lens=of(workload.max_lens) if workload.max_lens else (),
     )
+
+
+def _at(progress: Sequence[Drawn], tokens: float) -> Drawn:
+    return next((point for point in progress if point.tokens >= tokens), progress[-1])
