@@ -24,6 +24,7 @@ from headrace.schedule.task import Op
 from headrace.specs.hardware import DRAM
 from headrace.specs.policy import Policy
 from headrace.specs.scratch import READ_SLACK
+from headrace.specs.units import format_bytes
 
 _UPLOADS = (Op.UPLOAD_PAGE,)
 
@@ -64,6 +65,7 @@ class Fitter:
         device = capacity.get("device", 0) if at.device_bytes is None else at.device_bytes
         self.budgets = Budgets(device, at.budget_bytes, capacity.get("pinned"), at.disk_bytes)
         self.job = JobShape.of(at.workload, at.decode_kv)
+        self._rooms: dict[tuple[object, ...], tuple[float, float]] = {}
 
     def fit(self, choice: Choice) -> Fit | None:
         """``choice`` with the best split of experts; None if it cannot fit."""
@@ -196,6 +198,15 @@ class Fitter:
 
     def rooms(self, policy: Policy) -> tuple[float, float]:
         """Bytes of device and host memory left for experts under ``policy``."""
+        key = (
+            policy.schedule if policy.attention_on_device else "",
+            *(policy.max_rows, policy.max_seqs, policy.micro_batches, policy.kv_on_device),
+        )
+        if key not in self._rooms:  # the same for all that attend on the processor
+            self._rooms[key] = self._rooms_of(policy)
+        return self._rooms[key]
+
+    def _rooms_of(self, policy: Policy) -> tuple[float, float]:
         parts = parts_of(self.at.kinds, policy)
         device = self.budgets.device - sum(parts["device"].values()) - _arena(self.divisible.others)
         table = _arena(self.at.kinds.table)
@@ -221,6 +232,15 @@ class Fitter:
     def stage_slots(self) -> int:
         """Pinned slots on the way from disk to device."""
         return 2 * (self.at.overrides.disk_lanes or self._disk_lanes) + 2
+
+    @property
+    def refusal(self) -> str:
+        """Why a family of policies has none that fits."""
+        return (
+            f"does not fit {format_bytes(self.budgets.device)} of device and "
+            f"{format_bytes(self.budgets.host)} of host memory: experts take "
+            f"{format_bytes(self.weights)}, other weights {format_bytes(_arena(self.divisible.others))}"
+        )
 
     def map_of(self, policy: Policy) -> MemoryMap:
         """What ``policy`` takes of each tier."""

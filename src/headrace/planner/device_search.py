@@ -19,11 +19,8 @@ from headrace.specs.policy import Policy
 MOST_SEQS = 8192
 MOST_ROWS = 16_384
 RESIDENT_ROWS = 2048  # prompt rows beside decodes where nothing streams: enough for full speed
-OWN = ("cgopipe", "two_group", "resident")
-"""Schedules that the planner chooses from; the others are baselines."""
-
-_PARTS = (2, 4, 8, 16, 32)
-_WORSE = 1.6  # once this much slower than the best, fewer sequences are not looked at
+_PARTS = (2, 4, 8, 16)
+_WORSE = 1.25  # once this much slower than the best, fewer sequences are not looked at
 
 
 @dataclass(frozen=True)
@@ -37,12 +34,17 @@ class Traits:
     held: bool = True
     beside: bool = False
     kv_on_device: float = 0.0
+    coarse: bool = False  # a baseline: fewer choices are looked at
 
 
-def own_traits(schedule: str) -> Traits:
-    """What the planner's own policies of ``schedule`` may choose."""
-    parts = {"two_group": (2,), "resident": (1,)}.get(schedule, _PARTS)
-    return Traits(schedule, parts, beside=schedule != "resident")
+OWN = (
+    Traits("cgopipe", _PARTS),
+    Traits("cgopipe", _PARTS, beside=True),
+    Traits("two_group", (2,)),
+    Traits("two_group", (2,), beside=True),
+    Traits("resident", (1,)),
+)
+"""Families that the planner chooses from; the others are baselines."""
 
 
 class DeviceSearch:
@@ -51,18 +53,19 @@ class DeviceSearch:
     def __init__(self, fitter: Fitter, sketches: Sketches | None = None) -> None:
         self.fitter = fitter
         self.sketches = Sketches() if sketches is None else sketches
+        self._prices: dict[Policy, Tabulated] = {}
 
     def ranked(self, traits: Traits) -> list[Fit]:
         """Fits of a family, the shortest job first by the closed form; none if nothing fits."""
         found: list[Fit] = []
-        for seqs in self._counts(traits.most_seqs):
+        for seqs in self._counts(traits.most_seqs, traits.coarse):
             at_count = self._of_count(traits, seqs)
             found += at_count
             if found and at_count:
                 best = min(fit.seconds for fit in found)
                 if min(fit.seconds for fit in at_count) > _WORSE * best:
                     break
-        if found:
+        if found and not traits.coarse:
             found += self._near(traits, min(found, key=_seconds))
         return sorted(found, key=_seconds)
 
@@ -74,24 +77,29 @@ class DeviceSearch:
             policy = placed(self.fitter, fit)
             if policy is None:
                 continue
+            yield job_seconds(self.times(policy), at.workload, steps), fit, policy
+
+    def times(self, policy: Policy, *, played: bool = True) -> FewRows:
+        """Times of a policy's sweeps: by the closed form, corrected by plays of the loads that
+        differ most if ``played``."""
+        if policy not in self._prices:
+            at = self.fitter.at
             prices = price(at.model, at.pages, policy, at.hardware, self.sketches)
             assert isinstance(prices, DevicePrices)
-            times = FewRows(Tabulated(prices, fit.course.loads))
-            yield job_seconds(times, at.workload, steps), fit, policy
-
-    def loads(self, policy: Policy) -> tuple[Load, ...]:
-        """Loads of the job's sweeps under ``policy``."""
-        return course_of(self.fitter.job, policy).loads
+            self._prices[policy] = Tabulated(prices, course_of(self.fitter.job, policy).loads)
+        found = self._prices[policy]
+        return FewRows(found if played else found.closed)
 
     # -- choices -----------------------------------------------------------------------------
 
-    def _counts(self, most: int) -> list[int]:
+    def _counts(self, most: int, coarse: bool = False) -> list[int]:
         """Sequences at once: 1, 2, 3, 4, 6, 8 ... all of the job; most first."""
         fixed = self.fitter.at.overrides
         if fixed.max_seqs:
             return [fixed.max_seqs]
         top = max(1, min(most, self.fitter.at.workload.requests, fixed.max_rows or most))
-        counts = {top} | {n for p in range(14) for n in (2**p, 3 * 2**p) if n <= top}
+        steps = (2,) if coarse else (2, 3)
+        counts = {top} | {n * 2**p for p in range(13) for n in steps if n * 2**p <= top} | {1}
         return sorted(counts, reverse=True)
 
     def _of_count(self, traits: Traits, seqs: int) -> list[Fit]:
@@ -103,7 +111,7 @@ class DeviceSearch:
         balance = self._balance(first)
         found = [first]
         for part in parts:
-            for rows in self._rows(seqs, balance):
+            for rows in self._rows(seqs, balance, traits.coarse):
                 fit = self._fit(traits, seqs, rows, part, min(balance, rows))
                 if fit:
                     found.append(fit)
@@ -121,7 +129,7 @@ class DeviceSearch:
                 limit = min(choice.compute_rows, rows)
                 found.append(self._fit(traits, choice.seqs, rows, choice.parts, limit))
         if len(traits.parts) > 1 and not self.fitter.at.overrides.micro_batches:
-            for parts in {round(choice.parts * f) for f in (0.75, 1.5)} - {1}:
+            for parts in {round(choice.parts * f) for f in (0.75, 1.5)} - {1, choice.parts}:
                 fit = self._fit(traits, choice.seqs, choice.rows, parts, choice.compute_rows)
                 found.append(fit)
         return [fit for fit in found if fit]
@@ -149,11 +157,12 @@ class DeviceSearch:
             return (fixed,)
         return tuple(p for p in traits.parts if p <= max(2, seqs)) or traits.parts[:1]
 
-    def _rows(self, seqs: int, balance: int) -> list[int]:
+    def _rows(self, seqs: int, balance: int, coarse: bool) -> list[int]:
         """Rows of a sweep to try, most first: up to the balance, or a few where memory is short."""
         least = seqs + self._chunk
         most = max(least, min(balance, MOST_ROWS))
-        return sorted({most, max(least, (most + least) // 2), least}, reverse=True)
+        between = () if coarse else (max(least, (most + least) // 2),)
+        return sorted({most, *between, least}, reverse=True)
 
     @property
     def _chunk(self) -> int:

@@ -12,12 +12,16 @@ from headrace.planner.candidates import Situation, least_seconds, smallest
 from headrace.planner.device_fit import Choice, Fit, Fitter
 from headrace.planner.device_notes import device_notes
 from headrace.planner.device_pages import placed
-from headrace.planner.device_search import OWN, DeviceSearch, Traits, own_traits
+from headrace.planner.device_search import OWN, DeviceSearch, Traits
 from headrace.planner.nearest import device_refusal
 from headrace.planner.plan import Baseline, Plan
-from headrace.planner.prices import DevicePrices, Sketches, price
-from headrace.planner.simulate import FewRows, Prediction, predict, simulate, with_interval
-from headrace.planner.tabulated import Tabulated
+from headrace.planner.simulate import (
+    Prediction,
+    predict,
+    predict_with,
+    simulate,
+    with_interval,
+)
 from headrace.specs.policy import DEVICE_SCHEDULES, SCHEDULES, Policy
 from headrace.specs.units import format_bytes
 
@@ -29,7 +33,7 @@ _STEPS = 6000
 _CLOSE = 1.3
 """Families whose closed form is this much slower than the best are not played to be ranked."""
 
-_PLAYED = 2  # of each family
+_PLAYED = 5  # choices in all
 
 
 def best_plan(at: Situation) -> Plan:
@@ -62,10 +66,8 @@ def _on_host(at: Situation, plan: Plan, name: str) -> Baseline:
     return Baseline(name, found.policy, found.prediction)
 
 
-def _prediction(at: Situation, policy: Policy, sketches: Sketches | None = None) -> Prediction:
-    return predict(
-        at.model, at.pages, policy, at.hardware, at.workload, kinds=at.kinds, sketches=sketches
-    )
+def _prediction(at: Situation, policy: Policy) -> Prediction:
+    return predict(at.model, at.pages, policy, at.hardware, at.workload, kinds=at.kinds)
 
 
 def _winner(at: Situation, plan: Plan) -> Plan:
@@ -102,9 +104,9 @@ class _DeviceSearch:
 
     def __init__(self, at: Situation) -> None:
         self.at = at
-        self.sketches = Sketches()
-        self.search = DeviceSearch(Fitter(at), self.sketches)
+        self.search = DeviceSearch(Fitter(at))
         self._ranked: dict[Traits, list[Fit]] = {}
+        self._best = float("inf")
 
     def plan(self) -> Plan:
         asked = self.at.overrides.schedule
@@ -118,6 +120,7 @@ class _DeviceSearch:
             plan = rules.best_plan(self.at)
         else:
             plan = self._plan_of(*own)
+        self._best = plan.prediction.seconds
         found = tuple(self._baseline(name, plan) for name in FAMILIES)
         return self._final(_winner(self.at, replace(plan, baselines=found)))
 
@@ -129,7 +132,7 @@ class _DeviceSearch:
         asked = self.at.overrides.schedule
         if asked is not None and asked not in DEVICE_SCHEDULES:
             return None
-        families = [own_traits(name) for name in OWN] if asked is None else [_traits(asked)]
+        families = OWN if asked is None else _traits(asked)
         best = self._fastest(families)
         if best is None or asked is not None or least_seconds(self.at) >= best[0]:
             return best
@@ -139,18 +142,17 @@ class _DeviceSearch:
             return best
         return best if best[0] <= alone.prediction.seconds else None
 
-    def _fastest(self, families: list[Traits]) -> tuple[float, Policy] | None:
+    def _fastest(self, families: tuple[Traits, ...]) -> tuple[float, Policy] | None:
         ranked = [fits for fits in map(self._fits, families) if fits]
         if not ranked:
             return None
         least = min(fits[0].seconds for fits in ranked)
-        close = [
-            fit for fits in ranked for fit in fits[:_PLAYED] if fit.seconds <= _CLOSE * least
-        ]
+        close = [fit for fits in ranked for fit in _different(fits) if fit.seconds <= _CLOSE * least]
+        close = sorted(close, key=lambda fit: fit.seconds)[:_PLAYED]
         played = self.search.played(close, _STEPS)
         found = [(seconds, policy) for seconds, _, policy in played]
         if not found:  # rounding to pages spoiled the best: others may do
-            rest = (fit for fits in ranked for fit in fits[_PLAYED:])
+            rest = (fit for fits in ranked for fit in fits)
             found = [(s, p) for s, _, p in _first(self.search.played(rest, _STEPS))]
         return min(found, key=lambda pair: pair[0], default=None)
 
@@ -163,7 +165,7 @@ class _DeviceSearch:
         return Plan(
             policy=policy,
             memory=self.search.fitter.map_of(policy),
-            prediction=self._quick(policy),
+            prediction=self._quick(policy, seconds),
             on_demand_rows=0,
             smallest_bytes=self.at.map_of(smallest(self.at)).total_bytes,
             notes=device_notes(self.at, policy),
@@ -177,35 +179,46 @@ class _DeviceSearch:
         for fit in fits[:4]:
             policy = placed(self.search.fitter, fit)
             if policy is not None:
-                return Baseline(name, policy, self._quick(policy))
-        return Baseline(name, refusal=str(device_refusal(self.at, FAMILIES[name].schedule)))
+                return Baseline(name, policy, self._quick(policy, fit.seconds))
+        return Baseline(name, refusal=self.search.fitter.refusal)
 
     def _published(self, known: Published) -> list[Fit]:
-        seqs = min(known.micro_batch * known.parts, self.at.workload.requests)
-        chunk = self.at.overrides.chunk
-        choice = Choice("cgopipe", seqs, seqs + chunk, min(known.parts, seqs), held=False)
+        rows = known.micro_batch * known.parts
+        seqs = min(rows, self.at.workload.requests)
+        choice = Choice("cgopipe", seqs, rows, known.parts, held=False)
         fit = self.search.fitter.fit(choice)
         return [fit] if fit else []
 
     # -- predictions -------------------------------------------------------------------------
 
-    def _quick(self, policy: Policy) -> Prediction:
-        """A play of a part of the job, corrected by plays of few sweeps."""
-        at = self.at
-        prices = price(at.model, at.pages, policy, at.hardware, self.sketches)
-        assert isinstance(prices, DevicePrices)
-        times = FewRows(Tabulated(prices, self.search.loads(policy)))
-        return with_interval(simulate(times, at.workload, _STEPS), at.hardware)
+    def _quick(self, policy: Policy, seconds: float) -> Prediction:
+        """A play of a part of the job: of a job of about ``seconds`` that is far from the best,
+        by the closed form; else corrected by plays of few sweeps."""
+        close = seconds <= _CLOSE * self._best
+        times = self.search.times(policy, played=close)
+        return with_interval(simulate(times, self.at.workload, _STEPS), self.at.hardware)
 
     def _final(self, plan: Plan) -> Plan:
         """The chosen policy's prediction, made with care."""
         if not plan.policy.on_device:
             return plan
-        return replace(plan, prediction=_prediction(self.at, plan.policy, self.sketches))
+        times = self.search.times(plan.policy)
+        found = predict_with(times, self.at.workload, self.at.hardware)
+        return replace(plan, prediction=found)
 
 
-def _traits(schedule: str) -> Traits:
-    return own_traits(schedule) if schedule in OWN else FAMILIES[schedule]
+def _different(fits: list[Fit]) -> list[Fit]:
+    """The best few, each with another number of micro-batches: the closed form hardly sees it."""
+    best: dict[int, Fit] = {}
+    for fit in fits:
+        best.setdefault(fit.choice.parts, fit)
+    return list(best.values())[:2]
+
+
+def _traits(schedule: str) -> tuple[Traits, ...]:
+    """Families of a schedule that was asked for."""
+    own = tuple(traits for traits in OWN if traits.schedule == schedule)
+    return own or (replace(FAMILIES[schedule], coarse=False),)
 
 
 def _first(found: Iterator[tuple[float, Fit, Policy]]) -> list[tuple[float, Fit, Policy]]:

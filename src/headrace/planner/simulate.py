@@ -26,7 +26,7 @@ from headrace.specs.pages import Page
 from headrace.specs.policy import Policy
 from headrace.specs.workload import Workload
 
-STEPS = 60_000
+STEPS = 120_000
 """Tokens generated one by one in a simulation, before only a slice of the job is played."""
 
 _MODEL_ERROR = 0.10  # of a measured machine; stock figures are trusted half as much
@@ -148,14 +148,18 @@ def predict(
     if on_demand_rows:
         demand = times_of(replace(policy, schedule="on_demand"))
         times = FewRows(times_of(replace(policy, schedule="stream")), demand, on_demand_rows)
-    best = simulate(times, workload)
+    return predict_with(times, workload, hardware)
+
+
+def predict_with(times: FewRows, workload: Workload, hardware: Hardware) -> Prediction:
+    """The same with sweep times that are known already."""
     ends: list[float] = []
     if workload.assumed:
         ends = [
-            simulate(times, _scaled(workload, scale), STEPS // 3).seconds
+            job_seconds(times, _scaled(workload, scale), STEPS // 4)
             for scale in (_SHORTEST, _LONGEST)
         ]
-    return with_interval(best, hardware, ends)
+    return with_interval(simulate(times, workload), hardware, ends)
 
 
 def with_interval(

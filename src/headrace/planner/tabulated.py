@@ -7,7 +7,7 @@ of rows that are prompt, which is how the amounts of a sweep go.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise, product
 from typing import NamedTuple
 
@@ -44,9 +44,15 @@ class Tabulated:
 
     prices: DevicePrices
     typical: tuple[Load, ...] = ()
+    plays: bool = True
     _counted: dict[_Point, Counted] = field(default_factory=dict, repr=False)
     _known: dict[Load, list[tuple[Counted, float]]] = field(default_factory=dict, repr=False)
     _apart: dict[_Point, float] = field(default_factory=dict, repr=False)
+
+    @property
+    def closed(self) -> Tabulated:
+        """The closed form alone, from the same table."""
+        return replace(self, plays=False)
 
     @property
     def policy(self) -> Policy:
@@ -94,6 +100,8 @@ class Tabulated:
 
     def _ratio(self, load: Load) -> float:
         """Played seconds over those of the closed form."""
+        if not self.plays:
+            return 1.0
         if self.typical:
             return self._ratio_between(_share(load))
         found = _around(load, _PLAYS)
