@@ -132,8 +132,8 @@ class Fitter:
         return Terms(
             weights=self.weights,
             ring=self._ring,
-            device_room=device if choice.held or choice.schedule == "resident" else min(device, self._bare),
-            host_room=host,
+            device_room=self._device_room(choice, device),
+            host_room=host - (self._rounding(choice) if choice.beside else 0),
             link=_busy(streaming, "link", moved=False),
             whole_link=_busy(streaming, "link", moved=True),
             cpu=_busy(streaming, CPU),
@@ -145,10 +145,19 @@ class Fitter:
             whole_dram_cpu=max(0.0, _roof(beside, DRAM, False) - _roof(streaming, DRAM, False)),
         )
 
-    @property
-    def _bare(self) -> float:
-        """Room for the ring only."""
-        return self._ring * self.weights
+    def _device_room(self, choice: Choice, room: float) -> float:
+        """What a split may count on: rounding to pages takes some, or nothing but the ring may."""
+        if choice.schedule == "resident":
+            return room
+        room = max(0.0, room - 2 * self._rounding(choice))
+        return room if choice.held else min(room, self._ring * self.weights)
+
+    def _rounding(self, choice: Choice) -> int:
+        """Bytes that a layer's share may be above its mean: a page, and an expert's pages where
+        the processor has some."""
+        experts = {(kind.page.layer, kind.page.expert) for kind in self.divisible.experts}
+        pages = 1 + (len(self.divisible.experts) // max(1, len(experts)) if choice.beside else 0)
+        return pages * arena_bytes(self._slot_bytes)
 
     @cached_property
     def _disk_seconds(self) -> float:
@@ -224,7 +233,7 @@ class Fitter:
         staging = self.stage_slots * arena_bytes(self._slot_bytes + READ_SLACK)
         if terms.host_room < terms.weights:  # some may come from disk, through pinned slots
             terms = replace(terms, host_room=terms.host_room - staging)
-        if terms.host_room < 0:
+        if terms.host_room < 0 or terms.device_room <= 0:
             return None
         return best_split(terms, 1.0 if choice.beside else 0.0)
 

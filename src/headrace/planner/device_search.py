@@ -58,6 +58,8 @@ class DeviceSearch:
     def ranked(self, traits: Traits) -> list[Fit]:
         """Fits of a family, the shortest job first by the closed form; none if nothing fits."""
         found: list[Fit] = []
+        if not self._fits_at_all(traits):
+            return found
         for seqs in self._counts(traits.most_seqs, traits.coarse):
             at_count = self._of_count(traits, seqs)
             found += at_count
@@ -77,7 +79,8 @@ class DeviceSearch:
             policy = placed(self.fitter, fit)
             if policy is None:
                 continue
-            yield job_seconds(self.times(policy), at.workload, steps), fit, policy
+            times = self.times(policy, played=not policy.on_disk)  # a disk bounds all alike
+            yield job_seconds(times, at.workload, steps), fit, policy
 
     def times(self, policy: Policy, *, played: bool = True) -> FewRows:
         """Times of a policy's sweeps: by the closed form, corrected by plays of the loads that
@@ -89,6 +92,12 @@ class DeviceSearch:
             self._prices[policy] = Tabulated(prices, course_of(self.fitter.job, policy).loads)
         found = self._prices[policy]
         return FewRows(found if played else found.closed)
+
+    def _fits_at_all(self, traits: Traits) -> bool:
+        """Whether the smallest of a family's policies does."""
+        seqs = self.fitter.at.overrides.max_seqs or 1
+        parts = self._parts(traits, seqs)
+        return any(self._fit(traits, seqs, seqs + self._chunk, n, 1 << 30) for n in parts)
 
     # -- choices -----------------------------------------------------------------------------
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import product
 from typing import NamedTuple, Protocol
 
 from headrace.machines.replay import Cost
-from headrace.planner.census import take_census
+from headrace.planner.census import Weights, take_census
 from headrace.planner.costs import SweepCosts, Totals
+from headrace.planner.device_kinds import kinds_of
 from headrace.planner.estimate import about
 from headrace.planner.played import PlayedOverlap
 from headrace.planner.sketch import LAYERS, PARTS, Kind, Shape, Sketch, shape_of
@@ -129,12 +131,16 @@ class DevicePrices:
         self.policy = policy
         self._layers = model.layers
         self._hardware = hardware
-        census = take_census(model, pages, policy)
-        self._costs = SweepCosts(census, policy, hardware)
-        self._drawn = [
-            [sketches.of(shape_of(census, policy, n, m)) for n in _few(model.layers, LAYERS)]
-            for m in _few(policy.micro_batches, PARTS)
-        ]
+        self._census = take_census(model, pages, policy)
+        self._costs = SweepCosts(self._census, policy, hardware)
+        self._sketches = sketches
+        table = Weights.HEAD if model.tied_embeddings else Weights.TABLE
+        self._kinds = kinds_of(
+            policy,
+            rows_read=not self._census.all_resident(table),
+            cpu=bool(policy.cpu_experts),
+            disk=bool(policy.on_disk),
+        )
         self._grid: dict[tuple[int, int, int], Played] = {}
 
     def seconds(self, load: Load) -> float:
@@ -208,7 +214,18 @@ class DevicePrices:
         return costs
 
     def _totals(self, load: Load) -> Totals:
-        return self._costs.of(load, self._drawn[0][0].counts)
+        return self._costs.of(load, self._kinds)
+
+    @cached_property
+    def _drawn(self) -> list[list[Sketch]]:
+        """Drawn when something is played for the first time."""
+        return [
+            [
+                self._sketches.of(shape_of(self._census, self.policy, n, m))
+                for n in _few(self._layers, LAYERS)
+            ]
+            for m in _few(self.policy.micro_batches, PARTS)
+        ]
 
     def _bounds(self, load: Load) -> _Bounds:
         totals = self._totals(load)

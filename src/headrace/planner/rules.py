@@ -7,6 +7,7 @@ are tried and the one with the shortest predicted job wins.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -52,6 +53,14 @@ def make_plan(
 
 def best_plan(at: Situation) -> Plan:
     """``make_plan`` for all that it depends on."""
+    check(at)
+    policy = fastest(at)
+    assert policy is not None, "the smallest policy fits: its budget was checked"
+    return decided(at, policy)
+
+
+def check(at: Situation) -> None:
+    """Raise what ``best_plan`` raises for a situation without a plan."""
     overrides, budget_bytes = at.overrides, at.budget_bytes
     _check(overrides, at)
     least = at.map_of(smallest(at)).total_bytes
@@ -63,9 +72,12 @@ def best_plan(at: Situation) -> Plan:
             got=f"{budget_bytes} bytes ({format_bytes(budget_bytes)})",
             hint=f"--memory {least}",
         )
-    policy = _best(at)
+
+
+def decided(at: Situation, policy: Policy) -> Plan:
+    """The plan that runs ``policy``, few rows on demand where that is faster."""
     threshold = 0
-    if policy.schedule == "stream" and overrides.schedule is None:
+    if policy.schedule == "stream" and at.overrides.schedule is None:
         threshold = on_demand_rows(at.model, at.pages, policy, at.hardware, at.mean_kv, at.kinds)
     plan = plan_of(at, policy, threshold)
     if plan.prediction.rows_per_sweep <= threshold:
@@ -87,21 +99,21 @@ def plan_of(at: Situation, policy: Policy, on_demand_rows: int) -> Plan:
     )
 
 
-def _best(at: Situation) -> Policy:
-    """The candidate with the shortest job; none is played whose bound is longer."""
-    best: tuple[float, Policy] | None = None
+def fastest(at: Situation, below: float = math.inf) -> Policy | None:
+    """The candidate with the shortest job; none is played whose bound is longer. None if no job
+    takes less than ``below`` seconds."""
+    best: Policy | None = None
     for least, policy in candidates(at):
-        if best is not None and least >= best[0]:
+        if least >= below:
             break  # and so are all that follow
         times = at.times_of(policy)
-        if best is not None and _bound(at, times) >= _GAIN * best[0]:
+        if _bound(at, times) >= _GAIN * below:
             continue
         overlap = at.overlap_of(policy)(min(policy.max_rows, policy.max_seqs * 3 // 2 + 1))
         seconds = job_seconds(FewRows(times), at.workload, _RANKING_STEPS) * overlap
-        if best is None or seconds < best[0]:
-            best = (seconds, policy)
-    assert best is not None, "the smallest policy fits: its budget was checked"
-    return best[1]
+        if seconds < below:
+            below, best = seconds, policy
+    return best
 
 
 def _bound(at: Situation, times: SweepTimes) -> float:

@@ -33,7 +33,7 @@ _STEPS = 6000
 _CLOSE = 1.3
 """Families whose closed form is this much slower than the best are not played to be ranked."""
 
-_PLAYED = 5  # choices in all
+_PLAYED = 4  # choices in all
 
 
 def best_plan(at: Situation) -> Plan:
@@ -107,6 +107,7 @@ class _DeviceSearch:
         self.search = DeviceSearch(Fitter(at))
         self._ranked: dict[Traits, list[Fit]] = {}
         self._best = float("inf")
+        self._alone: Policy | None = None  # the processor's, where it is faster
 
     def plan(self) -> Plan:
         asked = self.at.overrides.schedule
@@ -117,12 +118,13 @@ class _DeviceSearch:
         if own is None:
             if asked in DEVICE_SCHEDULES and asked not in SCHEDULES:
                 raise device_refusal(self.at, asked)
-            plan = rules.best_plan(self.at)
+            alone = self._alone
+            plan = rules.decided(self.at, alone) if alone else rules.best_plan(self.at)
         else:
             plan = self._plan_of(*own)
         self._best = plan.prediction.seconds
         found = tuple(self._baseline(name, plan) for name in FAMILIES)
-        return self._final(_winner(self.at, replace(plan, baselines=found)))
+        return self._careful(_winner(self.at, replace(plan, baselines=found)))
 
     # -- the planner's own -------------------------------------------------------------------
 
@@ -136,11 +138,10 @@ class _DeviceSearch:
         best = self._fastest(families)
         if best is None or asked is not None or least_seconds(self.at) >= best[0]:
             return best
-        try:
-            alone = rules.best_plan(self.at)
-        except BudgetError:
+        if self.at.map_of(smallest(self.at)).total_bytes > self.at.budget_bytes:
             return best
-        return best if best[0] <= alone.prediction.seconds else None
+        self._alone = rules.fastest(self.at, below=best[0])
+        return best if self._alone is None else None
 
     def _fastest(self, families: tuple[Traits, ...]) -> tuple[float, Policy] | None:
         ranked = [fits for fits in map(self._fits, families) if fits]
@@ -152,7 +153,7 @@ class _DeviceSearch:
         played = self.search.played(close, _STEPS)
         found = [(seconds, policy) for seconds, _, policy in played]
         if not found:  # rounding to pages spoiled the best: others may do
-            rest = (fit for fits in ranked for fit in fits)
+            rest = (fit for fits in ranked for fit in fits[1:4])
             found = [(s, p) for s, _, p in _first(self.search.played(rest, _STEPS))]
         return min(found, key=lambda pair: pair[0], default=None)
 
@@ -193,18 +194,25 @@ class _DeviceSearch:
 
     def _quick(self, policy: Policy, seconds: float) -> Prediction:
         """A play of a part of the job: of a job of about ``seconds`` that is far from the best,
-        by the closed form; else corrected by plays of few sweeps."""
-        close = seconds <= _CLOSE * self._best
+        or waits for a disk, by the closed form; else corrected by plays of few sweeps."""
+        close = seconds <= _CLOSE * self._best and not policy.on_disk
         times = self.search.times(policy, played=close)
         return with_interval(simulate(times, self.at.workload, _STEPS), self.at.hardware)
 
-    def _final(self, plan: Plan) -> Plan:
-        """The chosen policy's prediction, made with care."""
+    def _careful(self, plan: Plan) -> Plan:
+        """``plan`` with a prediction made with care, unless that makes a baseline the faster one:
+        then those that look faster are predicted in the same way."""
         if not plan.policy.on_device:
             return plan
-        times = self.search.times(plan.policy)
-        found = predict_with(times, self.at.workload, self.at.hardware)
-        return replace(plan, prediction=found)
+        plan = replace(plan, prediction=self._predict(plan.policy))
+        looks = [b for b in plan.baselines if _seconds(b) < plan.prediction.seconds]
+        again = {b.name: replace(b, prediction=self._predict(b.policy)) for b in looks if b.policy}
+        found = tuple(again.get(b.name, b) for b in plan.baselines)
+        return _winner(self.at, replace(plan, baselines=found))
+
+    def _predict(self, policy: Policy) -> Prediction:
+        times = self.search.times(policy)
+        return predict_with(times, self.at.workload, self.at.hardware)
 
 
 def _different(fits: list[Fit]) -> list[Fit]:
