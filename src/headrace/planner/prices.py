@@ -125,6 +125,7 @@ class DevicePrices:
             for m in _few(policy.micro_batches, PARTS)
         ]
         self._grid: dict[tuple[int, int, int], Played] = {}
+        self._known: dict[Load, Played] = {}
 
     def seconds(self, load: Load) -> float:
         """See Prices. A new point of the grid costs a few milliseconds, others a tenth of one."""
@@ -206,6 +207,11 @@ class DevicePrices:
     # -- the grid ------------------------------------------------------------------------
 
     def _tabulated(self, load: Load) -> Played:
+        if load not in self._known:
+            self._known[load] = self._interpolated(load)
+        return self._known[load]
+
+    def _interpolated(self, load: Load) -> Played:
         if not load.rows:
             return Played(0.0, 0.0)
         least, estimate = self._bounds(load)

@@ -114,6 +114,13 @@ class Times(Protocol):
         """Bytes by link or memory."""
 
 
+class TimesOf(Protocol):
+    """Times that depend on the load."""
+
+    def of(self, load: Load) -> Times:
+        """Those that hold for ``load``."""
+
+
 def predict(
     model: ModelSpec,
     pages: tuple[Page, ...],
@@ -184,8 +191,8 @@ def simulate(times: FewRows, workload: Workload, steps: int = STEPS) -> Predicti
 class Ledger:
     """What the sweeps of a job add up to."""
 
-    def __init__(self, times: FewRows) -> None:
-        self.seconds = self.prefill_seconds = self.bound = 0.0
+    def __init__(self, times: TimesOf) -> None:
+        self.seconds = self.prefill_seconds = 0.0
         self.sweeps = 0
         self._times = times
         self._counts: dict[Load, int] = {}
@@ -270,7 +277,7 @@ class _Job:
         rows = sum([n for _, n in chunks])
         chunk_kv = sum([s.computed + n for s, n in chunks]) // max(1, len(chunks))
         drawn = choice.samples
-        return Load(decodes * n, _rounded(kv * n), rows * n, _rounded(chunk_kv), drawn * n)
+        return Load(decodes * n, rounded(kv * n), rows * n, rounded(chunk_kv), drawn * n)
 
 
 def _add(totals: dict[str, float], found: Mapping[str, float], count: int) -> None:
@@ -320,7 +327,7 @@ def _scaled(workload: Workload, scale: float) -> Workload:
     return replace(workload, gen_lens=lengths, max_lens=workload.limits)
 
 
-def _rounded(count: int) -> int:
+def rounded(count: int) -> int:
     """To the nearest of 32 steps per doubling."""
     step = 1 << max(0, count.bit_length() - 6)
     return (count + step // 2) // step * step
