@@ -142,6 +142,7 @@ class DevicePrices:
             disk=bool(policy.on_disk),
         )
         self._grid: dict[tuple[int, int, int], Played] = {}
+        self._known: dict[Load, Played] = {}
 
     def seconds(self, load: Load) -> float:
         """See Prices. A new point of the grid costs a few milliseconds, others a tenth of one."""
@@ -248,6 +249,11 @@ class DevicePrices:
     # -- the grid ------------------------------------------------------------------------
 
     def _tabulated(self, load: Load) -> Played:
+        if load not in self._known:
+            self._known[load] = self._interpolated(load)
+        return self._known[load]
+
+    def _interpolated(self, load: Load) -> Played:
         if not load.rows:
             return Played(0.0, 0.0)
         least, estimate = self._bounds(load)

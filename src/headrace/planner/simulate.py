@@ -118,6 +118,13 @@ class Times(Protocol):
         """Bytes by link or memory."""
 
 
+class TimesOf(Protocol):
+    """Times that depend on the load."""
+
+    def of(self, load: Load) -> Times:
+        """Those that hold for ``load``."""
+
+
 def predict(
     model: ModelSpec,
     pages: tuple[Page, ...],
@@ -216,8 +223,8 @@ def _played(times: FewRows, workload: Workload, steps: int) -> _Job:
 class Ledger:
     """What the sweeps of a job add up to."""
 
-    def __init__(self, times: FewRows) -> None:
-        self.seconds = self.prefill_seconds = self.bound = 0.0
+    def __init__(self, times: TimesOf) -> None:
+        self.seconds = self.prefill_seconds = 0.0
         self.sweeps = 0
         self._times = times
         self._counts: dict[Load, int] = {}
@@ -320,7 +327,7 @@ class _Job:
         chunk_kv = sum([s.computed + n for s, n in chunks]) // max(1, len(chunks))
         drawn = choice.samples
         full = Load(decodes * n, kv * n, rows * n, chunk_kv, drawn * n)
-        return Load(*(_rounded(round(amount)) for amount in full))
+        return Load(*(rounded(round(amount)) for amount in full))
 
 
 def _longer(found: Prediction, more: float, preemptions: float) -> Prediction:
@@ -392,7 +399,7 @@ def _scaled(workload: Workload, scale: float) -> Workload:
     return replace(workload, gen_lens=lengths, max_lens=workload.limits)
 
 
-def _rounded(count: int) -> int:
+def rounded(count: int) -> int:
     """To the nearest of 16 steps per doubling."""
     step = 1 << max(0, count.bit_length() - 5)
     return (count + step // 2) // step * step
