@@ -100,7 +100,9 @@ def run(case: Case) -> Outcome:
 
 def _lines(outcome: Outcome) -> Iterator[str]:
     case, plan = outcome.case, outcome.plan
-    head = f"{outcome.seconds:5.2f} s  {case.model:18} {case.machine:14} {case.job:12} {case.memory}"
+    head = (
+        f"{outcome.seconds:5.2f} s  {case.model:18} {case.machine:14} {case.job:12} {case.memory}"
+    )
     if plan is None:
         yield f"{head}  refused: {outcome.refusal}"
         return

@@ -245,10 +245,11 @@ class Fitter:
     @property
     def refusal(self) -> str:
         """Why a family of policies has none that fits."""
+        others = _arena(self.divisible.others)
         return (
             f"does not fit {format_bytes(self.budgets.device)} of device and "
             f"{format_bytes(self.budgets.host)} of host memory: experts take "
-            f"{format_bytes(self.weights)}, other weights {format_bytes(_arena(self.divisible.others))}"
+            f"{format_bytes(self.weights)}, other weights {format_bytes(others)}"
         )
 
     def map_of(self, policy: Policy) -> MemoryMap:

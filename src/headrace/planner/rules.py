@@ -11,8 +11,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from headrace.errors import BudgetError, UsageError
+from headrace.errors import UsageError
 from headrace.planner.candidates import Situation, candidates, smallest
+from headrace.planner.nearest import host_refusal
 from headrace.planner.plan import Overrides, Plan
 from headrace.planner.simulate import FewRows, job_seconds, predict
 from headrace.planner.sweeps import Load, SweepTimes
@@ -61,17 +62,9 @@ def best_plan(at: Situation) -> Plan:
 
 def check(at: Situation) -> None:
     """Raise what ``best_plan`` raises for a situation without a plan."""
-    overrides, budget_bytes = at.overrides, at.budget_bytes
-    _check(overrides, at)
-    least = at.map_of(smallest(at)).total_bytes
-    if budget_bytes < least:
-        raise BudgetError(
-            "the memory budget is too small for this model and job",
-            smallest_bytes=least,
-            expected=f"at least {least} bytes ({format_bytes(least)})",
-            got=f"{budget_bytes} bytes ({format_bytes(budget_bytes)})",
-            hint=f"--memory {least}",
-        )
+    _check(at.overrides, at)
+    if at.map_of(smallest(at)).total_bytes > at.budget_bytes:
+        raise host_refusal(at)
 
 
 def decided(at: Situation, policy: Policy) -> Plan:

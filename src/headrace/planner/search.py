@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from headrace.errors import BudgetError, HeadraceError, UsageError
+from headrace.errors import HeadraceError, UsageError
 from headrace.planner import rules
 from headrace.planner.baselines import FAMILIES, Published, published
 from headrace.planner.candidates import Situation, least_seconds, smallest
@@ -148,7 +148,9 @@ class _DeviceSearch:
         if not ranked:
             return None
         least = min(fits[0].seconds for fits in ranked)
-        close = [fit for fits in ranked for fit in _different(fits) if fit.seconds <= _CLOSE * least]
+        close = [
+            fit for fits in ranked for fit in _different(fits) if fit.seconds <= _CLOSE * least
+        ]
         close = sorted(close, key=lambda fit: fit.seconds)[:_PLAYED]
         played = self.search.played(close, _STEPS)
         found = [(seconds, policy) for seconds, _, policy in played]
