@@ -13,7 +13,7 @@ from headrace.specs.units import format_bytes
 from headrace.specs.workload import Workload
 
 _MOST = 1 << 44  # bytes; no machine has more
-_FINE = 1 << 24
+_FINE = 1 << 20
 
 
 def host_refusal(at: Situation) -> BudgetError:
@@ -112,7 +112,7 @@ def _fits(at: Situation, schedule: str) -> bool:
 
 
 def _least(fits: Callable[[int], bool], low: int) -> int | None:
-    """The smallest number above ``low`` that fits, to a few MB; None if none does."""
+    """The smallest number above ``low`` that fits, to a MB; None if none does."""
     high = max(low, _FINE)
     while not fits(high):
         low, high = high, high * 2

@@ -126,6 +126,13 @@ class _DeviceSearch:
         found = tuple(self._baseline(name, plan) for name in FAMILIES)
         return self._careful(_winner(self.at, replace(plan, baselines=found)))
 
+    @property
+    def _alone_at(self) -> Situation:
+        """The situation for the processor alone, which does not know a device's schedules."""
+        fixed = self.at.overrides
+        known = fixed.schedule is None or fixed.schedule in SCHEDULES
+        return self.at if known else replace(self.at, overrides=replace(fixed, schedule=None))
+
     # -- the planner's own -------------------------------------------------------------------
 
     def _own(self) -> tuple[float, Policy] | None:
@@ -170,7 +177,7 @@ class _DeviceSearch:
             memory=self.search.fitter.map_of(policy),
             prediction=self._quick(policy, seconds),
             on_demand_rows=0,
-            smallest_bytes=self.at.map_of(smallest(self.at)).total_bytes,
+            smallest_bytes=self._alone_at.map_of(smallest(self._alone_at)).total_bytes,
             notes=device_notes(self.at, policy),
         )
 
