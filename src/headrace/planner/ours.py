@@ -73,18 +73,12 @@ def _ranked(at: Setting) -> list[Prices]:
     return [found[i] for i in order]
 
 
-@dataclass(frozen=True)
 class _Estimated:
     """Times by the closed form."""
 
-    prices: Prices
-
-    @property
-    def policy(self) -> Policy:
-        return self.prices.policy
-
-    def seconds(self, load: Load) -> float:
-        return self.prices.estimate(load)
+    def __init__(self, prices: Prices) -> None:
+        self.policy = prices.policy
+        self.seconds = prices.estimate
 
     def bound(self, load: Load) -> float:
         return 0.0

@@ -199,15 +199,16 @@ def _sized(policy: Policy, at: Setting) -> Policy:
     streamed = streamed_pages(at.pages, policy)
     if not streamed:
         return replace(policy, ring_slots=0, slot_bytes=0)
-    changes: dict[str, int] = {}
-    if not policy.ring_slots:
-        changes["ring_slots"] = _two_layers(streamed, at.model) if policy.on_device else _RING_SLOTS
-    if not policy.slot_bytes:
-        largest = max(page.bytes for page in streamed)
-        changes["slot_bytes"] = largest if policy.on_device else largest + READ_SLACK
-    if policy.on_device and not policy.stage_slots and (policy.pageable or policy.on_disk):
-        changes["stage_slots"] = _STAGE_SLOTS
-    return replace(policy, **changes)
+    ring, slot, stage = policy.ring_slots, policy.slot_bytes, policy.stage_slots
+    largest = max(page.bytes for page in streamed) + (0 if policy.on_device else READ_SLACK)
+    through_pinned = policy.on_device and (policy.pageable or policy.on_disk)
+    least = _two_layers(streamed, at.model) if policy.on_device else _RING_SLOTS
+    return replace(
+        policy,
+        ring_slots=ring or least,
+        slot_bytes=slot or largest,
+        stage_slots=stage or (_STAGE_SLOTS if through_pinned else 0),
+    )
 
 
 def _two_layers(streamed: Iterable[Page], model: ModelSpec) -> int:

@@ -168,7 +168,7 @@ def as_published(hardware: Hardware, published: Published) -> Hardware:
     machine = published.machines.get(hardware.name, {})
     flops = hardware.roofs.get(GPU_FLOPS, 0.0)
     reached = values["gpu_flops_share"] * machine.get("kernel_flops", flops)
-    curves = {Op.ATTN.value: ((1.0, values["attention_share"]),)}
+    curves: dict[str, Curve] = {Op.ATTN.value: ((1.0, values["attention_share"]),)}
     if flops:
         curve = _kernel_curve(hardware, values["hbm_share"], reached / flops)
         curves |= {f"gpu.{op.value}": curve for op in _KERNELS}
