@@ -1,4 +1,4 @@
-"""Plans for any machine: they fit every tier, beat their baselines, and a refusal says what to do."""
+"""Plans for any machine: they fit every tier and beat their baselines; refusals say what to do."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ LEAST_SLOTS = 3
 MOST_ROWS = 4096
 MOST_SEQS = 2048
 ROWS_PER_MICRO_BATCH = 512
+SMALL_TOKENS = 1000
 RESIDENT_ROWS = 512  # prompt rows beside decodes when nothing is read: enough for full speed
 _RING_SHARE = 0.5  # of what is left for weights, at most
 
@@ -74,6 +75,11 @@ class Situation:
         """Tokens a decode attends to, on average over the job."""
         job = self.workload
         return (job.prompt_tokens + job.gen_tokens // 2) // max(1, job.requests)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the job is so short that single sweeps show, and plays cost next to nothing."""
+        return self.workload.gen_tokens <= SMALL_TOKENS
 
     @cached_property
     def decode_kv(self) -> int:
@@ -163,8 +169,9 @@ class _Bounds:
         return max(self._times.lanes(load).cpu, self._disk)
 
 
-def fitted(at: Situation, seqs: int) -> Policy | None:
-    """The best use of the budget for ``seqs`` sequences at once; None if they do not fit.
+def fitted(at: Situation, seqs: int, most_rows: int | None = None) -> Policy | None:
+    """The best use of the budget for ``seqs`` sequences at once, in sweeps of ``most_rows`` or as
+    many as pay; None if they do not fit.
 
     Ring and rows depend on what streams, and take of its room: they are refined once.
     """
@@ -175,7 +182,7 @@ def fitted(at: Situation, seqs: int) -> Policy | None:
     if policy is None:
         return None
     times = at.times_of(policy)
-    wanted = _wanted_rows(at, policy, times)
+    wanted = max(rows, most_rows) if most_rows else _wanted_rows(at, policy, times)
     larger = replace(policy, max_rows=wanted, micro_batches=_micro_batches(at, wanted))
     policy = _fill(at, larger, _wanted_slots(at, policy, times)) or policy
     return _with_roomy_kv(at, replace(policy, compute_rows=_compute_rows(at, policy)))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from headrace.planner.census import Alike, AlikeLayers, Census, Way, Weights
 from headrace.schedule.tally import Kind, Kinds
-from headrace.specs.pages import Role
+from headrace.specs.pages import Page, Role
 
 _PLAIN = {
     Role.LAYER: (Weights.LAYER, Way.STAYS),
@@ -92,7 +92,7 @@ class Divisible:
             yield AlikeLayers(layer, count, page, routed, _alike(own), _alike(beside))
 
     @cached_property
-    def _layer_kinds(self) -> tuple[tuple[int, int, object], ...]:
+    def _layer_kinds(self) -> tuple[tuple[int, int, Page], ...]:
         """(first layer, how many, its page) of layers that cost the same."""
         model = self.kinds.model
         groups: dict[object, list[int]] = {}

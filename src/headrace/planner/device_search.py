@@ -4,7 +4,7 @@ few are played."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headrace.planner.device_fit import Choice, Fit, Fitter
 from headrace.planner.device_pages import placed
@@ -20,6 +20,10 @@ MOST_SEQS = 8192
 MOST_ROWS = 16_384
 RESIDENT_ROWS = 2048  # prompt rows beside decodes where nothing streams: enough for full speed
 _PARTS = (2, 4, 8, 16)
+_COUNTS = (0.6, 0.7, 0.8, 0.87, 0.93, 1.07, 1.12, 1.2, 1.3, 1.45, 1.6)
+_BESIDE = (0.02, 0.04, 0.07, 0.12, 0.2, 0.35, 0.5, 0.7, 0.85, 1.2, 1.5, 2.0, 3.0)
+"""Factors of the sequences, and of the prompt rows, of choices near one."""
+
 _WORSE = 1.25  # once this much slower than the best, fewer sequences are not looked at
 
 
@@ -81,6 +85,28 @@ class DeviceSearch:
                 continue
             times = self.times(policy, played=not policy.on_disk)  # a disk bounds all alike
             yield job_seconds(times, at.workload, steps), fit, policy
+
+    def around(self, fit: Fit) -> list[Fit]:
+        """Fits near ``fit``, best first by the closed form: other numbers of sequences, of prompt
+        rows and of micro-batches. Only those that overrides leave free differ."""
+        choice, fixed = fit.choice, self.fitter.at.overrides
+        most = min(MOST_SEQS, self.fitter.at.workload.requests)
+        counts, rows = (
+            (_COUNTS, _BESIDE) if self.fitter.at.is_small else (_COUNTS[::2], _BESIDE[::2])
+        )
+        found: set[Choice] = set()
+        for factor in () if fixed.max_seqs else counts:
+            seqs = max(1, min(most, round(choice.seqs * factor)))
+            found.add(_moved(choice, seqs, choice.rows + seqs - choice.seqs, choice.parts))
+        for factor in () if fixed.max_rows else rows:
+            extra = max(self._chunk, round((choice.rows - choice.seqs) * factor))
+            found.add(_moved(choice, choice.seqs, choice.seqs + extra, choice.parts))
+        if choice.schedule not in ("two_group", "resident") and not fixed.micro_batches:
+            for factor in (0.5, 0.75, 1.5, 2.0):
+                parts = max(1, min(24, round(choice.parts * factor)))
+                found.add(_moved(choice, choice.seqs, choice.rows, parts))
+        fits = (self.fitter.fit(other) for other in found - {choice} if other.parts <= other.rows)
+        return sorted((fit for fit in fits if fit), key=_seconds)
 
     def times(self, policy: Policy, *, played: bool = True) -> FewRows:
         """Times of a policy's sweeps: by the closed form, corrected by plays of the loads that
@@ -198,6 +224,13 @@ class DeviceSearch:
         return max(
             fit.choice.seqs + self._chunk, min(MOST_ROWS, round(min(crossings, default=MOST_ROWS)))
         )
+
+
+def _moved(choice: Choice, seqs: int, rows: int, parts: int) -> Choice:
+    """``choice`` with these numbers; prompts fill as many rows as there are."""
+    rows = min(MOST_ROWS, rows)
+    limit = rows if choice.compute_rows >= choice.rows else min(choice.compute_rows, rows)
+    return replace(choice, seqs=seqs, rows=max(rows, seqs + 1), parts=parts, compute_rows=limit)
 
 
 def _seconds(fit: Fit) -> float:

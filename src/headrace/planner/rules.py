@@ -8,11 +8,11 @@ are tried and the one with the shortest predicted job wins.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from headrace.errors import UsageError
-from headrace.planner.candidates import Situation, candidates, smallest
+from headrace.planner.candidates import Situation, candidates, fitted, smallest
 from headrace.planner.nearest import host_refusal
 from headrace.planner.plan import Overrides, Plan
 from headrace.planner.simulate import FewRows, job_seconds, predict
@@ -26,6 +26,11 @@ from headrace.specs.units import format_bytes
 from headrace.specs.workload import Workload
 
 _RANKING_STEPS = 20_000
+_ROUNDS = 3
+_COUNTS = (0.6, 0.75, 0.8, 0.87, 0.93, 1.07, 1.15, 1.3, 1.6)
+_BESIDE = (0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 0.9, 0.97, 1.5, 2.0, 3.0)
+"""Factors of the sequences, and of the prompt rows, of policies near one."""
+
 _GAIN = 0.998  # what cannot be faster than this share of the best so far is not played
 _FREE = Overrides()
 BUSY = 0.25
@@ -99,14 +104,49 @@ def fastest(at: Situation, below: float = math.inf) -> Policy | None:
     for least, policy in candidates(at):
         if least >= below:
             break  # and so are all that follow
-        times = at.times_of(policy)
-        if _bound(at, times) >= _GAIN * below:
-            continue
-        overlap = at.overlap_of(policy)(min(policy.max_rows, policy.max_seqs * 3 // 2 + 1))
-        seconds = job_seconds(FewRows(times), at.workload, _RANKING_STEPS) * overlap
+        seconds = _seconds(at, policy, below)
         if seconds < below:
             below, best = seconds, policy
+    return _refined(at, best, below) if best is not None else None
+
+
+def _refined(at: Situation, best: Policy, seconds: float) -> Policy:
+    """The best of what is near, as long as that is better: other numbers of sequences, or of
+    prompt rows beside them."""
+    for _ in range(_ROUNDS):
+        found = [(_seconds(at, policy, seconds), policy) for policy in _near(at, best)]
+        least, policy = min(found, key=lambda pair: pair[0], default=(math.inf, best))
+        if least >= _GAIN * seconds:
+            break
+        seconds, best = least, policy
     return best
+
+
+def _near(at: Situation, policy: Policy) -> Iterator[Policy]:
+    fixed = at.overrides
+    most, extra = max(1, at.workload.requests), policy.max_rows - policy.max_seqs
+    tried = {(policy.max_seqs, policy.max_rows)}
+    counts = () if fixed.max_seqs else _COUNTS[0 if at.is_small else 1 :: 1 if at.is_small else 3]
+    rows = () if fixed.max_rows else _BESIDE[:: 1 if at.is_small else 4]
+    choices = [(round(policy.max_seqs * factor), 1.0) for factor in counts]
+    choices += [(policy.max_seqs, factor) for factor in rows]
+    for seqs, factor in choices:
+        seqs = max(1, min(most, seqs))
+        beside = max(fixed.chunk, round(extra * factor))
+        if (seqs, seqs + beside) not in tried and (fixed.max_rows or seqs + 1) > seqs:
+            tried.add((seqs, seqs + beside))
+            found = fitted(at, seqs, None if fixed.max_rows else seqs + beside)
+            if found is not None:
+                yield found
+
+
+def _seconds(at: Situation, policy: Policy, below: float) -> float:
+    """About the job's seconds; infinite if they cannot be clearly fewer than ``below``."""
+    times = at.times_of(policy)
+    if _bound(at, times) >= _GAIN * below:
+        return math.inf
+    overlap = at.overlap_of(policy)(min(policy.max_rows, policy.max_seqs * 3 // 2 + 1))
+    return job_seconds(FewRows(times), at.workload, _RANKING_STEPS) * overlap
 
 
 def _bound(at: Situation, times: SweepTimes) -> float:

@@ -36,6 +36,10 @@ _CLOSE = 1.3
 _PLAYED = 4  # choices in all
 
 
+_NEAR, _NEAR_SMALL, _ROUNDS, _WORTH = 5, 24, 3, 0.004
+"""Choices played around the best, how often that may go on, and the gain that it takes."""
+
+
 def best_plan(at: Situation) -> Plan:
     """The plan for ``at``, baselines priced beside it; where one of them is faster, it is the plan.
 
@@ -99,6 +103,13 @@ def _seconds(baseline: Baseline) -> float:
     return baseline.prediction.seconds if baseline.prediction else float("inf")
 
 
+_PlayedFit = tuple[float, Fit, Policy]
+
+
+def _job(found: _PlayedFit) -> float:
+    return found[0]
+
+
 class _DeviceSearch:
     """The search of one situation beside an accelerator."""
 
@@ -159,12 +170,24 @@ class _DeviceSearch:
             fit for fits in ranked for fit in _different(fits) if fit.seconds <= _CLOSE * least
         ]
         close = sorted(close, key=lambda fit: fit.seconds)[:_PLAYED]
-        played = self.search.played(close, _STEPS)
-        found = [(seconds, policy) for seconds, _, policy in played]
-        if not found:  # rounding to pages spoiled the best: others may do
+        played = list(self.search.played(close, _STEPS))
+        if not played:  # rounding to pages spoiled the best: others may do
             rest = (fit for fits in ranked for fit in fits[1:4])
-            found = [(s, p) for s, _, p in _first(self.search.played(rest, _STEPS))]
-        return min(found, key=lambda pair: pair[0], default=None)
+            played = _first(self.search.played(rest, _STEPS))
+        if not played:
+            return None
+        seconds, _, policy = self._refined(min(played, key=_job))
+        return seconds, policy
+
+    def _refined(self, best: _PlayedFit) -> _PlayedFit:
+        """The best of what is near, as long as that is better."""
+        for _ in range(_ROUNDS):
+            near = self.search.around(best[1])[: _NEAR if not self.at.is_small else _NEAR_SMALL]
+            found = min(self.search.played(near, _STEPS), key=_job, default=best)
+            if found[0] >= (1 - _WORTH) * best[0]:
+                return min(found, best, key=_job)
+            best = found
+        return best
 
     def _fits(self, traits: Traits) -> list[Fit]:
         if traits not in self._ranked:
@@ -238,5 +261,5 @@ def _traits(schedule: str) -> tuple[Traits, ...]:
     return own or (replace(FAMILIES[schedule], coarse=False),)
 
 
-def _first(found: Iterator[tuple[float, Fit, Policy]]) -> list[tuple[float, Fit, Policy]]:
+def _first(found: Iterator[_PlayedFit]) -> list[_PlayedFit]:
     return [each for each, _ in zip(found, range(1), strict=False)]

@@ -103,7 +103,9 @@ class Prediction:
 class Times(Protocol):
     """What is asked of a policy's sweeps: ``Prices``, or anything that answers the same."""
 
-    policy: Policy
+    @property
+    def policy(self) -> Policy:
+        """Whose sweeps they are."""
 
     def seconds(self, load: Load) -> float:
         """A steady sweep."""
@@ -322,7 +324,7 @@ class _Job:
         rows = sum([n for _, n in chunks])
         chunk_kv = sum([s.computed + n for s, n in chunks]) // max(1, len(chunks))
         drawn = choice.samples
-        full = Load(decodes * n, kv * n, rows * n, chunk_kv, drawn * n)
+        full = (decodes * n, kv * n, rows * n, chunk_kv, drawn * n)
         return Load(*(rounded(round(amount)) for amount in full))
 
 
