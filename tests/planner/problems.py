@@ -59,9 +59,9 @@ def problem(seed: int, *, device: bool) -> Problem:
         top_k=2,
     )  # fmt: skip
     pages = page_layout(model, 200_000)
-    count = rng.randint(10, 24)
+    count = rng.randint(30, 60)
     prompts = tuple(rng.randint(4, 60) for _ in range(count))
-    gens = tuple(rng.randint(3, 14) for _ in range(count))
+    gens = tuple(rng.randint(4, 24) for _ in range(count))
     roofs = {
         CPU_FLOPS: 10 ** rng.uniform(8.7, 9.7), DRAM: 10 ** rng.uniform(8.5, 9.5),
         DISK: 10 ** rng.uniform(7.0, 8.3), HOST: 1.0,

@@ -75,15 +75,18 @@ class DeviceSearch:
             found += self._near(traits, min(found, key=_seconds))
         return sorted(found, key=_seconds)
 
-    def played(self, fits: Iterable[Fit], steps: int) -> Iterator[tuple[float, Fit, Policy]]:
+    def played(
+        self, fits: Iterable[Fit], steps: int, *, closed: bool = False
+    ) -> Iterator[tuple[float, Fit, Policy]]:
         """The job of each of ``fits`` that still fits once its pages are placed, with what a play
-        of its typical sweep is longer than the closed form."""
+        of its typical sweeps is longer than the closed form, unless ``closed`` or read from disk,
+        which bounds all alike."""
         at = self.fitter.at
         for fit in fits:
             policy = placed(self.fitter, fit)
             if policy is None:
                 continue
-            times = self.times(policy, played=not policy.on_disk)  # a disk bounds all alike
+            times = self.times(policy, played=not (closed or policy.on_disk))
             yield job_seconds(times, at.workload, steps), fit, policy
 
     def around(self, fit: Fit) -> list[Fit]:

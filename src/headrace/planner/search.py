@@ -36,8 +36,10 @@ _CLOSE = 1.3
 _PLAYED = 4  # choices in all
 
 
-_NEAR, _NEAR_SMALL, _ROUNDS, _WORTH = 5, 24, 3, 0.004
+_NEAR, _ROUNDS, _WORTH = 5, 3, 0.004
 """Choices played around the best, how often that may go on, and the gain that it takes."""
+
+_TRIED = 40  # of a short job
 
 
 def best_plan(at: Situation) -> Plan:
@@ -170,6 +172,9 @@ class _DeviceSearch:
             fit for fits in ranked for fit in _different(fits) if fit.seconds <= _CLOSE * least
         ]
         close = sorted(close, key=lambda fit: fit.seconds)[:_PLAYED]
+        if self.at.is_small:
+            some = sorted((fit for fits in ranked for fit in fits), key=lambda fit: fit.seconds)
+            close = list(dict.fromkeys([*close, *self._few(some)]))
         played = list(self.search.played(close, _STEPS))
         if not played:  # rounding to pages spoiled the best: others may do
             rest = (fit for fits in ranked for fit in fits[1:4])
@@ -182,12 +187,20 @@ class _DeviceSearch:
     def _refined(self, best: _PlayedFit) -> _PlayedFit:
         """The best of what is near, as long as that is better."""
         for _ in range(_ROUNDS):
-            near = self.search.around(best[1])[: _NEAR if not self.at.is_small else _NEAR_SMALL]
+            near = self._few(self.search.around(best[1]))
             found = min(self.search.played(near, _STEPS), key=_job, default=best)
             if found[0] >= (1 - _WORTH) * best[0]:
                 return min(found, best, key=_job)
             best = found
         return best
+
+    def _few(self, fits: list[Fit]) -> list[Fit]:
+        """Those worth a play. Of a short job the course is no guide: it is played sweep by sweep,
+        each at its closed form, to tell."""
+        if not self.at.is_small:
+            return fits[:_NEAR]
+        tried = self.search.played(fits[:_TRIED], _STEPS, closed=True)
+        return [fit for _, fit, _ in sorted(tried, key=_job)][:_NEAR]
 
     def _fits(self, traits: Traits) -> list[Fit]:
         if traits not in self._ranked:
