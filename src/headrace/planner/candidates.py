@@ -29,6 +29,7 @@ MOST_SEQS = 2048
 ROWS_PER_MICRO_BATCH = 512
 SMALL_TOKENS = 1000
 RESIDENT_ROWS = 512  # prompt rows beside decodes when nothing is read: enough for full speed
+_FREE_CHUNKS = 4  # of prompts in a sweep, where arithmetic sets no limit
 _RING_SHARE = 0.5  # of what is left for weights, at most
 
 
@@ -129,9 +130,12 @@ def candidates(at: Situation) -> Iterator[tuple[float, Policy]]:
     bounds = _Bounds(at)
     counts = sorted(_sequence_counts(at), key=lambda seqs: (bounds.of(seqs), -seqs))
     for seqs in counts:
-        policy = fitted(at, seqs)
-        if policy is not None:
-            yield bounds.of(seqs), policy
+        for free in (False, True):
+            policy = fitted(at, seqs, free=free)
+            if policy is not None:
+                yield bounds.of(seqs), policy
+            if policy is None or policy.compute_rows >= policy.max_seqs + policy.chunk:
+                break
     least = smallest(at)
     if at.map_of(least).total_bytes <= at.budget_bytes:
         yield bounds.of(least.max_seqs), least
@@ -169,9 +173,12 @@ class _Bounds:
         return max(self._times.lanes(load).cpu, self._disk)
 
 
-def fitted(at: Situation, seqs: int, most_rows: int | None = None) -> Policy | None:
+def fitted(
+    at: Situation, seqs: int, most_rows: int | None = None, *, free: bool = False
+) -> Policy | None:
     """The best use of the budget for ``seqs`` sequences at once, in sweeps of ``most_rows`` or as
-    many as pay; None if they do not fit.
+    many as pay; None if they do not fit. Where arithmetic is the bound at any number of rows, it
+    may pay to let prompts fill sweeps all the same (``free``): fewer sweeps read weights less often.
 
     Ring and rows depend on what streams, and take of its room: they are refined once.
     """
@@ -182,10 +189,11 @@ def fitted(at: Situation, seqs: int, most_rows: int | None = None) -> Policy | N
     if policy is None:
         return None
     times = at.times_of(policy)
-    wanted = max(rows, most_rows) if most_rows else _wanted_rows(at, policy, times)
+    wanted = max(rows, most_rows) if most_rows else _wanted_rows(at, policy, times, free)
     larger = replace(policy, max_rows=wanted, micro_batches=_micro_batches(at, wanted))
     policy = _fill(at, larger, _wanted_slots(at, policy, times)) or policy
-    return _with_roomy_kv(at, replace(policy, compute_rows=_compute_rows(at, policy)))
+    limit = policy.max_rows if free else _compute_rows(at, policy)
+    return _with_roomy_kv(at, replace(policy, compute_rows=limit))
 
 
 def filled(at: Situation, rows: int) -> Policy | None:
@@ -298,10 +306,12 @@ def _halvings(slots: int) -> list[int]:
     return [n for n in halves if n > LEAST_SLOTS] + [LEAST_SLOTS]
 
 
-def _wanted_rows(at: Situation, policy: Policy, times: SweepTimes) -> int:
+def _wanted_rows(at: Situation, policy: Policy, times: SweepTimes, free: bool) -> int:
     if at.overrides.max_rows:
         return at.overrides.max_rows
     least = policy.max_seqs + policy.chunk
+    if free and policy.slot_bytes:
+        least = policy.max_seqs + _FREE_CHUNKS * policy.chunk
     if not policy.slot_bytes:
         return min(max(least, policy.max_seqs + RESIDENT_ROWS), max(MOST_ROWS, least))
     return max(least, min(times.balanced_rows(MOST_ROWS), MOST_ROWS))

@@ -33,6 +33,7 @@ _BESIDE = (0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 0.9, 0.97, 1.5, 
 
 _GAIN = 0.998  # what cannot be faster than this share of the best so far is not played
 _FREE = Overrides()
+_TRUST = 1.005  # nothing that waits for a disk is preferred for less
 BUSY = 0.25
 """Noise of a measurement above which the plan says that the machine is not quiet."""
 
@@ -113,7 +114,7 @@ def fastest(at: Situation, below: float = math.inf) -> Policy | None:
 def _refined(at: Situation, best: Policy, seconds: float) -> Policy:
     """The best of what is near, as long as that is better: other numbers of sequences, or of
     prompt rows beside them."""
-    for _ in range(_ROUNDS):
+    for _ in range(_ROUNDS if at.is_small else 1):
         found = [(_seconds(at, policy, seconds), policy) for policy in _near(at, best)]
         least, policy = min(found, key=lambda pair: pair[0], default=(math.inf, best))
         if least >= _GAIN * seconds:
@@ -135,7 +136,8 @@ def _near(at: Situation, policy: Policy) -> Iterator[Policy]:
         beside = max(fixed.chunk, round(extra * factor))
         if (seqs, seqs + beside) not in tried and (fixed.max_rows or seqs + 1) > seqs:
             tried.add((seqs, seqs + beside))
-            found = fitted(at, seqs, None if fixed.max_rows else seqs + beside)
+            free = policy.compute_rows >= policy.max_rows
+            found = fitted(at, seqs, None if fixed.max_rows else seqs + beside, free=free)
             if found is not None:
                 yield found
 
@@ -145,8 +147,13 @@ def _seconds(at: Situation, policy: Policy, below: float) -> float:
     times = at.times_of(policy)
     if _bound(at, times) >= _GAIN * below:
         return math.inf
-    overlap = at.overlap_of(policy)(min(policy.max_rows, policy.max_seqs * 3 // 2 + 1))
-    return job_seconds(FewRows(times), at.workload, _RANKING_STEPS) * overlap
+    overlap = at.overlap_of(policy)
+    if at.is_small:
+        seconds = job_seconds(FewRows(replace(times, overlap=overlap)), at.workload, _RANKING_STEPS)
+    else:
+        typical = min(policy.max_rows, policy.max_seqs * 3 // 2 + 1)
+        seconds = job_seconds(FewRows(times), at.workload, _RANKING_STEPS) * overlap(typical)
+    return seconds * (_TRUST if policy.slot_bytes else 1.0)
 
 
 def _bound(at: Situation, times: SweepTimes) -> float:
