@@ -1,6 +1,6 @@
 """Plan every registered model on every registered machine, in several sizes of job and memory.
 
-    python tools/bench_search.py [--only MODEL] [--markdown]
+    python tools/bench_search.py [--only MODEL] [--every N] [--quiet]
 
 Prints, per case, the seconds of processor time that planning took, the plan and its expected job
 time, then what a reader wants to know of all of them: how many plans, how many refusals, the
@@ -117,10 +117,11 @@ def main() -> None:
     """Run the cases that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", help="one model's cases")
+    parser.add_argument("--every", type=int, default=1, help="one case of so many")
     parser.add_argument("--quiet", action="store_true", help="the summary only")
     asked = parser.parse_args()
     found = []
-    for case in cases():
+    for case in cases()[:: asked.every]:
         if asked.only in (None, case.model):
             found.append(run(case))
             if not asked.quiet:

@@ -178,7 +178,7 @@ def fitted(
 ) -> Policy | None:
     """The best use of the budget for ``seqs`` sequences at once, in sweeps of ``most_rows`` or as
     many as pay; None if they do not fit. Where arithmetic is the bound at any number of rows, it
-    may pay to let prompts fill sweeps all the same (``free``): fewer sweeps read weights less often.
+    may pay to let prompts fill sweeps all the same (``free``): weights are read less often.
 
     Ring and rows depend on what streams, and take of its room: they are refined once.
     """

@@ -15,9 +15,8 @@ from headrace.batching.batcher import Batcher
 from headrace.batching.choice import Choice
 from headrace.batching.limits import Limits
 from headrace.batching.request import Request
-from headrace.planner.prices import DevicePrices, Sketches, price
+from headrace.planner.prices import Sketches, price
 from headrace.planner.sweeps import LaneSeconds, Load
-from headrace.planner.tabulated import Tabulated
 from headrace.planner.thinning import Drawn, part_of, rest_seconds, sample
 from headrace.schedule.tally import Kinds
 from headrace.specs.hardware import DISK, Hardware
@@ -150,8 +149,7 @@ def predict(
     drawn = Sketches() if sketches is None else sketches
 
     def times_of(policy: Policy) -> Times:
-        prices = price(model, pages, policy, hardware, drawn, mean_kv, kinds)
-        return Tabulated(prices) if isinstance(prices, DevicePrices) else prices
+        return price(model, pages, policy, hardware, drawn, mean_kv, kinds)
 
     times = FewRows(times_of(policy))
     if on_demand_rows:
