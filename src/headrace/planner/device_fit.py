@@ -118,7 +118,8 @@ class Fitter:
 
     def _totals(self, policy: Policy, shares: Split | Shares, load: Load) -> Totals:
         census = self.divisible.census(Shares(shares.resident, shares.cpu, shares.disk))
-        kinds = kinds_of(policy, rows_read=True, cpu=shares.cpu > 0, disk=shares.disk > 0)
+        beside, read = shares.cpu > 0, shares.disk > 0
+        kinds = kinds_of(policy, self.divisible.turns, rows_read=True, cpu=beside, disk=read)
         return SweepCosts(census, policy, self.at.hardware).of(load, kinds)
 
     def _terms(self, choice: Choice, policy: Policy, load: Load) -> Terms | None:

@@ -19,6 +19,8 @@ from headrace.specs.policy import Policy
 MOST_SEQS = 8192
 MOST_ROWS = 16_384
 RESIDENT_ROWS = 2048  # prompt rows beside decodes where nothing streams: enough for full speed
+_DRAWN = (4, 6)  # layers of sketches: a search plays many, each at few loads
+
 _PARTS = (2, 4, 8, 16)
 _COUNTS = (0.6, 0.7, 0.8, 0.87, 0.93, 1.07, 1.12, 1.2, 1.3, 1.45, 1.6)
 _BESIDE = (0.02, 0.04, 0.07, 0.12, 0.2, 0.35, 0.5, 0.7, 0.85, 1.2, 1.5, 2.0, 3.0)
@@ -116,7 +118,9 @@ class DeviceSearch:
         differ most if ``played``."""
         if policy not in self._prices:
             at = self.fitter.at
-            prices = price(at.model, at.pages, policy, at.hardware, self.sketches)
+            prices = price(
+                at.model, at.pages, policy, at.hardware, self.sketches, drawn_layers=_DRAWN
+            )
             assert isinstance(prices, DevicePrices)
             self._prices[policy] = Tabulated(prices, course_of(self.fitter.job, policy).loads)
         found = self._prices[policy]
