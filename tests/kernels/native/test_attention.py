@@ -60,7 +60,7 @@ def unaligned(values: torch.Tensor) -> torch.Tensor:
 
 def poisoned(blocks: int, block: int, heads: int, d: int, dtype: torch.dtype) -> KvCache:
     """A cache in which nothing was written: NaN, or integers whose scale is NaN."""
-    shape = (2, blocks, block, heads)
+    shape = (2, blocks, heads, block)
     if dtype == torch.int8:
         integers = torch.full((*shape, d), -1, dtype=dtype)
         return KvCache(integers, torch.full(shape, torch.nan))
@@ -363,7 +363,7 @@ def test_what_does_not_fit_is_refused():
         (q[:5], them.cache, plan, out),
         (q.double(), them.cache, plan, out),
         (q, KvCache(them.cache.values[:, :1]), plan, out),
-        (q, KvCache(them.cache.values[:, :, :4]), plan, out),
+        (q, KvCache(them.cache.values[:, :, :, :4]), plan, out),
         (q, them.cache, plan, out[:, :15]),
         (q, them.cache, plan, torch.empty(16, 20).T),
     ]
@@ -373,7 +373,7 @@ def test_what_does_not_fit_is_refused():
     for cache in (
         KvCache(them.cache.values.transpose(1, 2)),
         KvCache(them.cache.values.to(torch.int8)),
-        KvCache(them.cache.values, torch.empty(2, 5, 16, 2)),
+        KvCache(them.cache.values, torch.empty(2, 5, 2, 16)),
     ):
         with pytest.raises((ValueError, TypeError), match="expected"):
             attention.append(q, q, cache, torch.arange(20))

@@ -89,9 +89,9 @@ def _pieces(sequences: int, rows: int, tokens: int) -> list[Piece]:
 
 def _cache(blocks: int, heads: int, d: int, form: str) -> KvCache:
     """One block of random values again and again: what is measured does not depend on them."""
-    shape = (2, blocks, BLOCK, heads, d)
+    shape = (2, blocks, heads, BLOCK, d)
     if form == "int8":
-        one = torch.randint(-127, 128, (2, 1, BLOCK, heads, d), dtype=torch.int8)
+        one = torch.randint(-127, 128, (2, 1, *shape[2:]), dtype=torch.int8)
         return KvCache(one.expand(shape).contiguous(), torch.full(shape[:-1], 0.02))
     return KvCache(torch.randn(2, 1, *shape[2:]).to(FLOATS[form]).expand(shape).contiguous())
 
