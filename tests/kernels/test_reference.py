@@ -222,6 +222,17 @@ def test_attention_over_pages_equals_softmax_over_all_keys(case):
     close(out, wanted)
 
 
+def test_keys_lie_turned_and_read_as_if_they_did_not():
+    cache = KvCache(torch.zeros(2, 3, 2, 4, 5))
+    cache.half(0)[1, 1, 2] = torch.arange(5.0)
+    cache.half(1)[1, 1, 2] = torch.arange(5.0)
+    assert torch.equal(cache.values[0, 1, 1].flatten()[2::4], torch.arange(5.0))  # [d, block]
+    assert torch.equal(cache.values[1, 1, 1, 2], torch.arange(5.0))
+    latent = KvCache(cache.values[1:])
+    assert latent.half(0).shape == cache.half(0).shape == (3, 2, 4, 5)
+    assert torch.equal(latent.half(0), cache.half(1))
+
+
 def naive(q, kv, start, window):
     """One sequence: q [r, KV G d], kv [2, L, KV, d]."""
     rows, (tokens, heads, d) = len(q), kv.shape[1:]

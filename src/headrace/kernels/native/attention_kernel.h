@@ -13,7 +13,6 @@
 #include "attention_tiles.h"
 #include "epilogue.h"
 #include "local.h"
-#include "prefetch.h"
 
 namespace headrace {
 namespace {
@@ -301,7 +300,7 @@ inline void soften(const Work &w, float *s, Seen seen, Softmax &row, float resca
     row.mass = row.mass * rescale + Vec::total(p[0]);
 }
 
-// Scales of the tile's keys; beyond them 0, so that nothing unwritten is multiplied.
+// Scales of the tile's keys; beyond them 0.
 void load_scales(const Attention &a, const Keys &t, std::int64_t head, const Work &w) {
     const KvCache &c = a.cache;
     for (int i = 0, n; i < t.keys; i += n) {

@@ -2,9 +2,9 @@
 #pragma once
 
 #include "attention_formats.h"
-#include "prefetch.h"
 
 #include <type_traits>
+#include <utility>
 
 namespace headrace {
 namespace {
@@ -23,8 +23,9 @@ inline int height_of(std::int64_t left) {
     return static_cast<int>((left + tiles - 1) / tiles);
 }
 
-// Memory that will be read after this tile: asked for a few lines at a time, in the order in which
-// it lies, so that memory is never idle and never asked for more than it gives.
+// Memory that will be read after this tile: asked for two lines at a time, so that memory is
+// never idle and never asked for more than it gives; in the order in which it lies, keys and values
+// of a block side by side.
 class Ahead {
  public:
     // The next tile's keys and values of heads [h0, h1), while register tiles take `steps` steps.
@@ -34,30 +35,33 @@ class Ahead {
         : cache_(c), next_(next.places), end_(next.places + next.keys), d_(d), h0_(h0), h1_(h1) {
         std::int64_t asks = 0;
         for (const Place *p = next_; p < end_; p = after(p)) {
-            for (bool values : {false, true}) {
-                const Stretches s = stretches(p, values);
-                asks += s.count * ((s.bytes + AT_ONCE - 1) / AT_ONCE);
+            for (const Stretches &s : {first(p), second(p)}) {
+                asks += s.count * ((s.bytes + s.advance() - 1) / s.advance());
             }
         }
-        every_ = asks > 0 && steps > asks ? static_cast<int>(steps / asks) : 1;
+        every_ = steps > asks && asks > 0 ? static_cast<int>(steps / asks) : 1;
         more();
     }
 
     int every() const { return every_; }  // steps between asking and asking again
     void ask() {
         if (at_ == nullptr) return;
-        for (int i = 0; i < AT_ONCE; i += LINE) __builtin_prefetch(at_ + i, 0, 3);
-        at_ += AT_ONCE;
-        if (at_ >= stretch_end_) more();
+        __builtin_prefetch(at_, 0, 3);
+        __builtin_prefetch(at_ + beside_, 0, 3);
+        at_ += advance_;
+        if (at_ >= stop_) more();
     }
 
  private:
-    static constexpr int LINE = 64, AT_ONCE = 4 * LINE;
+    static constexpr std::int64_t LINE = 64;
 
-    // `count` stretches of `bytes`, `stride` bytes apart.
+    // `count` stretches of `bytes`, `stride` bytes apart; and as many `beside` them, or, where that
+    // is LINE, none.
     struct Stretches {
         const char *at = nullptr;
-        std::int64_t count = 0, stride = 0, bytes = 0;
+        std::int64_t count = 0, stride = 0, bytes = 0, beside = LINE;
+
+        std::int64_t advance() const { return beside == LINE ? 2 * LINE : LINE; }
     };
 
     // Where the keys end that lie in the same block.
@@ -65,45 +69,52 @@ class Ahead {
         const std::int64_t left = cache_.block - p->within;
         return left < end_ - p ? p + left : end_;
     }
-    // Whole blocks, of all heads at once; or, where a block is longer than a tile, parts.
-    Stretches stretches(const Place *p, bool values) const {
+    // Keys and values of a whole block, of all heads at once; parts, where a block is longer than a
+    // tile: first keys, then values. Keys that are not turned are the values.
+    bool whole() const { return cache_.block <= KV_TILE; }
+    Stretches first(const Place *p) const {
         const KvCache &c = cache_;
-        if (!c.turned && !values) return {};
-        const char *base = (values ? c.values : c.keys) + h0_ * c.head_bytes();
-        const std::int64_t heads = h1_ - h0_, keys = after(p) - p;
-        if (c.block <= KV_TILE) {
-            return {base + p->block * c.block_bytes(), 1, 0, heads * c.head_bytes()};
+        const char *keys = c.keys + h0_ * c.head_bytes();
+        if (whole()) {
+            return {keys + p->block * c.block_bytes(), 1, 0, (h1_ - h0_) * c.head_bytes(),
+                    c.turned ? c.values - c.keys : LINE};
         }
-        if (values) return {base + c.row(*p), heads, c.head_bytes(), keys * c.row_bytes};
-        return {base + c.column(*p), heads * d_, c.block * c.item_bytes, keys * c.item_bytes};
+        if (!c.turned) return {};
+        return {keys + c.column(*p), (h1_ - h0_) * d_, c.block * c.item_bytes,
+                (after(p) - p) * c.item_bytes, LINE};
+    }
+    Stretches second(const Place *p) const {
+        const KvCache &c = cache_;
+        if (whole()) return {};
+        return {c.values + h0_ * c.head_bytes() + c.row(*p), h1_ - h0_, c.head_bytes(),
+                (after(p) - p) * c.row_bytes, LINE};
     }
     // To the next stretch; rare, and kept out of the loops that ask.
     __attribute__((noinline)) void more() {
-        while (stretches_.count == 0) {
-            if (in_values_) {
-                if (next_ == end_) {
-                    at_ = nullptr;
-                    return;
-                }
-                place_ = next_;
-                next_ = after(next_);
-            }
-            in_values_ = !in_values_;
-            stretches_ = stretches(place_, in_values_);
+        at_ = nullptr;
+        if (now_.count == 0) std::swap(now_, then_);
+        if (now_.count == 0) {
+            if (next_ == end_) return;
+            now_ = first(next_);
+            then_ = second(next_);
+            next_ = after(next_);
+            if (now_.count == 0) std::swap(now_, then_);
         }
-        at_ = stretches_.at;
-        stretch_end_ = at_ + stretches_.bytes;
-        stretches_.at += stretches_.stride;
-        --stretches_.count;
+        at_ = now_.at;
+        stop_ = at_ + now_.bytes;
+        beside_ = now_.beside;
+        advance_ = now_.advance();
+        now_.at += now_.stride;
+        --now_.count;
     }
 
     const KvCache &cache_;
-    const Place *place_ = nullptr, *next_, *end_;
+    const Place *next_, *end_;
     std::int64_t d_, h0_, h1_;
-    Stretches stretches_;
-    const char *at_ = nullptr, *stretch_end_ = nullptr;
+    Stretches now_, then_;
+    const char *at_ = nullptr, *stop_ = nullptr;
+    std::int64_t beside_ = 0, advance_ = 0;
     int every_ = 1;
-    bool in_values_ = true;
 };
 
 // --- keys, turned ---
