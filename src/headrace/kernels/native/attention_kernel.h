@@ -373,7 +373,7 @@ void weigh(const Attention &a, const Unit &u, const Tile &t, std::int64_t head, 
 // Steps of a register tile at which memory is asked for, in scores and in weighted values.
 std::int64_t steps_of(const Attention &a) {
     constexpr std::int64_t across = ACROSS * Vec::width;
-    return KV_TILE / across * a.d + KV_TILE * ((a.dv + across - 1) / across);
+    return KV_TILE / across * a.d + KV_TILE * (a.dv / across);
 }
 
 template <class F>
@@ -436,7 +436,8 @@ void run(const Attention &a, const Unit &u, const Unit *after) {
             tile.see(a, u);
             if (tile.p0 == tile.p1) continue;
             find_next(a, u, after, at, end, next);
-            Ahead ahead(a.cache, next, a.d, u.h0, u.h1, u.heads() * steps_of(a));
+            constexpr std::int64_t asks = Ahead::asks_of<typename F::Item>();
+            Ahead ahead(a.cache, next, a.d, u.h0, u.h1, u.heads() * asks * steps_of(a));
             for (std::int64_t h = u.h0; h < u.h1; ++h) attend_tile<F>(a, u, tile, h, ahead, w);
         }
         if (u.partial != nullptr) {

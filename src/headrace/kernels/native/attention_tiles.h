@@ -28,7 +28,7 @@ inline int height_of(std::int64_t left) {
 // of a block side by side.
 class Ahead {
  public:
-    // The next tile's keys and values of heads [h0, h1), while register tiles take `steps` steps.
+    // The next tile's keys and values of heads [h0, h1), while ask() can be called `steps` times.
     template <class Tile>
     Ahead(const KvCache &c, const Tile &next, std::int64_t d, std::int64_t h0, std::int64_t h1,
           std::int64_t steps)
@@ -39,7 +39,7 @@ class Ahead {
                 asks += s.count * ((s.bytes + s.advance() - 1) / s.advance());
             }
         }
-        every_ = steps > asks && asks > 0 ? static_cast<int>(steps / asks) : 1;
+        if (asks > 0 && steps > asks) every_ = static_cast<int>(steps / asks);
         more();
     }
 
@@ -50,6 +50,15 @@ class Ahead {
         __builtin_prefetch(at_ + beside_, 0, 3);
         at_ += advance_;
         if (at_ >= stop_) more();
+    }
+    // As often as items of that size need, when each has a lane of its own.
+    template <class Item>
+    void ask_for() {
+        for (std::size_t i = 0; i < asks_of<Item>(); ++i) ask();
+    }
+    template <class Item>
+    static constexpr std::size_t asks_of() {
+        return sizeof(Item) > 2 ? sizeof(Item) / 2 : 1;
     }
 
  private:
@@ -240,7 +249,7 @@ void score_tile(const float *q, const Columns<typename F::Item> &keys, std::int6
             for (int i = 0; i < ACROSS; ++i) acc[m][i] = Vec::zero();
         }
         for (std::int64_t k = 0, stop; k < d; k = stop) {
-            ahead.ask();
+            ahead.ask_for<typename F::Item>();
             stop = d - k < ahead.every() ? d : k + ahead.every();
             for (std::int64_t c = k; c < stop; ++c) {
                 Vec::T key[ACROSS];
@@ -347,7 +356,7 @@ int weigh_stored(const Attention &a, const Tile &t, std::int64_t head, Ahead &ah
         for (; at + ACROSS * W <= a.dv; at += ACROSS * W) {
             weigh_tile<height(), ACROSS>(rows, lo, hi, at, [&](int key, int i) {
                 return F::load(row_of(key) + at + i * W);
-            }, ahead.every(), [&] { ahead.ask(); });
+            }, ahead.every(), [&] { ahead.ask_for<Item>(); });
         }
         for (; at + W <= a.dv; at += W) {
             weigh_tile<height(), 1>(rows, lo, hi, at, [&](int key, int) {
