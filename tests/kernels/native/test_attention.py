@@ -302,12 +302,14 @@ def test_append_writes_the_bits_of_the_reference(kind, rows, d, data):
     slots = torch.randperm(20)[:rows]
     attention.append(k, v, mine, slots, path=path, threads=2)
     reference.append(k, v, theirs, slots, torch.empty(rows * 3 * d))
-    finite = theirs.values.float().isfinite()
-    if theirs.scales is not None:
-        assert torch.equal(mine.scales.nan_to_num(-1), theirs.scales.nan_to_num(-1))
-        finite &= theirs.scales.isfinite()[..., None]
-    assert torch.equal(mine.values.float().isfinite(), theirs.values.float().isfinite())
-    assert torch.equal(mine.values[finite], theirs.values[finite])
+    for half in (0, 1):
+        got, wanted = mine.half(half), theirs.half(half)
+        finite = wanted.float().isfinite()
+        assert torch.equal(got.float().isfinite(), finite)
+        if theirs.scales is not None:
+            assert torch.equal(mine.scales.nan_to_num(-1), theirs.scales.nan_to_num(-1))
+            finite &= theirs.scales[half].isfinite()[..., None]
+        assert torch.equal(got[finite], wanted[finite])
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -329,8 +329,8 @@ Columns<typename F::Item> stored_columns(const Attention &a, const Tile &t, std:
 }
 
 template <class F>
-void score(const Attention &a, const Tile &t, std::int64_t head, Ahead &ahead,
-           const Work &w, const float *q, std::int64_t r0, std::int64_t r1) {
+void score(const Attention &a, const Tile &t, std::int64_t head, Ahead &ahead, const Work &w,
+           const float *q, std::int64_t r0, std::int64_t r1) {
     const auto rows = [&](auto format, const auto &keys) {
         using Stored = decltype(format);
         for (std::int64_t r = r0; r < r1;) {
