@@ -64,7 +64,7 @@ def _activations(model: ModelSpec, pages: tuple[Page, ...], policy: Policy) -> d
         if model.is_moe:
             bytes_of[Buffer("routing", mb)] = routing_bytes(model, policy)
     tokens = policy.kv_blocks * policy.kv_block
-    for layer in range(model.layers):  # [2, blocks, block, KV, d], and scales without d
+    for layer in range(model.layers):  # [2, blocks, KV, block, d], and scales without d
         bytes_of[Buffer("kv", layer)] = tokens * model.kv_layer_bytes(policy.kv_dtype)
     if any(page.role is Role.EXPERT_UP for page in pages):
         bytes_of[Buffer("inter")] = N * model.widest * _F32  # [N, W]
