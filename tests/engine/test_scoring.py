@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from headrace.engine import scoring
+from headrace.engine.layer_outputs import KEPT_TOKENS, LayerOutputs
 from headrace.engine.loaded import Loaded
 from headrace.engine.scoring import perplexity
 from headrace.errors import BudgetError, UsageError
@@ -44,6 +45,28 @@ def test_perplexity_is_that_of_transformers_whatever_the_memory(case, checkpoint
         found = score(folder, memory=memory, on_tokens=heard.append)
         assert found.perplexity == pytest.approx(right, rel=2e-3)  # KV is rounded to f16
         assert found.tokens == len(tokens) - 1 == sum(heard)
+
+
+def test_outputs_of_layers_are_those_of_transformers(mixtral):
+    with closing(Loaded.open(mixtral)) as loaded:
+        tokens = loaded.tokenizer.encode(TEXT)
+    with torch.no_grad():
+        states = reference(mixtral)(torch.tensor([tokens]), output_hidden_states=True).hidden_states
+    outputs = score(mixtral).outputs
+    assert outputs.step > 1
+    for layer in range(outputs.layers - 1):  # the last state of theirs is normed
+        rows = torch.stack(outputs.rows[layer])
+        right = states[layer + 1][0, :-1][:: outputs.step]
+        torch.testing.assert_close(rows, right, rtol=5e-3, atol=5e-3)
+    assert len(outputs.rows[outputs.layers - 1]) == len(outputs.rows[0]) <= KEPT_TOKENS
+
+
+def test_error_of_an_output_is_relative_to_it():
+    one, other = LayerOutputs(1, 1), LayerOutputs(1, 1)
+    one.rows[0] = [torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])]
+    other.rows[0] = [torch.tensor([3.0, 1.0]), torch.tensor([0.0, 4.0])]
+    assert one.relative_error(other, 0) == pytest.approx(0.2)
+    assert one.relative_error(one, 0) == 0
 
 
 def test_long_texts_are_scored_in_windows(mixtral, monkeypatch):

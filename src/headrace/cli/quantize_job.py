@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,13 @@ def run_quantize(settings: Settings, console: Console) -> dict[str, Any]:
         made = job.run(perf_counter, progress)
     report = {"model": settings.model, **_made(made, job.model.layers)}
     if settings.evaluate:
-        report["perplexity"] = _compare(settings, source, made.folder, console)
+        before, after = _scores(settings, source, made.folder, console)
+        report["perplexity"] = _compared(settings, before, after)
+        for entry in report["layers"]:
+            entry["output"] = {
+                name: before.outputs.relative_error(score.outputs, entry["layer"])
+                for name, score in after.items()
+            }
     return report
 
 
@@ -93,8 +99,10 @@ def _made(made: Quantized, layers: int) -> dict[str, Any]:
     }
 
 
-def _compare(settings: Settings, source: Path, made: Path, console: Console) -> dict[str, Any]:
-    """Perplexity of the source, and of the integers with both kinds of activations."""
+def _scores(
+    settings: Settings, source: Path, made: Path, console: Console
+) -> tuple[Score, dict[str, Score]]:
+    """The text with the source, and with the integers and both kinds of activations."""
     text = (settings.text or PASSAGE).read_text(encoding="utf-8", errors="replace")
     memory = settings.memory or default_budget().budget_bytes
     threads = settings.threads or usable_threads()
@@ -119,13 +127,18 @@ def _compare(settings: Settings, source: Path, made: Path, console: Console) -> 
     after = {}
     for activations in ACTIVATIONS:
         with _scoring(console, f"perplexity, activations in {activations}") as on_tokens:
-            after[activations] = score(made, activations, on_tokens).perplexity
+            after[activations] = score(made, activations, on_tokens)
+    return before, after
+
+
+def _compared(settings: Settings, before: Score, after: Mapping[str, Score]) -> dict[str, Any]:
+    found = {name: score.perplexity for name, score in after.items()}
     return {
         "text": "the bundled passage" if settings.text is None else str(settings.text),
         "tokens": before.tokens,
         "source": before.perplexity,
-        **after,
-        "change": {name: value / before.perplexity - 1 for name, value in after.items()},
+        **found,
+        "change": {name: value / before.perplexity - 1 for name, value in found.items()},
     }
 
 

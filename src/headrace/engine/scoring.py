@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from headrace.batching.batch import Batch, MicroBatch, Segment
+from headrace.engine.layer_outputs import LayerOutputs
 from headrace.engine.loaded import Loaded
 from headrace.engine.session import lanes_as_threads
 from headrace.engine.sweep import Sweep
@@ -42,10 +43,11 @@ MOST_ROWS = 256
 @dataclass(frozen=True)
 class Score:
     """Tokens of a text that were predicted, and how well: exp of the mean negative
-    log-probability is the perplexity."""
+    log-probability is the perplexity. ``outputs`` of the layers, for some of the tokens."""
 
     tokens: int
     perplexity: float
+    outputs: LayerOutputs
 
 
 def perplexity(
@@ -70,14 +72,15 @@ def perplexity(
     window = min(WINDOW, loaded.model.max_positions, len(tokens))
     overrides = Overrides(threads=threads, kernels=kernels, activations=activations)
     policy, arena_bytes = scoring_policy(loaded, window, memory, overrides)
-    scorer = Scorer(loaded, policy, arena_bytes, clock)
+    outputs = LayerOutputs.of(loaded.model.layers, len(tokens))
+    scorer = Scorer(loaded, policy, arena_bytes, clock, outputs)
     try:
         scored: list[float] = []
         for start in range(0, len(tokens) - 1, window):
             scored += scorer.logprobs(tokens[start : start + window], on_tokens)
     finally:
         scorer.close()
-    return Score(len(scored), math.exp(-sum(scored) / len(scored)))
+    return Score(len(scored), math.exp(-sum(scored) / len(scored)), outputs)
 
 
 def scoring_policy(
@@ -108,9 +111,17 @@ def scoring_policy(
 
 
 class Scorer:
-    """Holds the memory and the lanes of one policy. ``close`` gives them back."""
+    """Holds the memory and the lanes of one policy. ``close`` gives them back. ``outputs`` keeps
+    what the layers put out."""
 
-    def __init__(self, loaded: Loaded, policy: Policy, arena_bytes: int, clock: Clock) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        policy: Policy,
+        arena_bytes: int,
+        clock: Clock,
+        outputs: LayerOutputs | None = None,
+    ) -> None:
         self.loaded = loaded
         self.policy = policy
         self.arena = Arena("host", arena_bytes)
@@ -126,6 +137,8 @@ class Scorer:
             raise
         own: Mapping[Op, Body] = {Op.BIND: _nothing, Op.SAMPLE: self._score, Op.COMMIT: _nothing}
         bodies = {**make_bodies(loaded.model, loaded.table, policy), **own}
+        if outputs is not None:
+            bodies = outputs.watch(bodies)
         self._machine = lanes_as_threads(bodies, space, clock)
 
     def logprobs(

@@ -124,6 +124,8 @@ constexpr int UNIT_QUADS = UNIT / 4;
 
 template <Format F>
 struct IntProducts {
+    static constexpr int FEW = 8;
+
     struct Memory {
         alignas(64) std::uint8_t words[STRETCH * N_BLOCK];
         float scales[(MOST_GROUPS + 1) * N_BLOCK];  // [group of columns][weight row]
@@ -201,7 +203,6 @@ struct IntProducts {
                 const std::int64_t g = b * ROOM / w.group * Vec::width;
                 if (u % line_units == 0) {
                     Turn::line(values.at, bytes_of(F, k + u * UNIT), words);
-                    ahead.ask();
                 }
                 if (u % units == 0) {
                     for (int m = 0; m < H; ++m) {
@@ -215,6 +216,7 @@ struct IntProducts {
                 const std::int8_t *x = panel.bytes + i * ROOM + u % units * UNIT;
 #pragma GCC unroll 8
                 for (int q = 0; q < UNIT_QUADS; ++q) {
+                    if (line_units == 2 || q % 2 == 0) ahead.ask(1);
                     const Ints::T weight = quad(words, u % line_units, q);
                     for (int m = 0; m < H; ++m) {
                         const Ints::T value = Ints::four(x + m * ROOM + 4 * q);
