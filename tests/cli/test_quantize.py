@@ -42,6 +42,7 @@ def test_report_and_what_inspect_and_run_batch_say(model, tmp_path, capsys):
     assert (found["text"], found["tokens"] > 100) == (str(text), True)
     assert found["change"]["f32"] == pytest.approx(found["f32"] / found["source"] - 1)
     assert abs(found["change"]["f32"]) < 0.2
+    assert 0 < found["change_error"]["f32"] < 0.1
 
     _, seen = told(capsys, "inspect", made)
     assert seen["integers"] == {"dtype": "u4", "group": 32, "scale": "bf16", "zeros": False}

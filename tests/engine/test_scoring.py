@@ -12,7 +12,7 @@ import torch
 from headrace.engine import scoring
 from headrace.engine.layer_outputs import KEPT_TOKENS, LayerOutputs
 from headrace.engine.loaded import Loaded
-from headrace.engine.scoring import perplexity
+from headrace.engine.scoring import Score, perplexity
 from headrace.errors import BudgetError, UsageError
 from tests.models.tiny import reference
 
@@ -67,6 +67,16 @@ def test_error_of_an_output_is_relative_to_it():
     other.rows[0] = [torch.tensor([3.0, 1.0]), torch.tensor([0.0, 4.0])]
     assert one.relative_error(other, 0) == pytest.approx(0.2)
     assert one.relative_error(one, 0) == 0
+
+
+def test_change_of_perplexity_and_its_standard_error():
+    before = Score((-1.0, -2.0, -3.0, -2.0), LayerOutputs(1, 1))
+    after = Score((-1.1, -2.1, -3.3, -2.3), LayerOutputs(1, 1))
+    change = before.change(after)
+    assert change.relative == pytest.approx(after.perplexity / before.perplexity - 1)
+    # losses 0.1, 0.1, 0.3, 0.3: mean 0.2, standard deviation 0.2 / sqrt(3), of the mean half of it
+    assert change.error == pytest.approx(math.exp(0.2) * 0.1 / math.sqrt(3))
+    assert before.change(before) == (0.0, 0.0)
 
 
 def test_long_texts_are_scored_in_windows(mixtral, monkeypatch):

@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PASSAGE = Path(__file__).with_name("passage.txt")
-"""The bundled text: nine short passages of plain English, about 900 tokens, made for this."""
+"""Nine short passages of plain English, about 900 tokens, made for this."""
+
+PAGES = Path(__file__).with_name("pages.txt")
+"""Sentences of the documentation, about 2200 tokens: with the passages, the bundled text."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for. ``text`` None: the bundled passage."""
+    """What was asked for. ``text`` None: the bundled text."""
 
     model: str
     output: Path
@@ -103,7 +106,8 @@ def _scores(
     settings: Settings, source: Path, made: Path, console: Console
 ) -> tuple[Score, dict[str, Score]]:
     """The text with the source, and with the integers and both kinds of activations."""
-    text = (settings.text or PASSAGE).read_text(encoding="utf-8", errors="replace")
+    files = (PASSAGE, PAGES) if settings.text is None else (settings.text,)
+    text = "\n\n".join(f.read_text(encoding="utf-8", errors="replace") for f in files)
     memory = settings.memory or default_budget().budget_bytes
     threads = settings.threads or usable_threads()
 
@@ -132,13 +136,14 @@ def _scores(
 
 
 def _compared(settings: Settings, before: Score, after: Mapping[str, Score]) -> dict[str, Any]:
-    found = {name: score.perplexity for name, score in after.items()}
+    changes = {name: before.change(score) for name, score in after.items()}
     return {
-        "text": "the bundled passage" if settings.text is None else str(settings.text),
+        "text": "the bundled text" if settings.text is None else str(settings.text),
         "tokens": before.tokens,
         "source": before.perplexity,
-        **found,
-        "change": {name: value / before.perplexity - 1 for name, value in found.items()},
+        **{name: score.perplexity for name, score in after.items()},
+        "change": {name: change.relative for name, change in changes.items()},
+        "change_error": {name: change.error for name, change in changes.items()},
     }
 
 

@@ -33,7 +33,8 @@ def _facts(report: Mapping[str, Any]) -> Table:
     if found is not None:
         table.add_row("perplexity", f"{found['source']:.4f} of {found['text']}, before")
         for name, change in found["change"].items():
-            after = f"{found[name]:.4f}, {change:+.2%} with activations in {name}"
+            error = found["change_error"][name]
+            after = f"{found[name]:.4f}, {change:+.2%} ± {error:.2%} with activations in {name}"
             table.add_row("", after)
     return table
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import stdev
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,14 +42,38 @@ WINDOW = 1024
 MOST_ROWS = 256
 
 
+class Change(NamedTuple):
+    """By which part perplexity grew, and the standard error of that: how much another text of the
+    same kind and length might have said."""
+
+    relative: float
+    error: float
+
+
 @dataclass(frozen=True)
 class Score:
-    """Tokens of a text that were predicted, and how well: exp of the mean negative
-    log-probability is the perplexity. ``outputs`` of the layers, for some of the tokens."""
+    """Log-probabilities of the tokens of a text, each given those before it, and the
+    ``outputs`` of the layers for some of them."""
 
-    tokens: int
-    perplexity: float
+    logprobs: tuple[float, ...]
     outputs: LayerOutputs
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were predicted."""
+        return len(self.logprobs)
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log-probability."""
+        return math.exp(-sum(self.logprobs) / self.tokens)
+
+    def change(self, after: Score) -> Change:
+        """What became of the same text: exp of the mean loss of log-probability, less 1."""
+        lost = [b - a for b, a in zip(self.logprobs, after.logprobs, strict=True)]
+        ratio = math.exp(sum(lost) / len(lost))
+        error = stdev(lost) / math.sqrt(len(lost)) if len(lost) > 1 else math.inf
+        return Change(ratio - 1, ratio * error)
 
 
 def perplexity(
@@ -80,7 +106,7 @@ def perplexity(
             scored += scorer.logprobs(tokens[start : start + window], on_tokens)
     finally:
         scorer.close()
-    return Score(len(scored), math.exp(-sum(scored) / len(scored)), outputs)
+    return Score(tuple(scored), outputs)
 
 
 def scoring_policy(

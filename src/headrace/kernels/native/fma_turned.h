@@ -35,14 +35,16 @@ void pack(const float *const *rows, std::int64_t count, const Weight &w, std::in
 // --- the register tile ---
 
 // Adds to (or sets) sums[m][N_BLOCK] the products of H rows of x [K_BLOCK] and `columns` columns
-// of V vectors of weight rows.
-template <int H, int V>
-void tile(const float *x, const float *w, std::int64_t columns, bool set, float *sums) {
+// of V vectors of weight rows. Asks for LINES lines with every column.
+template <int H, int V, int LINES>
+void tile(const float *x, const float *w, std::int64_t columns, bool set, Ahead &ahead,
+          float *sums) {
     Vec::T acc[H][V];
     for (int m = 0; m < H; ++m) {
         for (int v = 0; v < V; ++v) acc[m][v] = Vec::zero();
     }
     for (std::int64_t k = 0; k < columns; ++k, w += V * Vec::width) {
+        if constexpr (LINES > 0) ahead.ask(LINES);
         Vec::T weight[V];
         for (int v = 0; v < V; ++v) weight[v] = Vec::load(w + v * Vec::width);
         for (int m = 0; m < H; ++m) {
@@ -84,7 +86,7 @@ template <class F, int H, int V, int COUNT>
         }
 #pragma GCC unroll 2
         for (int j = 0; j < Turn::words; ++j) {
-            ahead.ask(COUNT * V);  // evenly: many at once wait for each other
+            ahead.ask(COUNT * V);
 #pragma GCC unroll 4
             for (int b = 0; b < COUNT; ++b) {
 #pragma GCC unroll 2
@@ -132,13 +134,16 @@ struct Products {
         std::int64_t k = p.m1 - p.m0 <= TALL ? whole_blocks<V>(w, p, rows, ahead, sums + n) : 0;
         for (; k < w.columns; k += K_BLOCK) {
             const std::int64_t columns = w.columns - k < K_BLOCK ? w.columns - k : K_BLOCK;
-            widen<F>(rows, k, columns, ahead, wide);
+            widen<F>(rows, k, columns, wide);
             const float *x = static_cast<const float *>(p.panel) + k * p.count;
             for (std::int64_t m = p.m0; m < p.m1; m += TALL) {
                 with_height(p.m1 - m, [&](auto height) {
                     if constexpr (V == PAIR || height.value <= FEW) {
-                        tile<height.value, V>(x + m * K_BLOCK, wide, columns, k == 0,
-                                              sums + (m - p.m0) * N_BLOCK + n);
+                        constexpr int lines = V * F::size < 4 ? 1 : V * F::size / 4;
+                        const auto meet = m == p.m0 ? tile<height.value, V, lines>
+                                                    : tile<height.value, V, 0>;
+                        meet(x + m * K_BLOCK, wide, columns, k == 0, ahead,
+                             sums + (m - p.m0) * N_BLOCK + n);
                     }
                 });
             }

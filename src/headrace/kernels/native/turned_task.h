@@ -16,7 +16,8 @@ namespace {
 // to end.
 constexpr int TALL = 8, PAIR = 2;
 constexpr int N_BLOCK = 4 * Vec::width;        // weight rows whose results are kept together
-constexpr int LONG_TASK = 10 * N_BLOCK;        // most weight rows of a task for up to TALL rows of x
+constexpr int LONG_TASK = 10 * N_BLOCK;        // most weight rows of a task ...
+constexpr std::int64_t LONG_FOR = 64;          // ... for so many rows of x
 constexpr std::size_t LINE = 4 * Turn::words;  // bytes of a row that are turned at a time
 
 static_assert(Turn::rows == Vec::width, "a vector holds one word of every row");
@@ -35,7 +36,8 @@ struct Part {
 
 // Memory that is read next, asked for line by line in the order in which it lies while what came
 // before is multiplied: rows are read side by side, and short rows are gone before the processor
-// follows them by itself.
+// follows them by itself. A few lines at a time: more wait for each other, and whatever is loaded
+// waits behind them.
 class Ahead {
   public:
     Ahead(const Weight &w, std::int64_t row, std::int64_t rows)
@@ -70,9 +72,9 @@ struct Rows {
     }
 
     // Calls to(v, word, j) for the words of columns at `offset` .. `offset + bytes`: the j-th of
-    // the v-th vector of rows. Asks `ahead` for as many lines.
+    // the v-th vector of rows.
     template <class To>
-    void turn(std::size_t offset, std::size_t bytes, Ahead &ahead, const To &to) const {
+    void turn(std::size_t offset, std::size_t bytes, const To &to) const {
         for (std::size_t b = 0; b < bytes; b += LINE) {
             for (int v = 0; v < V; ++v) {
                 typename Turn::T words[Turn::words];
@@ -82,7 +84,6 @@ struct Rows {
                 } else {
                     Turn::line(rows, offset + b, words);
                 }
-                ahead.ask(size / V);
                 const auto first = static_cast<int>(b / 4);
                 const auto count = static_cast<int>((bytes - b + 3) / 4);
                 if (count < Turn::words) {
@@ -115,9 +116,9 @@ struct F16 {
 
 // Columns k .. k + columns as fp32 [column][V vectors of rows]; may write one column more.
 template <class F, int V>
-void widen(const Rows<V> &rows, std::int64_t k, std::int64_t columns, Ahead &ahead, float *to) {
+void widen(const Rows<V> &rows, std::int64_t k, std::int64_t columns, float *to) {
     constexpr int stride = Rows<V>::size;
-    rows.turn(static_cast<std::size_t>(k * F::size), static_cast<std::size_t>(columns * F::size), ahead,
+    rows.turn(static_cast<std::size_t>(k * F::size), static_cast<std::size_t>(columns * F::size),
               [&](int v, Turn::T word, int j) {
                   F::widen(word, to + j * (4 / F::size) * stride + v * Vec::width, stride);
               });
@@ -243,9 +244,9 @@ void gated(const Weight &gate, const Weight &up, const void *panel, std::int64_t
     });
 }
 
-// Few rows of x: a thread reads one long stretch of memory.
+// Where memory is the limit, a thread reads one long stretch of it.
 std::int64_t task_rows(std::int64_t rows, std::int64_t, int) {
-    return rows <= TALL ? LONG_TASK : N_BLOCK;
+    return rows <= LONG_FOR ? LONG_TASK : N_BLOCK;
 }
 
 }  // namespace
