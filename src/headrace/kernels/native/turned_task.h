@@ -12,12 +12,11 @@ namespace headrace {
 namespace {
 
 // A register tile is TALL rows of x by PAIR vectors of weight rows. For the few rows of x that an
-// engine names, weights come from memory as fast as they can: one vector of rows at a time, from end
-// to end.
+// engine names, weights come from memory as fast as they can: one vector of rows at a time.
 constexpr int TALL = 8, PAIR = 2;
 constexpr int N_BLOCK = 4 * Vec::width;        // weight rows whose results are kept together
-constexpr int LONG_TASK = 10 * N_BLOCK;        // most weight rows of a task ...
-constexpr std::int64_t LONG_FOR = 64;          // ... for so many rows of x
+constexpr int LONG_TASK = 10 * N_BLOCK;        // most weight rows of a task, up to ...
+constexpr std::int64_t LONG_FOR = 64;          // ... so many rows of x; above, N_BLOCK
 constexpr std::size_t LINE = 4 * Turn::words;  // bytes of a row that are turned at a time
 
 static_assert(Turn::rows == Vec::width, "a vector holds one word of every row");
