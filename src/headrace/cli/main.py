@@ -10,7 +10,7 @@ import typer
 from typer.main import get_command
 
 from headrace import __version__
-from headrace.cli import bench, doctor, generate, inspect_, quantize, roofline, run_batch
+from headrace.cli import bench, doctor, generate, inspect_, quantize, roofline, run_batch, simulate
 from headrace.cli.interrupt import end_on_interrupt, leave_interrupted
 from headrace.cli.output import discard_results, flush_results, show_error, warn
 from headrace.cli.settings import bind_environment, unknown_variables
@@ -78,6 +78,7 @@ def make_app() -> typer.Typer:
     app.command("inspect", cls=Command)(inspect_.inspect)
     app.command("generate", cls=Command)(generate.generate)
     app.command("roofline", cls=Command)(roofline.roofline)
+    app.command("simulate", cls=Command)(simulate.simulate)
     app.command("run-batch", cls=Command)(run_batch.run_batch)
     app.command("quantize", cls=Command)(quantize.quantize)
     benches = _typer(help="Measure throughput and overhead; make checkpoints to measure with.")
@@ -86,6 +87,7 @@ def make_app() -> typer.Typer:
     benches.command("schedules", cls=Command)(bench.schedules)
     benches.command("kernels", cls=Command)(bench.kernels)
     benches.command("peers", cls=Command)(bench.peers)
+    benches.command("replay", cls=Command)(bench.replay)
     app.add_typer(benches, name="bench")
     return app
 
