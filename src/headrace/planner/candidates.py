@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from headrace.batching.blocks import blocks_for
-from headrace.planner.memory_map import MemoryMap, memory_map
+from headrace.planner.memory_map import MemoryMap, arena_bytes, map_of_sizes
 from headrace.planner.plan import Overrides
+from headrace.planner.played import PlayedOverlap
 from headrace.planner.residency import Residency
 from headrace.planner.sweeps import Load, SweepTimes
+from headrace.schedule.sizes import activation_sizes
+from headrace.schedule.tally import Kinds
 from headrace.specs.hardware import DISK, Hardware
 from headrace.specs.model import ModelSpec
-from headrace.specs.pages import Page
+from headrace.specs.pages import Page, Role
 from headrace.specs.policy import Policy
 from headrace.specs.workload import Workload
 
@@ -24,13 +27,16 @@ LEAST_SLOTS = 3
 MOST_ROWS = 4096
 MOST_SEQS = 2048
 ROWS_PER_MICRO_BATCH = 512
+SMALL_TOKENS = 1000
 RESIDENT_ROWS = 512  # prompt rows beside decodes when nothing is read: enough for full speed
+_FREE_CHUNKS = 4  # of prompts in a sweep, where arithmetic sets no limit
 _RING_SHARE = 0.5  # of what is left for weights, at most
 
 
 @dataclass(frozen=True)
 class Situation:
-    """All that a plan depends on."""
+    """All that a plan depends on. ``budget_bytes`` is for host memory, ``device_bytes`` for the
+    accelerator's (None: all that it has), ``disk_bytes`` for weights on disk (None: enough)."""
 
     model: ModelSpec
     pages: tuple[Page, ...]
@@ -38,31 +44,70 @@ class Situation:
     hardware: Hardware
     workload: Workload
     budget_bytes: int
-    overrides: Overrides
+    overrides: Overrides = field(default_factory=Overrides)
+    device_bytes: int | None = None
+    disk_bytes: int | None = None
 
     @cached_property
     def residency(self) -> Residency:
         """Residency choices of this model."""
         return Residency(self.model, self.pages, self.page_bytes)
 
-    @property
+    @cached_property
+    def kinds(self) -> Kinds:
+        """Its pages by kind."""
+        return Kinds(self.model, self.pages)
+
+    @cached_property
     def longest_blocks(self) -> int:
         """Blocks of the longest request: fewer could never finish it."""
         return blocks_for(max(1, self.workload.longest), self.overrides.kv_block)
 
-    @property
+    @cached_property
+    def mean_blocks(self) -> float:
+        """KV blocks of a sequence at its expected end, on average."""
+        ends = zip(self.workload.prompt_lens, self.workload.gen_lens, strict=True)
+        block = self.overrides.kv_block
+        blocks = [blocks_for(prompt + gen - 1, block) for prompt, gen in ends] or [1]
+        return sum(blocks) / len(blocks)
+
+    @cached_property
     def mean_kv(self) -> int:
         """Tokens a decode attends to, on average over the job."""
         job = self.workload
         return (job.prompt_tokens + job.gen_tokens // 2) // max(1, job.requests)
 
+    @property
+    def is_small(self) -> bool:
+        """Whether the job is so short that single sweeps show, and plays cost next to nothing."""
+        return self.workload.gen_tokens <= SMALL_TOKENS
+
+    @cached_property
+    def decode_kv(self) -> int:
+        """Tokens a decode attends to, on average over all decodes of the job."""
+        job = self.workload
+        lens = zip(job.prompt_lens, job.gen_lens, strict=True)
+        return sum(g * (p + (g - 1) // 2) for p, g in lens) // max(1, job.gen_tokens)
+
     def map_of(self, policy: Policy) -> MemoryMap:
-        """What ``policy`` takes of the budget."""
-        return memory_map(self.model, self.pages, policy, self.page_bytes, self.budget_bytes)
+        """What ``policy`` takes of the budget: ``memory_map``, its weights counted by kind."""
+        cut = any(kind.page.role is Role.EXPERT_UP for kind in self.kinds.all)
+        rows = self.kinds.rows_read(policy)
+        sizes = activation_sizes(self.model, policy, cut=cut, rows=rows)
+        weights = self.residency.bytes_held(policy.resident)
+        streams = any(True for _ in self.kinds.streamed(policy))
+        ring = policy.ring_slots * arena_bytes(policy.slot_bytes) if streams else 0
+        return map_of_sizes(self.model, policy, sizes, self.budget_bytes, weights, ring)
 
     def times_of(self, policy: Policy) -> SweepTimes:
         """Sweep times of ``policy``, overlap taken as perfect."""
-        return SweepTimes(self.model, self.pages, policy, self.hardware)
+        return SweepTimes(self.model, self.pages, policy, self.hardware, kinds=self.kinds)
+
+    def overlap_of(self, policy: Policy) -> PlayedOverlap:
+        """How well lanes overlap under ``policy``."""
+        return PlayedOverlap(
+            self.model, self.pages, policy, self.hardware, self.mean_kv, kinds=self.kinds
+        )
 
 
 def smallest(at: Situation) -> Policy:
@@ -79,39 +124,82 @@ def smallest(at: Situation) -> Policy:
     return min(options, key=lambda policy: at.map_of(policy).total_bytes)
 
 
-def candidates(at: Situation) -> Iterator[Policy]:
-    """Policies that fit, most sequences first; ``smallest`` last, if it fits."""
-    for seqs in _sequence_counts(at):
-        policy = fitted(at, seqs)
-        if policy is not None:
-            yield policy
+def candidates(at: Situation) -> Iterator[tuple[float, Policy]]:
+    """Policies that fit, each with a time that no policy of as many sequences or fewer of the
+    later ones takes less than: least first; ``smallest`` last, if it fits."""
+    bounds = _Bounds(at)
+    counts = sorted(_sequence_counts(at), key=lambda seqs: (bounds.of(seqs), -seqs))
+    for seqs in counts:
+        for free in (False, True):
+            policy = fitted(at, seqs, free=free)
+            if policy is not None:
+                yield bounds.of(seqs), policy
+            if policy is None or policy.compute_rows >= policy.max_seqs + policy.chunk:
+                break
     least = smallest(at)
     if at.map_of(least).total_bytes <= at.budget_bytes:
-        yield least
+        yield bounds.of(least.max_seqs), least
 
 
-def fitted(at: Situation, seqs: int) -> Policy | None:
-    """The best use of the budget for ``seqs`` sequences at once; None if they do not fit.
+def least_seconds(at: Situation) -> float:
+    """No policy of the processor alone makes the job shorter."""
+    bounds = _Bounds(at)
+    return min(bounds.of(seqs) for seqs in _sequence_counts(at))
+
+
+class _Bounds:
+    """Bounds of jobs by sequences at once, before anything is decided: every roof at its full
+    rate, and the whole budget full of weights."""
+
+    def __init__(self, at: Situation) -> None:
+        self._job = at.workload
+        self._rows = at.overrides.max_rows or MOST_ROWS
+        whole = with_residency(at, _policy(at, 1, 1, 1), at.residency.everything(), 0)
+        ideal = replace(at.hardware, efficiency={}, task_seconds=0.0)
+        policy = replace(whole, max_rows=1 << 20, micro_batches=1)
+        self._times = SweepTimes(at.model, at.pages, policy, ideal, kinds=at.kinds)
+        total = sum(page.bytes for page in at.residency.streamable)
+        streamed = max(0, total - at.budget_bytes)
+        self._disk = streamed / self._times.disk_rate if streamed else 0.0
+
+    def of(self, seqs: int) -> float:
+        """No job with ``seqs`` sequences at once takes less. A sweep of more rows takes less per
+        row, and of more draws less per draw."""
+        job, rows = self._job, max(self._rows, seqs)
+        drawn = self._sweep(Load(seqs, seqs, samples=seqs)) * job.gen_tokens / seqs
+        return max(drawn, self._sweep(Load(rows)) * (job.prompt_tokens + job.gen_tokens) / rows)
+
+    def _sweep(self, load: Load) -> float:
+        return max(self._times.lanes(load).cpu, self._disk)
+
+
+def fitted(
+    at: Situation, seqs: int, most_rows: int | None = None, *, free: bool = False
+) -> Policy | None:
+    """The best use of the budget for ``seqs`` sequences at once, in sweeps of ``most_rows`` or as
+    many as pay; None if they do not fit. Where arithmetic is the bound at any number of rows, it
+    may pay to let prompts fill sweeps all the same (``free``): weights are read less often.
 
     Ring and rows depend on what streams, and take of its room: they are refined once.
     """
     rows = at.overrides.max_rows or seqs + at.overrides.chunk
     if rows < seqs:
         return None
-    policy = _fill(at, _policy(at, seqs, rows, _kv_blocks(at, seqs)), LEAST_SLOTS)
+    policy = _fill(at, _policy(at, seqs, rows, kv_blocks(at, seqs)), LEAST_SLOTS)
     if policy is None:
         return None
     times = at.times_of(policy)
-    wanted = _wanted_rows(at, policy, times)
+    wanted = max(rows, most_rows) if most_rows else _wanted_rows(at, policy, times, free)
     larger = replace(policy, max_rows=wanted, micro_batches=_micro_batches(at, wanted))
     policy = _fill(at, larger, _wanted_slots(at, policy, times)) or policy
-    return _with_roomy_kv(at, replace(policy, compute_rows=_compute_rows(at, policy)))
+    limit = policy.max_rows if free else _compute_rows(at, policy)
+    return _with_roomy_kv(at, replace(policy, compute_rows=limit))
 
 
 def filled(at: Situation, rows: int) -> Policy | None:
     """A policy of ``rows`` rows per sweep that may all draw, with as many pages resident as fit;
     None if they do not. Counts bytes only: no rates are needed."""
-    return _fill(at, _policy(at, rows, rows, _kv_blocks(at, 1)), LEAST_SLOTS)
+    return _fill(at, _policy(at, rows, rows, kv_blocks(at, 1)), LEAST_SLOTS)
 
 
 def _with_roomy_kv(at: Situation, policy: Policy) -> Policy:
@@ -183,15 +271,11 @@ def _disk_lanes(hardware: Hardware) -> int:
     return max(2, min(4, math.ceil(hardware.roofs[DISK] / hardware.lane_rate - 0.1)))
 
 
-def _kv_blocks(at: Situation, seqs: int) -> int:
+def kv_blocks(at: Situation, seqs: int) -> int:
     """Blocks for ``seqs`` sequences at their expected end; never too few for the longest."""
     if at.overrides.kv_blocks:
         return max(at.overrides.kv_blocks, at.longest_blocks)
-    job = at.workload
-    ends = zip(job.prompt_lens, job.gen_lens, strict=True)
-    blocks = [blocks_for(prompt + gen - 1, at.overrides.kv_block) for prompt, gen in ends] or [1]
-    mean = sum(blocks) / len(blocks)
-    return max(math.ceil(mean * seqs), at.longest_blocks)
+    return max(math.ceil(at.mean_blocks * seqs), at.longest_blocks)
 
 
 def _fill(at: Situation, policy: Policy, slots: int) -> Policy | None:
@@ -222,10 +306,12 @@ def _halvings(slots: int) -> list[int]:
     return [n for n in halves if n > LEAST_SLOTS] + [LEAST_SLOTS]
 
 
-def _wanted_rows(at: Situation, policy: Policy, times: SweepTimes) -> int:
+def _wanted_rows(at: Situation, policy: Policy, times: SweepTimes, free: bool) -> int:
     if at.overrides.max_rows:
         return at.overrides.max_rows
     least = policy.max_seqs + policy.chunk
+    if free and policy.slot_bytes:
+        least = policy.max_seqs + _FREE_CHUNKS * policy.chunk
     if not policy.slot_bytes:
         return min(max(least, policy.max_seqs + RESIDENT_ROWS), max(MOST_ROWS, least))
     return max(least, min(times.balanced_rows(MOST_ROWS), MOST_ROWS))

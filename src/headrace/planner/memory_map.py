@@ -1,12 +1,13 @@
-"""What a run takes of the budget, buffer by buffer, exactly as its arena hands it out."""
+"""What a run takes of each tier's budget, buffer by buffer, exactly as its arena hands it out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from headrace.memory.rows import BOUNCE_BYTES
 from headrace.schedule.sizes import buffer_sizes
+from headrace.schedule.task import Buffer, Size
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page
 from headrace.specs.policy import Policy
@@ -25,13 +26,41 @@ _KINDS = {
 
 
 @dataclass(frozen=True)
+class TierUse:
+    """Bytes that a run takes of one tier, and how many it may; ``parts`` add up to the former."""
+
+    planned_bytes: int
+    capacity_bytes: int
+    parts: Mapping[str, int]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the run keeps within the tier."""
+        return self.planned_bytes <= self.capacity_bytes
+
+
+@dataclass(frozen=True)
 class MemoryMap:
     """Bytes of the host tier. ``parts`` names what the arena holds (alignment included);
-    ``margin_bytes`` is kept free for what the arithmetic library allocates beside it."""
+    ``margin_bytes`` is kept free for what the arithmetic library allocates beside it. ``beside``
+    holds the other tiers of a machine with an accelerator: ``device``, ``pinned`` (part of the
+    host's bytes as well) and ``disk``."""
 
     parts: Mapping[str, int]
     margin_bytes: int
     budget_bytes: int
+    beside: Mapping[str, TierUse] = field(default_factory=dict)
+
+    @property
+    def tiers(self) -> Mapping[str, TierUse]:
+        """Tier -> what the run takes of it."""
+        parts = {**self.parts, "margin": self.margin_bytes}
+        return {"host": TierUse(self.total_bytes, self.budget_bytes, parts), **self.beside}
+
+    @property
+    def fits(self) -> bool:
+        """Whether every tier is kept within."""
+        return all(use.fits for use in self.tiers.values())
 
     @property
     def arena_bytes(self) -> int:
@@ -63,12 +92,24 @@ def memory_map(
     budget_bytes: int = 0,
 ) -> MemoryMap:
     """The map of a run under ``policy``; ``page_bytes`` as in ``schedule.sizes``."""
+    sizes = buffer_sizes(model, pages, policy, page_bytes)
+    return map_of_sizes(model, policy, sizes, budget_bytes)
+
+
+def map_of_sizes(
+    model: ModelSpec,
+    policy: Policy,
+    sizes: Mapping[Buffer, Size],
+    budget_bytes: int,
+    weights: int = 0,
+    ring: int = 0,
+) -> MemoryMap:
+    """The map of buffers of ``sizes``, beside weights and a ring that were counted before."""
     parts = dict.fromkeys([*_KINDS.values(), "activations"], 0)
-    rows_from_disk = False
-    for buffer, size in buffer_sizes(model, pages, policy, page_bytes).items():
+    parts["resident weights"], parts["ring"] = weights, ring
+    for buffer, size in sizes.items():
         parts[_KINDS.get(buffer.name, "activations")] += arena_bytes(size.bytes)
-        rows_from_disk |= buffer.name == "rows"
-    margin = torch_bytes(model, policy) + (BOUNCE_BYTES if rows_from_disk else 0)
+    margin = torch_bytes(model, policy) + (BOUNCE_BYTES if Buffer("rows") in sizes else 0)
     return MemoryMap(parts, margin, budget_bytes)
 
 

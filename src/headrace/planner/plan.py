@@ -34,12 +34,25 @@ class Overrides:
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """A naive or published way to run the same job, priced beside the plan: its policy and what
+    it is expected to do, or why it cannot run (``refusal``)."""
+
+    name: str
+    policy: Policy | None = None
+    prediction: Prediction | None = None
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
 class Plan:
     """What was decided, and what it is expected to do.
 
     ``on_demand_rows`` is the most rows of a sweep for which reading only routed experts is
     predicted to be faster (0: never, or the schedule was asked for). ``notes`` say in words
     what was decided and why; ``smallest_bytes`` is the least budget that would work.
+    ``baselines`` are priced by ``search.best_plan`` only; ``chosen`` names the one that the plan
+    is, "" when it is the planner's own.
     """
 
     policy: Policy
@@ -48,6 +61,8 @@ class Plan:
     on_demand_rows: int
     smallest_bytes: int
     notes: tuple[str, ...] = ()
+    baselines: tuple[Baseline, ...] = ()
+    chosen: str = ""
 
     def schedule_for(self, rows: int) -> str:
         """The schedule for a sweep of ``rows`` rows. It decides the fate of experts only:
@@ -58,5 +73,5 @@ class Plan:
 
     @property
     def bound_by(self) -> str:
-        """What the job's time goes to: ``cpu`` or ``disk``."""
+        """What the job's time goes to: a lane, ``cpu`` or ``disk`` on a machine without device."""
         return self.prediction.bound_by

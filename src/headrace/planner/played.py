@@ -5,22 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from headrace.batching.microbatch import used_micro_batches
 from headrace.machines.replay import Cost, Score
+from headrace.planner.bindings import binding_of
+from headrace.planner.host_sketch import HostSketch
 from headrace.planner.sweeps import Load, SweepTimes
-from headrace.schedule.binding import Binding, Extent
+from headrace.schedule.binding import Binding
 from headrace.schedule.generate import generate, next_phase
 from headrace.schedule.lanes import GPU
+from headrace.schedule.tally import Kinds
 from headrace.schedule.task import Task
 from headrace.schedule.work import WorkModel
 from headrace.specs.hardware import Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page
 from headrace.specs.policy import Policy
-
-MOST_TASKS = 1500
-"""Of longer sweeps, as many layers are played as make about this many tasks."""
 
 
 @dataclass
@@ -37,8 +37,8 @@ class PlayedOverlap:
     hardware: Hardware
     kv: int = 256
     decodes: int = 1 << 30
+    kinds: Kinds | None = None  # of ``pages``, where they are known already
     _points: dict[int, float] = field(default_factory=dict, repr=False)
-    _plays: dict[int, SteadyPlay] = field(default_factory=dict, repr=False)
 
     def __call__(self, rows: int) -> float:
         """Seconds of a steady sweep of ``rows`` rows over those of its busiest lane."""
@@ -58,26 +58,20 @@ class PlayedOverlap:
         decodes = min(rows, self.decodes, self.policy.max_seqs)
         chunk = rows - decodes
         load = Load(decodes, decodes * self.kv, chunk, min(chunk, self.kv), decodes)
-        times = SweepTimes(self.model, self.pages, self.policy, self.hardware)
-        least = times.lanes(load).busiest
-        return max(1.0, self._seconds(load) / least) if least else 1.0
+        least = self._times.lanes(load).busiest
+        return max(1.0, self._sketch.play(load) / least) if least else 1.0
 
-    def _seconds(self, load: Load) -> float:
-        """A steady sweep; of many layers, the line through two shorter models."""
-        layers = self.model.layers
-        tasks = 2 * sum(1 for p in self.pages if p.layer is not None)
-        long = max(4, min(layers, layers * MOST_TASKS // max(1, tasks)))
-        if long >= layers:
-            return self._seconds_of(layers, load)
-        short = long // 2
-        at_long, at_short = self._seconds_of(long, load), self._seconds_of(short, load)
-        return at_long + (layers - long) * (at_long - at_short) / (long - short)
+    @cached_property
+    def _kinds(self) -> Kinds:
+        return self.kinds or Kinds(self.model, self.pages)
 
-    def _seconds_of(self, layers: int, load: Load) -> float:
-        if layers not in self._plays:
-            shorter = first_layers(layers, self.model, self.pages, self.policy)
-            self._plays[layers] = SteadyPlay(*shorter, self.hardware)
-        return self._plays[layers].seconds(load)
+    @cached_property
+    def _times(self) -> SweepTimes:
+        return SweepTimes(self.model, self.pages, self.policy, self.hardware, kinds=self._kinds)
+
+    @cached_property
+    def _sketch(self) -> HostSketch:
+        return HostSketch(self._kinds, self.policy, self.hardware)
 
 
 def first_layers(
@@ -133,20 +127,3 @@ def steady_seconds(
 ) -> float:
     """Seconds of one of many appended sweeps of equal load, seam overlap included."""
     return SteadyPlay(model, pages, policy, hardware).seconds(load)
-
-
-def binding_of(load: Load, policy: Policy) -> Binding:
-    """The load in as few micro-batches as the batcher uses."""
-    extents: list[list[Extent]] = [[] for _ in range(policy.micro_batches)]
-    samples = [0] * policy.micro_batches
-    micro_batches = used_micro_batches(load.rows, policy)
-    mean = max(1, load.decode_kv // max(1, load.decodes))
-    for i in range(load.decodes):
-        extents[i % micro_batches].append(Extent(1, mean))
-    for i in range(load.samples):
-        samples[i % micro_batches] += 1
-    step = max(1, min(load.chunk_kv, -(-load.chunk_rows // micro_batches)))
-    for i, start in enumerate(range(0, load.chunk_rows, step)):
-        rows = min(step, load.chunk_rows - start)
-        extents[i % micro_batches].append(Extent(rows, max(rows, load.chunk_kv)))
-    return Binding(tuple(map(tuple, extents)), tuple(samples))

@@ -10,16 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import product
 from typing import NamedTuple, Protocol
 
 from headrace.machines.replay import Cost
-from headrace.planner.census import take_census
+from headrace.planner.census import Weights, take_census
 from headrace.planner.costs import SweepCosts, Totals
+from headrace.planner.device_kinds import kinds_of
 from headrace.planner.estimate import about
 from headrace.planner.played import PlayedOverlap
 from headrace.planner.sketch import LAYERS, PARTS, Kind, Shape, Sketch, shape_of
 from headrace.planner.sweeps import Load, SweepTimes
+from headrace.schedule.tally import Kinds
 from headrace.schedule.work_vector import LANE, rate_of
 from headrace.specs.hardware import D2H, DISK, DRAM, H2D, HBM, Hardware
 from headrace.specs.model import ModelSpec
@@ -78,6 +81,7 @@ def price(
     hardware: Hardware,
     sketches: Sketches | None = None,
     mean_kv: int = 256,
+    kinds: Kinds | None = None,
 ) -> Prices:
     """The prices of ``policy``. ``mean_kv`` is the tokens a row attends to: on a CPU, overlap is
     played for it only. Raises UsageError for a policy that cannot be honoured, or a machine
@@ -85,7 +89,7 @@ def price(
     if policy.on_device:
         shared = Sketches() if sketches is None else sketches
         return DevicePrices(model, pages, policy, hardware, shared)
-    return HostPrices(model, pages, policy, hardware, mean_kv)
+    return HostPrices(model, pages, policy, hardware, mean_kv, kinds)
 
 
 class Played(NamedTuple):
@@ -93,6 +97,15 @@ class Played(NamedTuple):
 
     steady: float
     cold: float
+
+
+class Counted(NamedTuple):
+    """``bound``, ``estimate``, ``lanes`` and ``bytes_moved`` of one load."""
+
+    least: float
+    estimate: float
+    lanes: Mapping[str, float]
+    moved: Mapping[str, float]
 
 
 class _Bounds(NamedTuple):
@@ -118,12 +131,16 @@ class DevicePrices:
         self.policy = policy
         self._layers = model.layers
         self._hardware = hardware
-        census = take_census(model, pages, policy)
-        self._costs = SweepCosts(census, policy, hardware)
-        self._drawn = [
-            [sketches.of(shape_of(census, policy, n, m)) for n in _few(model.layers, LAYERS)]
-            for m in _few(policy.micro_batches, PARTS)
-        ]
+        self._census = take_census(model, pages, policy)
+        self._costs = SweepCosts(self._census, policy, hardware)
+        self._sketches = sketches
+        table = Weights.HEAD if model.tied_embeddings else Weights.TABLE
+        self._kinds = kinds_of(
+            policy,
+            rows_read=not self._census.all_resident(table),
+            cpu=bool(policy.cpu_experts),
+            disk=bool(policy.on_disk),
+        )
         self._grid: dict[tuple[int, int, int], Played] = {}
         self._known: dict[Load, Played] = {}
 
@@ -159,6 +176,20 @@ class DevicePrices:
                 moved[roof] += total.amounts.get(roof, 0.0)
         return {roof: amount for roof, amount in moved.items() if amount}
 
+    def counted(self, load: Load) -> Counted:
+        """All that needs no play, from one count of the tasks."""
+        totals = self._totals(load)
+        least = self._least(totals)
+        lanes: dict[str, float] = {}
+        moved = dict.fromkeys(MEMORIES, 0.0)
+        for kind, total in totals.items():
+            seconds = total.alone / self._side_by_side(kind)
+            lanes[kind.lane] = lanes.get(kind.lane, 0.0) + seconds
+            for roof in MEMORIES:
+                moved[roof] += total.amounts.get(roof, 0.0)
+        estimate = max(least, about(self.policy, self._layers, totals))
+        return Counted(least, estimate, lanes, moved)
+
     def played(self, load: Load) -> Played:
         """Steady and cold seconds as the virtual machine plays them, nothing tabulated."""
         by_parts = []
@@ -184,7 +215,18 @@ class DevicePrices:
         return costs
 
     def _totals(self, load: Load) -> Totals:
-        return self._costs.of(load, self._drawn[0][0].counts)
+        return self._costs.of(load, self._kinds)
+
+    @cached_property
+    def _drawn(self) -> list[list[Sketch]]:
+        """Drawn when something is played for the first time."""
+        return [
+            [
+                self._sketches.of(shape_of(self._census, self.policy, n, m))
+                for n in _few(self._layers, LAYERS)
+            ]
+            for m in _few(self.policy.micro_batches, PARTS)
+        ]
 
     def _bounds(self, load: Load) -> _Bounds:
         totals = self._totals(load)
@@ -287,12 +329,14 @@ class HostPrices:
         policy: Policy,
         hardware: Hardware,
         mean_kv: int = 256,
+        kinds: Kinds | None = None,
     ) -> None:
         self.policy = policy
-        overlap = PlayedOverlap(model, pages, policy, hardware, mean_kv)
-        self.times = SweepTimes(model, pages, policy, hardware, overlap)
+        kinds = kinds or Kinds(model, pages)
+        overlap = PlayedOverlap(model, pages, policy, hardware, mean_kv, kinds=kinds)
+        self.times = SweepTimes(model, pages, policy, hardware, overlap, kinds)
         self._plain = replace(hardware, efficiency={}, task_seconds=0.0)
-        self._ideal = SweepTimes(model, pages, policy, self._plain)
+        self._ideal = SweepTimes(model, pages, policy, self._plain, kinds=kinds)
 
     def seconds(self, load: Load) -> float:
         """See Prices."""

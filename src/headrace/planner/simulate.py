@@ -6,7 +6,8 @@ of rows, places and KV blocks. Sweeps then number the same, each standing for a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
@@ -16,13 +17,15 @@ from headrace.batching.limits import Limits
 from headrace.batching.request import Request
 from headrace.planner.prices import Sketches, price
 from headrace.planner.sweeps import LaneSeconds, Load
+from headrace.planner.thinning import Drawn, part_of, rest_seconds, sample
+from headrace.schedule.tally import Kinds
 from headrace.specs.hardware import DISK, Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page
 from headrace.specs.policy import Policy
 from headrace.specs.workload import Workload
 
-STEPS = 400_000
+STEPS = 120_000
 """Tokens generated one by one in a simulation, before only a slice of the job is played."""
 
 _MODEL_ERROR = 0.10  # of a measured machine; stock figures are trusted half as much
@@ -99,7 +102,9 @@ class Prediction:
 class Times(Protocol):
     """What is asked of a policy's sweeps: ``Prices``, or anything that answers the same."""
 
-    policy: Policy
+    @property
+    def policy(self) -> Policy:
+        """Whose sweeps they are."""
 
     def seconds(self, load: Load) -> float:
         """A steady sweep."""
@@ -128,6 +133,8 @@ def predict(
     hardware: Hardware,
     workload: Workload,
     on_demand_rows: int = 0,
+    kinds: Kinds | None = None,
+    sketches: Sketches | None = None,
 ) -> Prediction:
     """How long ``workload`` takes under ``policy``; sweeps of at most ``on_demand_rows`` rows
     read routed experts only, as the engine's do.
@@ -138,27 +145,38 @@ def predict(
     kv = workload.prompt_tokens + workload.gen_tokens // 2
     mean_kv = kv // max(1, workload.requests)
 
-    sketches = Sketches()
+    kinds = kinds or Kinds(model, pages)
+    drawn = Sketches() if sketches is None else sketches
 
     def times_of(policy: Policy) -> Times:
-        return price(model, pages, policy, hardware, sketches, mean_kv)
+        return price(model, pages, policy, hardware, drawn, mean_kv, kinds)
 
     times = FewRows(times_of(policy))
     if on_demand_rows:
         demand = times_of(replace(policy, schedule="on_demand"))
         times = FewRows(times_of(replace(policy, schedule="stream")), demand, on_demand_rows)
-    best = simulate(times, workload)
-    error = _MODEL_ERROR * (1 if hardware.measured else 2)
-    busy = min(hardware.noise, 1.0)  # other programs can only make the job longer
-    low, high = best.seconds * (1 - error), best.seconds * (1 + error + busy)
+    return predict_with(times, workload, hardware)
+
+
+def predict_with(times: FewRows, workload: Workload, hardware: Hardware) -> Prediction:
+    """The same with sweep times that are known already."""
+    ends: list[float] = []
     if workload.assumed:
         ends = [
-            simulate(times, _scaled(workload, scale), STEPS // 8).seconds
+            job_seconds(times, _scaled(workload, scale), STEPS // 4)
             for scale in (_SHORTEST, _LONGEST)
         ]
-        low = min(low, *(end * (1 - error) for end in ends))
-        high = max(high, *(end * (1 + error + busy) for end in ends))
-    return replace(best, low=low, high=high)
+    return with_interval(simulate(times, workload), hardware, ends)
+
+
+def with_interval(found: Prediction, hardware: Hardware, ends: Sequence[float] = ()) -> Prediction:
+    """``found`` with its interval: the model's own error on ``hardware`` around it, and around
+    the seconds of ``ends``, jobs of other lengths."""
+    error = _MODEL_ERROR * (1 if hardware.measured else 2)
+    busy = min(hardware.noise, 1.0)  # other programs can only make the job longer
+    low = min([found.seconds, *ends]) * (1 - error)
+    high = max([found.seconds, *ends]) * (1 + error + busy)
+    return replace(found, low=low, high=high)
 
 
 @dataclass(frozen=True)
@@ -180,12 +198,24 @@ def simulate(times: FewRows, workload: Workload, steps: int = STEPS) -> Predicti
     Costs about a microsecond per generated token, ``steps`` tokens at most. Raises LineError
     when a request cannot fit the policy's KV blocks.
     """
-    slices = _slices(workload, times.times.policy, steps)
-    job = _Job(times, slices)
-    job.add(workload)
+    job = _played(times, workload, steps)
+    return job.result(workload)
+
+
+def job_seconds(times: FewRows, workload: Workload, steps: int) -> float:
+    """``simulate(...).seconds``, without the rest."""
+    job = _played(times, workload, steps)
+    return job.ledger.seconds + job.rest_seconds(workload)
+
+
+def _played(times: FewRows, workload: Workload, steps: int) -> _Job:
+    policy = times.times.policy
+    slices = _slices(workload, policy, steps)
+    part = part_of(workload, min(policy.max_seqs, workload.requests), steps * slices)
+    job = _Job(times, part, slices)
     while job.batcher.has_work:
         job.step()
-    return job.result(workload)
+    return job
 
 
 class Ledger:
@@ -240,20 +270,25 @@ class Ledger:
 
 
 class _Job:
-    def __init__(self, times: FewRows, slices: int) -> None:
-        self.slices = slices
-        self.batcher = Batcher(_sliced(Limits.of(times.times.policy), slices))
+    def __init__(self, times: FewRows, workload: Workload, slices: int) -> None:
+        self.whole = self.part = workload
+        if slices > 1:
+            self.part = sample(workload, -(-workload.requests // slices))
+        self.slices = workload.requests / max(1, self.part.requests)
+        self.progress: list[Drawn] = []
+        self.batcher = Batcher(_sliced(Limits.of(times.times.policy), self.slices))
         self.ledger = Ledger(times)
         self.ends: dict[int, int] = {}
         self.first_tokens: list[float] = []
 
-    def add(self, workload: Workload) -> None:
-        lengths = zip(workload.prompt_lens, workload.gen_lens, workload.limits, strict=True)
+        self._add(self.part)
+
+    def _add(self, part: Workload) -> None:
+        lengths = zip(part.prompt_lens, part.gen_lens, part.limits, strict=True)
         for i, (prompt, gen, most) in enumerate(lengths):
-            if i % self.slices == 0:
-                request = Request(str(i), range(prompt), max(most, gen))
-                for sequence in self.batcher.add(request):
-                    self.ends[sequence.id] = gen
+            request = Request(str(i), range(prompt), max(most, gen))
+            for sequence in self.batcher.add(request):
+                self.ends[sequence.id] = gen
 
     def step(self) -> None:
         choice = self.batcher.next_choice()
@@ -264,20 +299,51 @@ class _Job:
         ends = self.ends
         finished = {s.id for s in drawn if len(s.generated) + 1 >= ends[s.id]}
         self.batcher.commit_choice(choice, dict.fromkeys([s.id for s in drawn], 0), finished)
+        self.progress.append(Drawn(self.batcher.counters.sampled_tokens, self.ledger.seconds))
+
+    def rest_seconds(self, workload: Workload) -> float:
+        """Of what was not played of ``workload``."""
+        left = workload.gen_tokens - self.whole.gen_tokens
+        return rest_seconds(self.progress, left / self.slices)
 
     def result(self, workload: Workload) -> Prediction:
+        """The whole job: what was not played goes on as the middle of what was."""
         found = self.ledger.prediction(workload, self.first_tokens)
-        return replace(found, preemptions=self.batcher.counters.preemptions * self.slices)
+        preemptions = self.batcher.counters.preemptions * self.slices
+        if self.whole is workload:
+            return replace(found, preemptions=round(preemptions))
+        return _longer(found, self.rest_seconds(workload), preemptions)
 
     def _load(self, choice: Choice) -> Load:
-        """The full machine's load, its KV rounded to 3 % so that loads repeat."""
+        """The full machine's load, rounded to 3 % so that loads repeat."""
         n = self.slices
         decodes, chunks = len(choice.decodes), choice.chunks
         kv = sum([s.computed for s in choice.decodes]) + decodes
         rows = sum([n for _, n in chunks])
         chunk_kv = sum([s.computed + n for s, n in chunks]) // max(1, len(chunks))
         drawn = choice.samples
-        return Load(decodes * n, rounded(kv * n), rows * n, rounded(chunk_kv), drawn * n)
+        full = (decodes * n, kv * n, rows * n, chunk_kv, drawn * n)
+        return Load(*(rounded(round(amount)) for amount in full))
+
+
+def _longer(found: Prediction, more: float, preemptions: float) -> Prediction:
+    """``found`` for ``more`` seconds in proportion."""
+    grown = (found.seconds + more) / found.seconds if found.seconds else 1.0
+    seconds = found.seconds * grown
+    return replace(
+        found,
+        seconds=seconds,
+        low=seconds,
+        high=seconds,
+        sweeps=round(found.sweeps * grown),
+        lanes={lane: busy * grown for lane, busy in found.lanes.items()},
+        bytes_read=found.bytes_read * grown,
+        preemptions=round(preemptions * grown),
+        prefill_seconds=found.prefill_seconds * grown,
+        bound_seconds=found.bound_seconds * grown,
+        first_token=FirstTokens(*(at * grown for at in found.first_token)),
+        bytes_moved={roof: count * grown for roof, count in found.bytes_moved.items()},
+    )
 
 
 def _add(totals: dict[str, float], found: Mapping[str, float], count: int) -> None:
@@ -307,17 +373,19 @@ def _slices(workload: Workload, policy: Policy, steps: int) -> int:
     return max(1, min(wanted, most))
 
 
-def _sliced(limits: Limits, slices: int) -> Limits:
+def _sliced(limits: Limits, slices: float) -> Limits:
+    """Room for a ``slices``-th of the requests; if all of them fit at once, so does the part."""
     if slices == 1:
         return limits
+    seqs = math.ceil(limits.max_seqs / slices - 1e-9)
     return replace(
         limits,
-        max_rows=max(limits.max_rows // slices, limits.max_seqs // slices + 1),
-        max_seqs=limits.max_seqs // slices,
-        kv_blocks=limits.kv_blocks // slices,
+        max_rows=max(int(limits.max_rows / slices), seqs + 1),
+        max_seqs=seqs,
+        kv_blocks=math.ceil(limits.kv_blocks / slices - 1e-9),
         micro_batches=1,
-        chunk=max(1, limits.chunk // slices),
-        compute_rows=max(1, limits.compute_rows // slices),
+        chunk=max(1, int(limits.chunk / slices)),
+        compute_rows=max(1, int(limits.compute_rows / slices)),
     )
 
 
@@ -328,6 +396,6 @@ def _scaled(workload: Workload, scale: float) -> Workload:
 
 
 def rounded(count: int) -> int:
-    """To the nearest of 32 steps per doubling."""
-    step = 1 << max(0, count.bit_length() - 6)
+    """To the nearest of 16 steps per doubling."""
+    step = 1 << max(0, count.bit_length() - 5)
     return (count + step // 2) // step * step
