@@ -10,7 +10,7 @@ import typer
 from typer.main import get_command
 
 from headrace import __version__
-from headrace.cli import bench, doctor, generate, inspect_, quantize, roofline, run_batch
+from headrace.cli import bench, doctor, generate, inspect_, plan, quantize, roofline, run_batch
 from headrace.cli.interrupt import end_on_interrupt, leave_interrupted
 from headrace.cli.output import discard_results, flush_results, show_error, warn
 from headrace.cli.settings import bind_environment, unknown_variables
@@ -76,6 +76,7 @@ def make_app() -> typer.Typer:
     app.callback()(_root)
     app.command("doctor", cls=Command)(doctor.doctor)
     app.command("inspect", cls=Command)(inspect_.inspect)
+    app.command("plan", cls=Command)(plan.plan)
     app.command("generate", cls=Command)(generate.generate)
     app.command("roofline", cls=Command)(roofline.roofline)
     app.command("run-batch", cls=Command)(run_batch.run_batch)
