@@ -23,13 +23,15 @@ if TYPE_CHECKING:
     from headrace.engine.jobs import Job
     from headrace.engine.llm import LLM
     from headrace.planner.plan import Plan
+    from headrace.planner.plan_file import PlanFile
 
 log = logging.getLogger("headrace.run_batch")
 
 
 @dataclass(frozen=True)
 class BatchRun:
-    """What ``run-batch`` was asked to do. ``console`` gets plan and progress."""
+    """What ``run-batch`` was asked to do. ``console`` gets plan and progress; ``asked`` is a plan
+    file, and its name, to follow."""
 
     llm: LLM
     model: str
@@ -40,6 +42,7 @@ class BatchRun:
     fresh: bool
     max_tokens: int
     console: Console
+    asked: tuple[PlanFile, str] | None = None
 
     def dry_run(self) -> dict[str, Any]:
         """Print the plan for what is left to do; the output is not touched."""
@@ -73,7 +76,7 @@ class BatchRun:
         """The plan, printed; with the workload that it is for."""
         from headrace.engine.batch import plan_job
 
-        plan, shape = plan_job(self.llm, job)
+        plan, shape = plan_job(self.llm, job, self.asked)
         print_plan(plan, self.console)
         for line in self._about(job, shape):
             self.console.print(f"note: {line}")

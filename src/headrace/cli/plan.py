@@ -100,7 +100,11 @@ def plan(
         from headrace.planner.plan_file import plan_document
 
         content = plan_document(
-            planned.plan, planned.at, planned.source.name, planned.machine.source
+            planned.plan,
+            planned.at,
+            planned.source.name,
+            planned.machine.source,
+            any_threads=threads is None and not planned.machine.here,
         )
         write_document(output, content, COMMENT.format(model=model, file=output.name))
     if json:

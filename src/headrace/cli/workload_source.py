@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from headrace.errors import HeadraceError, InputFileError
 from headrace.specs.workload import Workload
 
 if TYPE_CHECKING:
     from headrace.engine.lines import JobLine
+    from headrace.engine.token_counts import TokenCounter
 
 SAMPLED = 1000
 """Lines whose tokens are counted; the lengths of the others follow from their characters."""
@@ -49,15 +50,15 @@ def lengths_of(path: Path, folder: Path | None, context: int, max_tokens: int) -
     SAMPLED lines. Raises InputFileError when no line can run, ModelError for a bad tokenizer.
     """
     lines, bad = _parsed(path, max_tokens)
-    if folder is None:
+    counter = None if folder is None else _counter(folder)
+    if counter is None:
         counts = [_by_characters(line) for line in lines]
         error = GUESSED_ERROR
         notes = [f"prompt tokens guessed at {BYTES_PER_TOKEN:g} bytes each: there is no tokenizer"]
     else:
-        counts, error, notes = _tokenised(lines, folder)
-    job = [
-        (line, n) for line, n in zip(lines, counts, strict=True) if n is not None and n < context
-    ]
+        counts, error, notes = _tokenised(lines, counter)
+    pairs = zip(lines, counts, strict=True)
+    job = [(line, n) for line, n in pairs if n is not None and 0 < n < context]
     if not job:
         raise InputFileError(f"input {path}", expected="a line that can run", got="none")
     bad += len(lines) - len(job)
@@ -78,17 +79,16 @@ def _parsed(path: Path, max_tokens: int) -> tuple[list[JobLine], int]:
     return lines, scan.lines - len(lines)
 
 
-def _tokenised(lines: Sequence[JobLine], folder: Path) -> tuple[list[int | None], float, list[str]]:
+def _tokenised(
+    lines: Sequence[JobLine], counter: TokenCounter
+) -> tuple[list[int | None], float, list[str]]:
     """Tokens of every line (None where it cannot be encoded): counted in an even sample, and by
     the sample's tokens per character elsewhere, with the relative error of that."""
-    from headrace.engine.tokenizer import Tokenizer
-
-    tokenizer = Tokenizer.load(folder)
     step = max(1, -(-len(lines) // SAMPLED))
     try:
-        counted = {i: _encoded(tokenizer, lines[i]) for i in range(0, len(lines), step)}
+        counted = {i: _encoded(counter, lines[i]) for i in range(0, len(lines), step)}
     finally:
-        tokenizer.close()
+        counter.close()
     if step == 1:
         return list(counted.values()), 0.0, []
     pairs = [(n, _characters(lines[i])) for i, n in counted.items() if n is not None]
@@ -101,11 +101,19 @@ def _tokenised(lines: Sequence[JobLine], folder: Path) -> tuple[list[int | None]
     return counts, _ratio_error(pairs, density), [note]
 
 
-def _encoded(tokenizer: Any, line: JobLine) -> int | None:
+def _counter(folder: Path) -> TokenCounter | None:
+    from headrace.engine.token_counts import TokenCounter
+
+    return TokenCounter.load(folder)
+
+
+def _encoded(counter: TokenCounter, line: JobLine) -> int | None:
     try:
         if line.messages is not None:
-            return len(tokenizer.encode_chat(line.messages))
-        return len(tokenizer.encode(line.prompt or ""))
+            return counter.count_chat(line.messages)
+        if isinstance(line.prompt, str):
+            return counter.count(line.prompt)
+        return len(line.prompt or ())
     except HeadraceError:
         return None
 

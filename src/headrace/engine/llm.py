@@ -23,6 +23,7 @@ from headrace.kernels.select import select
 from headrace.memory.tiers import DefaultBudget, default_budget, free_bytes
 from headrace.planner.candidates import Situation
 from headrace.planner.plan import Overrides, Plan
+from headrace.planner.plan_file import PlanFile, follow
 from headrace.planner.rules import best_plan
 from headrace.planner.stored import restore_plan, store_plan
 from headrace.schedule.work import WorkModel
@@ -164,6 +165,22 @@ class LLM:
         notes = (*self._budget_note, *self._format_note(), *plan.notes)
         self._plan = replace(plan, notes=notes)
         self._planned, self._own_plan = workload, False
+        self.faults("start.plan")
+        return self._plan
+
+    def follow(self, asked: PlanFile, name: str, workload: Workload) -> Plan:
+        """Run under the plan of a file called ``name``, as it stands, from now on. Open this object
+        with the plan's own threads, kernels, activations and KV format.
+
+        Raises DocumentError where the plan cannot be honoured with this model, machine or job.
+        """
+        self._end_session()
+        asked.check_model(self.loaded.model, self.loaded.pages, name)
+        policy = replace(asked.policy, kernels=self.kernels.name, threads=self.threads)
+        plan = follow(replace(asked, policy=policy), self._situation(workload), name)
+        said = f"the plan of {name}, as it stands"
+        notes = (*self._budget_note, *self._format_note(), *plan.notes, said)
+        self._plan, self._planned, self._own_plan = replace(plan, notes=notes), workload, False
         self.faults("start.plan")
         return self._plan
 

@@ -93,9 +93,7 @@ class HubFiles:
 
         def read(nbytes: int, at: int) -> bytes:
             end = at + nbytes
-            return (
-                kept[at:end] if end <= len(kept) else kept[at:] + self._range(name, len(kept), end)
-            )
+            return kept[at:end] + self._range(name, max(at, len(kept)), end)
 
         return parse_header(read, piece.file_bytes, name)
 
@@ -230,13 +228,12 @@ def _piece(answer: IO[bytes], status: int, start: int, end: int, name: str) -> P
     headers: HTTPMessage = answer.headers  # type: ignore[attr-defined]
     if status == 206:
         total = headers.get("Content-Range", "").rpartition("/")[2]
-    elif start == 0:
+        data = answer.read(end - start)
+    else:  # the whole file, from its beginning: no more of it is read than was asked for
         total = headers.get("Content-Length", "")
-    else:
-        raise CheckpointError(f"the hub does not serve ranges of {name}", got=f"status {status}")
-    data = answer.read(end - start)
-    if not total and start == 0 and len(data) < end:
-        return Piece(data, len(data))  # it came in chunks, to its end
+        data = answer.read(end)[start:]
+    if not total and len(data) < end - start:
+        return Piece(data, start + len(data))  # it came in chunks, to its end
     if not total.isdecimal() or len(total) > 18:
         raise CheckpointError(f"the hub does not say how long {name} is", got=total[:80] or None)
     return Piece(data, int(total))

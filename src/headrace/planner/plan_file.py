@@ -15,7 +15,7 @@ from typing import Any
 from headrace import __version__
 from headrace.batching.blocks import blocks_for
 from headrace.errors import DocumentError, HeadraceError
-from headrace.planner.candidates import Situation
+from headrace.planner.candidates import LEAST_SLOTS, Situation
 from headrace.planner.fields import known_fields, number, switch, text, whole
 from headrace.planner.hardware_file import hardware_document
 from headrace.planner.page_sets import compact, expand
@@ -31,7 +31,7 @@ KIND, FORMAT = "headrace plan", 1
 
 SECTIONS = frozenset(
     {"kind", "format", "versions", "model", "hardware", "workload", "memory", "prediction"}
-    | {"baselines", "notes", "policy", "on_demand_rows", "kv_bytes", "chosen"}
+    | {"baselines", "notes", "policy", "on_demand_rows"}
 )
 
 MOST: Mapping[str, int] = {
@@ -40,15 +40,16 @@ MOST: Mapping[str, int] = {
     "micro_batches": 1 << 14,
     "chunk": 1 << 20,
     "compute_rows": 1 << 30,
-    "ring_slots": 1 << 20,
     "slot_bytes": 1 << 40,
     "disk_lanes": 64,
     "kv_blocks": 1 << 32,
     "kv_block": 1 << 12,
     "threads": 1024,
-    "stage_slots": 1 << 20,
 }
 """Largest value of every number of a policy: beyond it the list of tasks alone would not fit."""
+
+SLOTS = ("ring_slots", "stage_slots")
+"""Numbers of slots: no more than there are pages, or LEAST_SLOTS."""
 
 LEAST_ONE = frozenset({"max_rows", "max_seqs", "micro_batches", "chunk", "kv_block", "threads"})
 
@@ -61,12 +62,37 @@ MOST_TASKS = 50_000_000
 
 @dataclass(frozen=True)
 class PlanFile:
-    """What a plan file asks for, checked field by field; ``layout`` names the model's pages."""
+    """What a plan file asks for, checked field by field; ``layout`` names the model's pages.
+
+    ``any_threads``: the plan was made for a machine whose cores nobody counted.
+    """
 
     policy: Policy
     on_demand_rows: int
     layout: str
     model: str
+    any_threads: bool = False
+
+    def threads(self, cores: int, name: str) -> int:
+        """Threads to run with on a machine of ``cores``. Raises DocumentError for too few."""
+        if self.any_threads:
+            return cores
+        if self.policy.threads > cores:
+            raise DocumentError(
+                f"threads of {name}", expected=f"at most {cores}, the cores of this machine",
+                got=self.policy.threads, hint="leave threads out of policy: all cores are taken",
+            )  # fmt: skip
+        return self.policy.threads
+
+    def check_model(self, model: ModelSpec, pages: tuple[Page, ...], name: str) -> None:
+        """Raise DocumentError unless the plan is for these pages."""
+        layout = layout_key(model, pages)
+        if self.layout != layout:
+            raise DocumentError(
+                f"{name} is for another model", expected=f"layout {layout}",
+                got=f"layout {self.layout} ({self.model})",
+                hint="plan this model: headrace plan MODEL -o plan.yaml",
+            )  # fmt: skip
 
 
 def layout_key(model: ModelSpec, pages: tuple[Page, ...]) -> str:
@@ -79,11 +105,16 @@ def layout_key(model: ModelSpec, pages: tuple[Page, ...]) -> str:
     return digest.hexdigest()
 
 
-def plan_document(plan: Plan, at: Situation, model: str, hardware: str) -> dict[str, Any]:
+def plan_document(
+    plan: Plan, at: Situation, model: str, hardware: str, *, any_threads: bool = False
+) -> dict[str, Any]:
     """``plan`` as plain data, complete enough to be read, compared and run.
 
-    ``model`` and ``hardware`` say where both came from.
+    ``model`` and ``hardware`` say where both came from; ``any_threads`` leaves their number open.
     """
+    policy = policy_document(plan.policy)
+    if any_threads:
+        del policy["threads"]
     return {
         "kind": KIND,
         "format": FORMAT,
@@ -97,7 +128,7 @@ def plan_document(plan: Plan, at: Situation, model: str, hardware: str) -> dict[
             "layout": layout_key(at.model, at.pages),
         },
         "workload": workload_document(at.workload),
-        "policy": policy_document(plan.policy),
+        "policy": policy,
         "on_demand_rows": plan.on_demand_rows,
         "prediction": prediction_document(plan),
         "memory": memory_document(plan),
@@ -204,7 +235,8 @@ def read_plan(document: object, name: str) -> PlanFile:
             f"on_demand_rows of {name}", expected=f"0 with {policy.schedule}", got=rows
         )
     layout = text(about.get("layout"), f"layout of {name}")
-    return PlanFile(policy, rows, layout, text(about.get("name", ""), f"model of {name}"))
+    model = text(about.get("name", ""), f"model of {name}")
+    return PlanFile(policy, rows, layout, model, "threads" not in content["policy"])
 
 
 def read_policy(document: object, where: str, pages: int) -> Policy:
@@ -219,6 +251,8 @@ def read_policy(document: object, where: str, pages: int) -> Policy:
         place = f"{name} in {where}"
         if name in PAGE_SETS:
             values[name] = expand(value, pages)
+        elif name in SLOTS:
+            values[name] = whole(value, place, 0, max(pages, LEAST_SLOTS))
         elif name in MOST:
             values[name] = whole(value, place, int(name in LEAST_ONE), MOST[name])
         elif isinstance(kinds[name].default, bool):
@@ -248,13 +282,8 @@ def follow(plan: PlanFile, at: Situation, name: str) -> Plan:
     Raises DocumentError for another model, a policy that its pages or this machine cannot
     honour, too few KV blocks for the longest request, or more memory than there is.
     """
-    layout, policy = layout_key(at.model, at.pages), plan.policy
-    if plan.layout != layout:
-        raise DocumentError(
-            f"{name} is for another model", expected=f"layout {layout}",
-            got=f"layout {plan.layout} ({plan.model})",
-            hint="plan this model: headrace plan MODEL -o plan.yaml",
-        )  # fmt: skip
+    plan.check_model(at.model, at.pages, name)
+    policy = plan.policy
     if policy.on_device and not at.hardware.has_device:
         raise DocumentError(
             f"{name} computes on an accelerator", expected="a machine with one",
@@ -271,8 +300,7 @@ def follow(plan: PlanFile, at: Situation, name: str) -> Plan:
             got=policy.kv_blocks,
             hint="plan with this job: --input",
         )
-    found = plan_of(at, policy, plan.on_demand_rows)
-    for tier, use in found.memory.tiers.items():
+    for tier, use in at.map_of(policy).tiers.items():
         if not use.fits:
             raise DocumentError(
                 f"{name} takes more {tier} memory than there is",
@@ -280,7 +308,7 @@ def follow(plan: PlanFile, at: Situation, name: str) -> Plan:
                 got=format_bytes(use.planned_bytes),
                 hint="plan with less: --memory, or end other programs",
             )
-    return found
+    return plan_of(at, policy, plan.on_demand_rows)
 
 
 def _check_residency(policy: Policy, at: Situation, name: str) -> None:
