@@ -8,13 +8,16 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from headrace.batching.blocks import blocks_for
-from headrace.planner.memory_map import MemoryMap, memory_map
+from headrace.planner.memory_map import MemoryMap, arena_bytes, map_of_sizes
 from headrace.planner.plan import Overrides
+from headrace.planner.played import PlayedOverlap
 from headrace.planner.residency import Residency
 from headrace.planner.sweeps import Load, SweepTimes
+from headrace.schedule.sizes import activation_sizes
+from headrace.schedule.tally import Kinds
 from headrace.specs.hardware import DISK, Hardware
 from headrace.specs.model import ModelSpec
-from headrace.specs.pages import Page
+from headrace.specs.pages import Page, Role
 from headrace.specs.policy import Policy
 from headrace.specs.workload import Workload
 
@@ -48,24 +51,56 @@ class Situation:
         """Residency choices of this model."""
         return Residency(self.model, self.pages, self.page_bytes)
 
-    @property
+    @cached_property
+    def kinds(self) -> Kinds:
+        """Its pages by kind."""
+        return Kinds(self.model, self.pages)
+
+    @cached_property
     def longest_blocks(self) -> int:
         """Blocks of the longest request: fewer could never finish it."""
         return blocks_for(max(1, self.workload.longest), self.overrides.kv_block)
 
-    @property
+    @cached_property
+    def mean_blocks(self) -> float:
+        """KV blocks of a sequence at its expected end, on average."""
+        ends = zip(self.workload.prompt_lens, self.workload.gen_lens, strict=True)
+        block = self.overrides.kv_block
+        blocks = [blocks_for(prompt + gen - 1, block) for prompt, gen in ends] or [1]
+        return sum(blocks) / len(blocks)
+
+    @cached_property
     def mean_kv(self) -> int:
         """Tokens a decode attends to, on average over the job."""
         job = self.workload
         return (job.prompt_tokens + job.gen_tokens // 2) // max(1, job.requests)
 
+    @cached_property
+    def decode_kv(self) -> int:
+        """Tokens a decode attends to, on average over all decodes of the job."""
+        job = self.workload
+        lens = zip(job.prompt_lens, job.gen_lens, strict=True)
+        return sum(g * (p + (g - 1) // 2) for p, g in lens) // max(1, job.gen_tokens)
+
     def map_of(self, policy: Policy) -> MemoryMap:
-        """What ``policy`` takes of the budget."""
-        return memory_map(self.model, self.pages, policy, self.page_bytes, self.budget_bytes)
+        """What ``policy`` takes of the budget: ``memory_map``, its weights counted by kind."""
+        cut = any(kind.page.role is Role.EXPERT_UP for kind in self.kinds.all)
+        rows = self.kinds.rows_read(policy)
+        sizes = activation_sizes(self.model, policy, cut=cut, rows=rows)
+        weights = self.residency.bytes_held(policy.resident)
+        streams = any(True for _ in self.kinds.streamed(policy))
+        ring = policy.ring_slots * arena_bytes(policy.slot_bytes) if streams else 0
+        return map_of_sizes(self.model, policy, sizes, self.budget_bytes, weights, ring)
 
     def times_of(self, policy: Policy) -> SweepTimes:
         """Sweep times of ``policy``, overlap taken as perfect."""
-        return SweepTimes(self.model, self.pages, policy, self.hardware)
+        return SweepTimes(self.model, self.pages, policy, self.hardware, kinds=self.kinds)
+
+    def overlap_of(self, policy: Policy) -> PlayedOverlap:
+        """How well lanes overlap under ``policy``."""
+        return PlayedOverlap(
+            self.model, self.pages, policy, self.hardware, self.mean_kv, kinds=self.kinds
+        )
 
 
 def smallest(at: Situation) -> Policy:
@@ -82,15 +117,50 @@ def smallest(at: Situation) -> Policy:
     return min(options, key=lambda policy: at.map_of(policy).total_bytes)
 
 
-def candidates(at: Situation) -> Iterator[Policy]:
-    """Policies that fit, most sequences first; ``smallest`` last, if it fits."""
-    for seqs in _sequence_counts(at):
+def candidates(at: Situation) -> Iterator[tuple[float, Policy]]:
+    """Policies that fit, each with a time that no policy of as many sequences or fewer of the
+    later ones takes less than: least first; ``smallest`` last, if it fits."""
+    bounds = _Bounds(at)
+    counts = sorted(_sequence_counts(at), key=lambda seqs: (bounds.of(seqs), -seqs))
+    for seqs in counts:
         policy = fitted(at, seqs)
         if policy is not None:
-            yield policy
+            yield bounds.of(seqs), policy
     least = smallest(at)
     if at.map_of(least).total_bytes <= at.budget_bytes:
-        yield least
+        yield bounds.of(least.max_seqs), least
+
+
+def least_seconds(at: Situation) -> float:
+    """No policy of the processor alone makes the job shorter."""
+    bounds = _Bounds(at)
+    return min(bounds.of(seqs) for seqs in _sequence_counts(at))
+
+
+class _Bounds:
+    """Bounds of jobs by sequences at once, before anything is decided: every roof at its full
+    rate, and the whole budget full of weights."""
+
+    def __init__(self, at: Situation) -> None:
+        self._job = at.workload
+        self._rows = at.overrides.max_rows or MOST_ROWS
+        whole = with_residency(at, _policy(at, 1, 1, 1), at.residency.everything(), 0)
+        ideal = replace(at.hardware, efficiency={}, task_seconds=0.0)
+        policy = replace(whole, max_rows=1 << 20, micro_batches=1)
+        self._times = SweepTimes(at.model, at.pages, policy, ideal, kinds=at.kinds)
+        total = sum(page.bytes for page in at.residency.streamable)
+        streamed = max(0, total - at.budget_bytes)
+        self._disk = streamed / self._times.disk_rate if streamed else 0.0
+
+    def of(self, seqs: int) -> float:
+        """No job with ``seqs`` sequences at once takes less. A sweep of more rows takes less per
+        row, and of more draws less per draw."""
+        job, rows = self._job, max(self._rows, seqs)
+        drawn = self._sweep(Load(seqs, seqs, samples=seqs)) * job.gen_tokens / seqs
+        return max(drawn, self._sweep(Load(rows)) * (job.prompt_tokens + job.gen_tokens) / rows)
+
+    def _sweep(self, load: Load) -> float:
+        return max(self._times.lanes(load).cpu, self._disk)
 
 
 def fitted(at: Situation, seqs: int) -> Policy | None:
@@ -101,7 +171,7 @@ def fitted(at: Situation, seqs: int) -> Policy | None:
     rows = at.overrides.max_rows or seqs + at.overrides.chunk
     if rows < seqs:
         return None
-    policy = _fill(at, _policy(at, seqs, rows, _kv_blocks(at, seqs)), LEAST_SLOTS)
+    policy = _fill(at, _policy(at, seqs, rows, kv_blocks(at, seqs)), LEAST_SLOTS)
     if policy is None:
         return None
     times = at.times_of(policy)
@@ -114,7 +184,7 @@ def fitted(at: Situation, seqs: int) -> Policy | None:
 def filled(at: Situation, rows: int) -> Policy | None:
     """A policy of ``rows`` rows per sweep that may all draw, with as many pages resident as fit;
     None if they do not. Counts bytes only: no rates are needed."""
-    return _fill(at, _policy(at, rows, rows, _kv_blocks(at, 1)), LEAST_SLOTS)
+    return _fill(at, _policy(at, rows, rows, kv_blocks(at, 1)), LEAST_SLOTS)
 
 
 def _with_roomy_kv(at: Situation, policy: Policy) -> Policy:
@@ -186,15 +256,11 @@ def _disk_lanes(hardware: Hardware) -> int:
     return max(2, min(4, math.ceil(hardware.roofs[DISK] / hardware.lane_rate - 0.1)))
 
 
-def _kv_blocks(at: Situation, seqs: int) -> int:
+def kv_blocks(at: Situation, seqs: int) -> int:
     """Blocks for ``seqs`` sequences at their expected end; never too few for the longest."""
     if at.overrides.kv_blocks:
         return max(at.overrides.kv_blocks, at.longest_blocks)
-    job = at.workload
-    ends = zip(job.prompt_lens, job.gen_lens, strict=True)
-    blocks = [blocks_for(prompt + gen - 1, at.overrides.kv_block) for prompt, gen in ends] or [1]
-    mean = sum(blocks) / len(blocks)
-    return max(math.ceil(mean * seqs), at.longest_blocks)
+    return max(math.ceil(at.mean_blocks * seqs), at.longest_blocks)
 
 
 def _fill(at: Situation, policy: Policy, slots: int) -> Policy | None:

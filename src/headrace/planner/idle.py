@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from headrace.machines.trace import SweepTrace
 from headrace.machines.virtual import Virtual
-from headrace.planner.played import binding_of
+from headrace.planner.bindings import binding_of
 from headrace.planner.sweeps import Load
 from headrace.schedule.generate import generate, next_phase
 from headrace.schedule.lanes import H2D, PACKETS

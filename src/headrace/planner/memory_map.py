@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from headrace.memory.rows import BOUNCE_BYTES
 from headrace.schedule.sizes import buffer_sizes
+from headrace.schedule.task import Buffer, Size
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page
 from headrace.specs.policy import Policy
@@ -91,12 +92,24 @@ def memory_map(
     budget_bytes: int = 0,
 ) -> MemoryMap:
     """The map of a run under ``policy``; ``page_bytes`` as in ``schedule.sizes``."""
+    sizes = buffer_sizes(model, pages, policy, page_bytes)
+    return map_of_sizes(model, policy, sizes, budget_bytes)
+
+
+def map_of_sizes(
+    model: ModelSpec,
+    policy: Policy,
+    sizes: Mapping[Buffer, Size],
+    budget_bytes: int,
+    weights: int = 0,
+    ring: int = 0,
+) -> MemoryMap:
+    """The map of buffers of ``sizes``, beside weights and a ring that were counted before."""
     parts = dict.fromkeys([*_KINDS.values(), "activations"], 0)
-    rows_from_disk = False
-    for buffer, size in buffer_sizes(model, pages, policy, page_bytes).items():
+    parts["resident weights"], parts["ring"] = weights, ring
+    for buffer, size in sizes.items():
         parts[_KINDS.get(buffer.name, "activations")] += arena_bytes(size.bytes)
-        rows_from_disk |= buffer.name == "rows"
-    margin = torch_bytes(model, policy) + (BOUNCE_BYTES if rows_from_disk else 0)
+    margin = torch_bytes(model, policy) + (BOUNCE_BYTES if Buffer("rows") in sizes else 0)
     return MemoryMap(parts, margin, budget_bytes)
 
 

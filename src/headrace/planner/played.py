@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from headrace.batching.microbatch import used_micro_batches
-from headrace.machines.virtual import Virtual
+from headrace.machines.replay import Cost, Score
+from headrace.planner.bindings import binding_of
+from headrace.planner.host_sketch import HostSketch
 from headrace.planner.sweeps import Load, SweepTimes
-from headrace.schedule.binding import Binding, Extent
+from headrace.schedule.binding import Binding
 from headrace.schedule.generate import generate, next_phase
+from headrace.schedule.lanes import GPU
+from headrace.schedule.tally import Kinds
 from headrace.schedule.task import Task
 from headrace.schedule.work import WorkModel
-from headrace.schedule.work_vector import Work
 from headrace.specs.hardware import Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page
 from headrace.specs.policy import Policy
-
-MOST_TASKS = 1500
-"""Of longer sweeps, as many layers are played as make about this many tasks."""
 
 
 @dataclass
@@ -36,6 +37,7 @@ class PlayedOverlap:
     hardware: Hardware
     kv: int = 256
     decodes: int = 1 << 30
+    kinds: Kinds | None = None  # of ``pages``, where they are known already
     _points: dict[int, float] = field(default_factory=dict, repr=False)
 
     def __call__(self, rows: int) -> float:
@@ -56,24 +58,20 @@ class PlayedOverlap:
         decodes = min(rows, self.decodes, self.policy.max_seqs)
         chunk = rows - decodes
         load = Load(decodes, decodes * self.kv, chunk, min(chunk, self.kv), decodes)
-        times = SweepTimes(self.model, self.pages, self.policy, self.hardware)
-        least = times.lanes(load).busiest
-        return max(1.0, self._seconds(load) / least) if least else 1.0
+        least = self._times.lanes(load).busiest
+        return max(1.0, self._sketch.play(load) / least) if least else 1.0
 
-    def _seconds(self, load: Load) -> float:
-        """A steady sweep; of many layers, the line through two shorter models."""
-        layers = self.model.layers
-        tasks = 2 * sum(1 for p in self.pages if p.layer is not None)
-        long = max(4, min(layers, layers * MOST_TASKS // max(1, tasks)))
-        if long >= layers:
-            return self._seconds_of(layers, load)
-        short = long // 2
-        at_long, at_short = self._seconds_of(long, load), self._seconds_of(short, load)
-        return at_long + (layers - long) * (at_long - at_short) / (long - short)
+    @cached_property
+    def _kinds(self) -> Kinds:
+        return self.kinds or Kinds(self.model, self.pages)
 
-    def _seconds_of(self, layers: int, load: Load) -> float:
-        shorter = first_layers(layers, self.model, self.pages, self.policy)
-        return steady_seconds(*shorter, self.hardware, load)
+    @cached_property
+    def _times(self) -> SweepTimes:
+        return SweepTimes(self.model, self.pages, self.policy, self.hardware, kinds=self._kinds)
+
+    @cached_property
+    def _sketch(self) -> HostSketch:
+        return HostSketch(self._kinds, self.policy, self.hardware)
 
 
 def first_layers(
@@ -85,46 +83,47 @@ def first_layers(
     return replace(model, layers=layers), kept, replace(policy, resident=resident)
 
 
+class SteadyPlay:
+    """Appended sweeps of one policy, ready to be played at any load. Deriving the waits costs
+    about 15 microseconds a task, a play about 5."""
+
+    def __init__(
+        self, model: ModelSpec, pages: tuple[Page, ...], policy: Policy, hardware: Hardware
+    ) -> None:
+        self._policy = policy
+        self._hardware = hardware
+        self._work = WorkModel(model, pages, policy)
+        schedules, phase = [], 0
+        for _ in range(_SWEEPS):
+            schedules.append(generate(model, pages, policy, phase))
+            phase = next_phase(pages, policy, phase)
+        self._score = Score(schedules, _kind_of)
+        self._example = {_kind_of(task): task for task in self._score.tasks}
+
+    def seconds(self, load: Load) -> float:
+        """From the end of a sweep of ``load`` to the end of the next one, with one more behind it:
+        in the tail of each, reads of the one after it are on their way."""
+        binding = binding_of(load, self._policy)
+        ends = self._score.play({k: self._cost(t, binding) for k, t in self._example.items()}, 3)
+        one, two, three = self._score.lasts[:3]
+        return max(ends[two:three]) - max(ends[one:two])
+
+    def _cost(self, task: Task, binding: Binding) -> Cost:
+        name = task.op.value if task.lane != GPU else f"gpu.{task.op.value}"
+        work = self._work.work(task, binding)
+        roofs = work.seconds(self._hardware, self._hardware.efficiency_of(name, work.rows))
+        return Cost(max(roofs.values(), default=0.0) + self._hardware.task_seconds, roofs)
+
+
+_SWEEPS = 4  # the first starts cold, the last has its tail to itself
+
+
+def _kind_of(task: Task) -> Hashable:
+    return task.op, task.lane, task.mb, task.layer if task.page is None else task.page
+
+
 def steady_seconds(
-    model: ModelSpec,
-    pages: tuple[Page, ...],
-    policy: Policy,
-    hardware: Hardware,
-    load: Load,
-    sweeps: int = 2,
+    model: ModelSpec, pages: tuple[Page, ...], policy: Policy, hardware: Hardware, load: Load
 ) -> float:
-    """Seconds of the last of ``sweeps`` appended sweeps of equal load, seam overlap included."""
-    work = WorkModel(model, pages, policy)
-    binding = binding_of(load, policy)
-    seen: dict[tuple[object, ...], Work] = {}
-
-    def work_of(task: Task, sweep: object) -> Work:
-        key = (task.op, task.lane, task.mb, task.page)
-        if key not in seen:
-            seen[key] = work.work(task, binding)
-        return seen[key]
-
-    machine = Virtual(work_of, hardware)
-    tickets, phase = [], 0
-    for _ in range(sweeps):
-        tickets.append(machine.append(generate(model, pages, policy, phase), binding))
-        phase = next_phase(pages, policy, phase)
-    ends = [ticket.wait().end for ticket in tickets]
-    return ends[-1] - ends[-2]
-
-
-def binding_of(load: Load, policy: Policy) -> Binding:
-    """The load in as few micro-batches as the batcher uses."""
-    extents: list[list[Extent]] = [[] for _ in range(policy.micro_batches)]
-    samples = [0] * policy.micro_batches
-    micro_batches = used_micro_batches(load.rows, policy)
-    mean = max(1, load.decode_kv // max(1, load.decodes))
-    for i in range(load.decodes):
-        extents[i % micro_batches].append(Extent(1, mean))
-    for i in range(load.samples):
-        samples[i % micro_batches] += 1
-    step = max(1, min(load.chunk_kv, -(-load.chunk_rows // micro_batches)))
-    for i, start in enumerate(range(0, load.chunk_rows, step)):
-        rows = min(step, load.chunk_rows - start)
-        extents[i % micro_batches].append(Extent(rows, max(rows, load.chunk_kv)))
-    return Binding(tuple(map(tuple, extents)), tuple(samples))
+    """Seconds of one of many appended sweeps of equal load, seam overlap included."""
+    return SteadyPlay(model, pages, policy, hardware).seconds(load)

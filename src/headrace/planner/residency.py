@@ -43,10 +43,16 @@ class Residency:
             size: frozenset(p.id for p in self.streamable if self.bytes_of[p.id] == size)
             for size in sizes
         }
+        self._everything = frozenset(self.bytes_of)
+        self._final = frozenset(p.id for p in self.final)
 
     def everything(self) -> frozenset[int]:
         """All pages."""
-        return frozenset(p.id for p in self.pages)
+        return self._everything
+
+    def bytes_held(self, resident: frozenset[int]) -> int:
+        """Bytes of resident pages, the final norm among them."""
+        return sum(map(self.bytes_of.__getitem__, resident | self._final))
 
     def slot_bytes(self, resident: frozenset[int]) -> int:
         """Bytes of a ring slot: the largest page that streams; 0 when none does."""
@@ -54,14 +60,13 @@ class Residency:
 
     def weight_bytes(self, resident: frozenset[int], ring_slots: int) -> int:
         """Bytes of resident pages and ring."""
-        held = sum(self.bytes_of[i] for i in resident)
+        held = sum(map(self.bytes_of.__getitem__, resident))
         return held + ring_slots * self.slot_bytes(resident)
 
     def smallest(self, ring_slots: int) -> frozenset[int]:
         """The residency that takes the fewest bytes: as pages above some size stay, slots of
         the ring shrink, which may save more than it costs."""
-        final = frozenset(p.id for p in self.final)
-        options = list(accumulate(self._by_size.values(), frozenset.union, initial=final))
+        options = list(accumulate(self._by_size.values(), frozenset.union, initial=self._final))
         return min(options, key=lambda r: (self.weight_bytes(r, ring_slots), len(r)))
 
     def fill(self, room: int, ring_slots: int) -> frozenset[int] | None:
@@ -81,24 +86,30 @@ class Residency:
         self, base: frozenset[int], order: list[int], room: int, ring_slots: int
     ) -> frozenset[int]:
         """``base`` and the longest beginning of ``order`` that fits (bytes need not grow)."""
-        best = held = base
-        bytes_held = self.weight_bytes(base, 0)
-        for page in order:
-            if page not in held:
-                held |= {page}
+        left = {size: len(ids - base) for size, ids in self._by_size.items()}
+        bytes_held, fits = self.weight_bytes(base, 0), 0
+        for place, page in enumerate(order, start=1):
+            if page not in base:
                 bytes_held += self.bytes_of[page]
-            if bytes_held + ring_slots * self.slot_bytes(held) <= room:
-                best = held
-        return best
+                left[self.bytes_of[page]] -= 1
+            slot = next((size for size, count in left.items() if count), 0)
+            if bytes_held + ring_slots * slot <= room:
+                fits = place
+        return base | frozenset(order[:fits])
 
     def _spread_experts(self, base: frozenset[int], room: int, ring_slots: int) -> frozenset[int]:
         others = [p for p in self.experts if p.id not in base]
         if not others:
             return base
-        mean = sum(self.bytes_of[p.id] for p in others) / len(others)
-        count = min(len(others), int((room - self.weight_bytes(base, 0)) / mean))
+        sizes = [self.bytes_of[p.id] for p in others]
+        left = room - self.weight_bytes(base, 0)
+        if sum(sizes) <= left:
+            return base | {p.id for p in others}
+        left -= ring_slots * min(sizes)
+        ids, mean = [p.id for p in others], sum(sizes) / len(sizes)
+        count = min(len(others) - 1, int(left / mean) + len(self._by_size))
         while count > 0:
-            chosen = base | set(_evenly([p.id for p in others], count))
+            chosen = base | set(evenly(ids, count))
             if self.weight_bytes(chosen, ring_slots) <= room:
                 return chosen
             count -= 1
@@ -115,7 +126,7 @@ def _visited_by_all(model: ModelSpec, page: Page) -> bool:
     )
 
 
-def _evenly(items: list[int], count: int) -> Iterable[int]:
+def evenly(items: list[int], count: int) -> Iterable[int]:
     """``count`` of ``items``, spread evenly over the list."""
     total = len(items)
-    return (x for i, x in enumerate(items) if (i + 1) * count // total > i * count // total)
+    return (items[-(-j * total // count) - 1] for j in range(1, count + 1))

@@ -13,8 +13,7 @@ from dataclasses import replace
 from headrace.errors import BudgetError, UsageError
 from headrace.planner.candidates import Situation, candidates, smallest
 from headrace.planner.plan import Overrides, Plan
-from headrace.planner.played import PlayedOverlap
-from headrace.planner.simulate import FewRows, predict, simulate
+from headrace.planner.simulate import FewRows, job_seconds, predict
 from headrace.planner.sweeps import Load, SweepTimes
 from headrace.planner.tail import on_demand_rows
 from headrace.specs.hardware import Hardware
@@ -25,6 +24,7 @@ from headrace.specs.units import format_bytes
 from headrace.specs.workload import Workload
 
 _RANKING_STEPS = 20_000
+_GAIN = 0.998  # what cannot be faster than this share of the best so far is not played
 _FREE = Overrides()
 BUSY = 0.25
 """Noise of a measurement above which the plan says that the machine is not quiet."""
@@ -66,7 +66,7 @@ def best_plan(at: Situation) -> Plan:
     policy = _best(at)
     threshold = 0
     if policy.schedule == "stream" and overrides.schedule is None:
-        threshold = on_demand_rows(at.model, at.pages, policy, at.hardware, at.mean_kv)
+        threshold = on_demand_rows(at.model, at.pages, policy, at.hardware, at.mean_kv, at.kinds)
     plan = plan_of(at, policy, threshold)
     if plan.prediction.rows_per_sweep <= threshold:
         return replace(plan, policy=replace(policy, schedule="on_demand"))
@@ -78,7 +78,9 @@ def plan_of(at: Situation, policy: Policy, on_demand_rows: int) -> Plan:
     return Plan(
         policy=policy,
         memory=at.map_of(policy),
-        prediction=predict(at.model, at.pages, policy, at.hardware, at.workload, on_demand_rows),
+        prediction=predict(
+            at.model, at.pages, policy, at.hardware, at.workload, on_demand_rows, at.kinds
+        ),
         on_demand_rows=on_demand_rows,
         smallest_bytes=at.map_of(smallest(at)).total_bytes,
         notes=_notes(at, policy, on_demand_rows),
@@ -86,15 +88,16 @@ def plan_of(at: Situation, policy: Policy, on_demand_rows: int) -> Plan:
 
 
 def _best(at: Situation) -> Policy:
-    """The candidate with the shortest job; those whose bound is longer are not played."""
+    """The candidate with the shortest job; none is played whose bound is longer."""
     best: tuple[float, Policy] | None = None
-    for policy in candidates(at):
-        overlap = PlayedOverlap(at.model, at.pages, policy, at.hardware, at.mean_kv)
-        times = SweepTimes(at.model, at.pages, policy, at.hardware)
-        if best is not None and _bound(at, times) >= best[0]:
+    for least, policy in candidates(at):
+        if best is not None and least >= best[0]:
+            break  # and so are all that follow
+        times = at.times_of(policy)
+        if best is not None and _bound(at, times) >= _GAIN * best[0]:
             continue
-        typical = min(policy.max_rows, policy.max_seqs * 3 // 2 + 1)
-        seconds = simulate(FewRows(times), at.workload, _RANKING_STEPS).seconds * overlap(typical)
+        overlap = at.overlap_of(policy)(min(policy.max_rows, policy.max_seqs * 3 // 2 + 1))
+        seconds = job_seconds(FewRows(times), at.workload, _RANKING_STEPS) * overlap
         if best is None or seconds < best[0]:
             best = (seconds, policy)
     assert best is not None, "the smallest policy fits: its budget was checked"
@@ -102,9 +105,17 @@ def _best(at: Situation) -> Policy:
 
 
 def _bound(at: Situation, times: SweepTimes) -> float:
-    """No job takes less: every sweep draws at most max_seqs tokens, at the least KV there is."""
-    seqs = times.policy.max_seqs
-    return at.workload.gen_tokens / seqs * times.lanes(Load(seqs, seqs, samples=seqs)).busiest
+    """No job takes less: a sweep has at most max_rows rows and draws at most max_seqs tokens, and
+    costs the less per row, and per draw, the more it has of them. Attention of prompts is free."""
+    job, policy = at.workload, times.policy
+    seqs, rows = policy.max_seqs, policy.max_rows
+    drawing = times.lanes(Load(seqs, seqs * at.decode_kv, samples=seqs))
+    sweeps, full = job.gen_tokens / seqs, times.lanes(Load(rows))
+    beside = drawing.cpu - times.lanes(Load(seqs, seqs)).cpu  # attention and head of the draws
+    filled = (job.prompt_tokens + job.gen_tokens) / rows
+    return max(
+        sweeps * drawing.busiest, filled * full.disk, filled * full.cpu + sweeps * max(0.0, beside)
+    )
 
 
 def _check(overrides: Overrides, at: Situation) -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from headrace.batching.microbatch import used_micro_batches
 from headrace.schedule.binding import Binding, Extent
-from headrace.schedule.generate import generate
+from headrace.schedule.tally import Kinds, tally
 from headrace.schedule.task import Op, Task
 from headrace.schedule.work import WorkModel
 from headrace.schedule.work_vector import rate_of
@@ -75,17 +75,18 @@ class SweepTimes:
     policy: Policy
     hardware: Hardware
     overlap: Overlap = perfect_overlap
+    kinds: Kinds | None = None  # of ``pages``, where they are known already
     _rows: dict[int, LaneSeconds] = field(default_factory=dict, repr=False)
     _samples: dict[int, float] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self._work = WorkModel(self.model, self.pages, self.policy)
-        tasks = generate(self.model, self.pages, self.policy).tasks
-        self._head = _alike([t for t in tasks if t.op in _PER_SAMPLE], self.pages)
-        self._attn = next(t for t in tasks if t.op is Op.ATTN)
-        body = [t for t in tasks if t.op not in _PER_SAMPLE and t.op is not Op.ATTN]
-        self._body = _alike(body, self.pages)
-        self._overhead = len(tasks) * self.hardware.task_seconds
+        counted = tally(self.kinds or Kinds(self.model, self.pages), self.policy)
+        self._head = [each for each in counted if each.task.op in _PER_SAMPLE]
+        attention = [each for each in counted if each.task.op is Op.ATTN]
+        self._attn = [each for each in attention if not each.task.mb]
+        self._body = [each for each in counted if each.task.op not in (*_PER_SAMPLE, Op.ATTN)]
+        self._overhead = sum(each.count for each in counted) * self.hardware.task_seconds
 
     @property
     def disk_rate(self) -> float:
@@ -105,6 +106,15 @@ class SweepTimes:
         disk = _between(lambda rows: self._rows_at(rows).disk, load.rows)
         head = _between(self._samples_at, load.samples)
         return LaneSeconds(cpu + head + self._attention(load), disk)
+
+    def bound(self, load: Load) -> float:
+        """Seconds of the busiest lane; at the efficiencies that operations reach, unlike that of
+        ``prices``."""
+        return self.lanes(load).busiest
+
+    def bytes_moved(self, load: Load) -> Mapping[str, float]:
+        """Bytes of a sweep: those of the disk."""
+        return {DISK: self.lanes(load).disk * self.disk_rate}
 
     def tail_seconds(self, load: Load) -> float:
         """Arithmetic between the last expert of a sweep and the first of the next: head,
@@ -151,10 +161,14 @@ class SweepTimes:
         return self._samples[samples]
 
     def _attention(self, load: Load) -> float:
-        """All layers' attention: decodes over their mean length, one chunk over its own."""
+        """All layers' attention."""
+        return sum(count * self._attention_of(task, load) for task, count in self._attn)
+
+    def _attention_of(self, task: Task, load: Load) -> float:
+        """One layer's: decodes over their mean length, one chunk over its own."""
         total = 0.0
         if load.decodes:
-            one = self._attn_amounts(Extent(1, max(1, load.decode_kv // load.decodes)))
+            one = self._attn_amounts(task, Extent(1, max(1, load.decode_kv // load.decodes)))
             many = {roof: amount * load.decodes for roof, amount in one.items()}
             total += self._cpu_seconds(Op.ATTN, many, load.decodes)
         if load.chunk_rows:
@@ -162,14 +176,14 @@ class SweepTimes:
             # several prompts share a chunk: each attends to its own tokens only
             rows = min(load.chunk_rows, max(1, load.chunk_kv))
             parts = load.chunk_rows / rows
-            amounts = self._attn_amounts(Extent(rows, kv if parts == 1 else load.chunk_kv))
+            amounts = self._attn_amounts(task, Extent(rows, kv if parts == 1 else load.chunk_kv))
             scaled = {roof: amount * parts for roof, amount in amounts.items()}
             total += self._cpu_seconds(Op.ATTN, scaled, load.chunk_rows)
-        return total * self.model.layers
+        return total
 
-    def _attn_amounts(self, extent: Extent) -> Mapping[str, float]:
+    def _attn_amounts(self, task: Task, extent: Extent) -> Mapping[str, float]:
         others = ((),) * (self.policy.micro_batches - 1)
-        return self._work.work(self._attn, Binding(((extent,), *others))).amounts
+        return self._work.work(task, Binding(((extent,), *others))).amounts
 
     def _binding(self, rows: int, samples: int) -> Binding:
         """Rows in as few micro-batches as the batcher uses, as evenly."""
@@ -187,18 +201,6 @@ class SweepTimes:
 
     def _seconds_on(self, roof: str, amount: float) -> float:
         return amount / rate_of(self.hardware, roof)
-
-
-def _alike(tasks: list[Task], pages: tuple[Page, ...]) -> list[tuple[Task, int]]:
-    """Tasks that cost the same whatever the load, counted once: (one of them, how many)."""
-    bytes_of = {page.id: page.bytes for page in pages}
-    groups: dict[tuple[object, ...], tuple[Task, int]] = {}
-    for task in tasks:
-        size = None if task.page is None else bytes_of[task.page]
-        key = (task.op, task.mb, size, task.expert is None)
-        first, count = groups.get(key, (task, 0))
-        groups[key] = (first, count + 1)
-    return list(groups.values())
 
 
 def _between(at: Callable[[int], float], value: int) -> float:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from headrace.planner.played import first_layers, steady_seconds
-from headrace.planner.sweeps import Load
+from headrace.planner.host_sketch import HostSketch
+from headrace.planner.sweeps import Load, SweepTimes
+from headrace.schedule.tally import Kinds
 from headrace.specs.hardware import Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page
 from headrace.specs.policy import Policy
+
+_CLEARLY = 0.98
 
 
 def on_demand_rows(
@@ -18,6 +21,7 @@ def on_demand_rows(
     policy: Policy,
     hardware: Hardware,
     kv: int = 256,
+    kinds: Kinds | None = None,
 ) -> int:
     """The most rows of a sweep for which ``on_demand`` is faster than ``stream``; 0 if it never
     is. Both are played on the virtual machine with decodes over ``kv`` tokens each, at doubling
@@ -27,12 +31,16 @@ def on_demand_rows(
     if not streamed or not model.is_moe or model.top_k == model.experts:
         return 0
 
-    def faster(rows: int) -> bool:
-        demand, stream = (
-            _seconds(model, pages, replace(policy, schedule=name), hardware, rows, kv)
-            for name in ("on_demand", "stream")
-        )
-        return demand < 0.98 * stream  # a tie goes to the one that does not guess
+    kinds = kinds or Kinds(model, pages)
+    demand, stream = (
+        _Played(kinds, replace(policy, schedule=name), hardware, kv)
+        for name in ("on_demand", "stream")
+    )
+
+    def faster(rows: int) -> bool:  # a tie goes to the one that does not guess
+        if demand.read_seconds(rows) >= _CLEARLY * stream.read_seconds(rows):
+            return False
+        return demand.seconds(rows) < _CLEARLY * stream.seconds(rows)
 
     low, high = 0, 1
     while high <= policy.max_rows and faster(high):
@@ -44,14 +52,20 @@ def on_demand_rows(
     return low
 
 
-def _seconds(
-    model: ModelSpec,
-    pages: tuple[Page, ...],
-    policy: Policy,
-    hardware: Hardware,
-    rows: int,
-    kv: int,
-) -> float:
-    """Layers are alike: a few of them tell."""
-    shorter = first_layers(min(model.layers, 4), model, pages, policy)
-    return steady_seconds(*shorter, hardware, Load(rows, rows * kv, samples=rows))
+class _Played:
+    """Steady sweeps of decodes over ``kv`` tokens each under one policy."""
+
+    def __init__(self, kinds: Kinds, policy: Policy, hardware: Hardware, kv: int) -> None:
+        self._kv = kv
+        self._sketch = HostSketch(kinds, policy, hardware)
+        self._times = SweepTimes(kinds.model, kinds.pages, policy, hardware, kinds=kinds)
+
+    def seconds(self, rows: int) -> float:
+        return self._sketch.play(self._load(rows))
+
+    def read_seconds(self, rows: int) -> float:
+        """Of the disk: no fewer, and nothing is gained by deciding late what to read."""
+        return self._times.lanes(self._load(rows)).disk
+
+    def _load(self, rows: int) -> Load:
+        return Load(rows, rows * self._kv, samples=rows)

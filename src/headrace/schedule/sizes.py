@@ -41,16 +41,28 @@ def buffer_sizes(
             bytes_of[at.home[page.id]] = held
     for slot in range(policy.ring_slots if at.streamed else 0):
         bytes_of[Buffer("slot", slot)] = policy.slot_bytes
-    bytes_of |= _activations(model, pages, policy)
-    if at.rows_from_disk:
+    sizes = {buffer: Size("host", aligned(count)) for buffer, count in bytes_of.items()}
+    cut = any(page.role is Role.EXPERT_UP for page in pages)
+    beside = activation_sizes(model, policy, cut=cut, rows=at.rows_from_disk)
+    return sizes | beside | state_sizes()
+
+
+def activation_sizes(
+    model: ModelSpec, policy: Policy, *, cut: bool, rows: bool
+) -> dict[Buffer, Size]:
+    """All buffers but those of weights. ``cut``: experts are cut into pages; ``rows``: embedding
+    rows are read by row."""
+    bytes_of = _activations(model, policy)
+    if cut:
+        bytes_of[Buffer("inter")] = policy.max_rows * model.widest * _F32  # [N, W]
+    if rows:
         item = ITEM_BYTES[model.weight_dtype]
         bytes_of[Buffer("rows")] = policy.max_rows * model.hidden * item  # [N, D]
-    sizes = {buffer: Size("host", aligned(count)) for buffer, count in bytes_of.items()}
-    return sizes | state_sizes()
+    return {buffer: Size("host", aligned(count)) for buffer, count in bytes_of.items()}
 
 
-def _activations(model: ModelSpec, pages: tuple[Page, ...], policy: Policy) -> dict[Buffer, int]:
-    N, S, mu = policy.max_rows, policy.max_seqs, policy.mu
+def _activations(model: ModelSpec, policy: Policy) -> dict[Buffer, int]:
+    S, mu = policy.max_seqs, policy.mu
     bytes_of = {
         Buffer("q"): mu * model.q_size * _F32,  # [mu, H d]
         Buffer("attended"): mu * model.attended_size * _F32,  # [mu, H d]
@@ -66,6 +78,4 @@ def _activations(model: ModelSpec, pages: tuple[Page, ...], policy: Policy) -> d
     tokens = policy.kv_blocks * policy.kv_block
     for layer in range(model.layers):  # [2, blocks, block, KV, d], and scales without d
         bytes_of[Buffer("kv", layer)] = tokens * model.kv_layer_bytes(policy.kv_dtype)
-    if any(page.role is Role.EXPERT_UP for page in pages):
-        bytes_of[Buffer("inter")] = N * model.widest * _F32  # [N, W]
     return bytes_of

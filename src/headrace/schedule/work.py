@@ -15,7 +15,8 @@ expanding the cached vectors first.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import NamedTuple
 
 from headrace.schedule.binding import Binding
@@ -50,27 +51,8 @@ class WorkModel:
         self.model = model
         self.policy = policy
         self._correlation = correlation
-        self._pages = {page.id: page for page in pages}
-        self._matrices = {  # elements that rows are multiplied with
-            page.id: sum(s.elements for s in page.slices if s.columns) for page in pages
-        }
-        self._stored = {  # and their bytes
-            page.id: sum(s.nbytes for s in page.slices if s.columns) for page in pages
-        }
-        self._projections = {  # bytes of a weight of attention, by layer
-            page.layer: _mean_bytes(page) for page in pages if page.role is Role.LAYER
-        }
-        self._experts = {
-            layer: [p for p in pages if p.layer == layer and p.expert is not None]
-            for layer in range(model.layers)
-        }
+        self._all_pages = pages
         self._item = ITEM_BYTES[model.weight_dtype]
-        table = [
-            p
-            for p in pages
-            if p.role is Role.EMBED or (p.role is Role.HEAD and model.tied_embeddings)
-        ]
-        self._table_on_disk = any(p.id in policy.on_disk for p in table)
         self._moves = Moves(model, policy)
         self._formulas: dict[Op, Callable[[Task, Binding], Work]] = {
             Op.BIND: self._bind,
@@ -128,6 +110,37 @@ class WorkModel:
                 for roof, seconds in alone.items():
                     busy[roof] = busy.get(roof, 0.0) + seconds
         return max(busy.values(), default=0.0)
+
+    # -- of the pages, when first asked for ----------------------------------------------
+
+    @cached_property
+    def _pages(self) -> Mapping[int, Page]:
+        return {page.id: page for page in self._all_pages}
+
+    @cached_property
+    def _projections(self) -> Mapping[int | None, float]:
+        """Bytes of a weight of attention, by layer."""
+        return {p.layer: _mean_bytes(p) for p in self._all_pages if p.role is Role.LAYER}
+
+    @cached_property
+    def _experts(self) -> Mapping[int, tuple[_Same, ...]]:
+        """Expert pages of each layer, those that cost the same together."""
+        found: dict[int, dict[tuple[object, ...], list[Page]]] = {}
+        for page in self._all_pages:
+            if page.layer is not None and page.expert is not None:
+                by_all = self.model.visited_by_all(page.layer, page.expert)
+                of_layer = found.setdefault(page.layer, {})
+                of_layer.setdefault((page.role, page.bytes, by_all), []).append(page)
+        return {
+            layer: tuple(_Same(tuple(s), frozenset(p.id for p in s)) for s in of_layer.values())
+            for layer, of_layer in found.items()
+        }
+
+    @cached_property
+    def _table_on_disk(self) -> bool:
+        role = Role.HEAD if self.model.tied_embeddings else Role.EMBED
+        on_disk = self.policy.on_disk
+        return bool(on_disk) and any(p.role is role and p.id in on_disk for p in self._all_pages)
 
     # -- pages and rows ------------------------------------------------------------------
 
@@ -218,17 +231,31 @@ class WorkModel:
 
     def _moe(self, task: Task, binding: Binding) -> Work:
         on, layer = _processor(task), task.layer or 0
-        beside, theirs = self.policy.cpu_experts, on is _ON_CPU
-        pages = self._experts[layer]
-        if beside:  # experts are divided between processor and device
-            pages = [page for page in pages if (page.id in beside) == theirs]
-        parts = [self._expert_page(on, binding, p, task.mb) for p in pages]
-        totals = {
-            roof: sum(part.amounts.get(roof, 0.0) for part in parts)
-            for roof in (on.flops, on.memory)
-        }
+        totals = {on.flops: 0.0, on.memory: 0.0}
+        for same in self._experts[layer]:
+            for page, count in self._shares(same, layer, on, binding):
+                part = self._expert_page(on, binding, page, task.mb)
+                for roof in totals:
+                    totals[roof] += count * part.amounts.get(roof, 0.0)
         rows = binding.rows if task.mb is None else binding.mb_rows(task.mb)
         return Work(totals, rows * self.model.visits_in(layer) / self.model.experts_in(layer))
+
+    def _shares(
+        self, same: _Same, layer: int, on: _Processor, binding: Binding
+    ) -> Iterable[tuple[Page, int]]:
+        """Pages whose work stands for that of (how many) others; each for itself once rows per
+        expert are known. Beside a device, experts are divided between it and the processor."""
+        beside = self.policy.cpu_experts
+        theirs = on is _ON_CPU
+        if layer in binding.routed:
+            pages = same.pages
+            if beside:
+                pages = tuple(page for page in pages if (page.id in beside) == theirs)
+            return [(page, 1) for page in pages]
+        count = len(same.ids)
+        if beside:
+            count = len(same.ids & beside if theirs else same.ids - beside)
+        return [(same.pages[0], count)] if count else []
 
     def _combine(self, task: Task, binding: Binding) -> Work:
         m, on = _mb_rows(task, binding), _processor(task)
@@ -244,8 +271,8 @@ class WorkModel:
         r = binding.expert_rows(self.model, page.layer or 0, page.expert or 0)
         if mb is not None:
             r *= binding.mb_rows(mb) / max(1, binding.rows)
-        matrices = self._matrices[page.id]
-        weights = self._stored[page.id] * self._chance(binding, page, mb)
+        matrices = page.matrix_elements
+        weights = page.matrix_bytes * self._chance(binding, page, mb)
         activations = r * 3 * self.model.hidden * on.item
         return Work({on.flops: 2 * r * matrices, on.memory: weights + activations}, r)
 
@@ -267,11 +294,11 @@ class WorkModel:
         return Work({on.memory: 2 * s * self.model.hidden * on.item}, s)
 
     def _logits(self, task: Task, binding: Binding) -> Work:
-        on, page = _processor(task), task.page or 0
-        elements = self._matrices[page]
+        on, page = _processor(task), self._page(task)
+        elements = page.matrix_elements
         columns = elements / self.model.hidden
         row_bytes = (self.model.hidden + columns) * on.item
-        return _matmul(on, sum(binding.samples), elements, self._stored[page], row_bytes)
+        return _matmul(on, sum(binding.samples), elements, page.matrix_bytes, row_bytes)
 
     # -- host work -----------------------------------------------------------------------
 
@@ -295,6 +322,13 @@ class WorkModel:
     def _page(self, task: Task) -> Page:
         assert task.page is not None, f"{task.label} has no page"
         return self._pages[task.page]
+
+
+class _Same(NamedTuple):
+    """Expert pages of a layer that cost the same for as many rows."""
+
+    pages: tuple[Page, ...]
+    ids: frozenset[int]
 
 
 class _Processor(NamedTuple):

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, cached_property
 from typing import NamedTuple
 
 from headrace.specs.forms import Form, Forms
@@ -68,6 +68,16 @@ class Page:
     layer: int | None = None
     expert: int | None = None
     part: int = 0
+
+    @cached_property
+    def matrix_elements(self) -> int:
+        """Weights that rows are multiplied with."""
+        return sum(s.elements for s in self.slices if s.columns)
+
+    @cached_property
+    def matrix_bytes(self) -> int:
+        """Their bytes as stored."""
+        return sum(s.nbytes for s in self.slices if s.columns)
 
     @property
     def label(self) -> str:

@@ -1,0 +1,248 @@
+"""Make a policy beside an accelerator fit every tier, weights divided as ``device_split`` says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from headrace.planner.candidates import Situation, kv_blocks
+from headrace.planner.costs import SweepCosts, Totals
+from headrace.planner.device_census import Divisible, Shares
+from headrace.planner.device_kinds import kinds_of
+from headrace.planner.device_map import Budgets, device_map, parts_of
+from headrace.planner.device_split import Split, Terms, best_split
+from headrace.planner.estimate import about
+from headrace.planner.job_estimate import Course, JobShape, course_of
+from headrace.planner.memory_map import MemoryMap, arena_bytes
+from headrace.planner.sketch import Kind as TaskKind
+from headrace.planner.sweeps import Load
+from headrace.schedule.lanes import CPU, GPU
+from headrace.schedule.tally import Kind
+from headrace.schedule.task import Op
+from headrace.specs.hardware import DRAM
+from headrace.specs.policy import Policy
+from headrace.specs.scratch import READ_SLACK
+
+_UPLOADS = (Op.UPLOAD_PAGE,)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a search enumerates: schedule, sequences, rows of a sweep, micro-batches, prompt rows'
+    limit (``compute_rows``), the share of KV on the device, and whether experts may be split."""
+
+    schedule: str
+    seqs: int
+    rows: int
+    parts: int
+    compute_rows: int = 1 << 30
+    kv_on_device: float = 0.0
+    held: bool = True  # experts may be resident, as many as fit
+    beside: bool = False  # experts may be the processor's
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A choice that fits, and about how long the job takes."""
+
+    choice: Choice
+    policy: Policy  # without its pages
+    split: Split
+    course: Course
+    seconds: float
+
+
+class Fitter:
+    """Fits choices for one situation. Costs about two milliseconds each."""
+
+    def __init__(self, at: Situation) -> None:
+        self.at = at
+        self.divisible = Divisible(at.kinds)
+        capacity = at.hardware.capacity
+        device = capacity.get("device", 0) if at.device_bytes is None else at.device_bytes
+        self.budgets = Budgets(device, at.budget_bytes, capacity.get("pinned"), at.disk_bytes)
+        self.job = JobShape.of(at.workload, at.decode_kv)
+
+    def fit(self, choice: Choice) -> Fit | None:
+        """``choice`` with the best split of experts; None if it cannot fit."""
+        policy = self.skeleton(choice)
+        course = course_of(self.job, policy)
+        terms = self._terms(choice, policy, course.typical)
+        if terms is None:
+            return None
+        split = self._split(choice, terms)
+        if split is None or not self._fits_disk(split):
+            return None
+        seconds = course.seconds(lambda load: self.sweep_seconds(policy, split, load))
+        return Fit(choice, policy, split, course, seconds)
+
+    def sweep_seconds(self, policy: Policy, split: Split, load: Load) -> float:
+        """About a steady sweep of ``load``."""
+        return about(policy, self.at.model.layers, self._totals(policy, split, load))
+
+    def lanes(self, policy: Policy, split: Split, load: Load) -> dict[str, float]:
+        """Busy seconds of each lane in a sweep of ``load``."""
+        busy: dict[str, float] = {}
+        for kind, total in self._totals(policy, split, load).items():
+            busy[kind.lane] = busy.get(kind.lane, 0.0) + total.alone
+        return busy
+
+    def skeleton(self, choice: Choice) -> Policy:
+        """The policy of ``choice`` before pages are placed."""
+        fixed = self.at.overrides
+        return Policy(
+            choice.schedule,
+            max_rows=choice.rows,
+            max_seqs=choice.seqs,
+            micro_batches=choice.parts,
+            chunk=fixed.chunk,
+            compute_rows=min(choice.compute_rows, choice.rows),
+            resident=frozenset(),
+            ring_slots=0 if choice.schedule == "resident" else 1,
+            slot_bytes=self._slot_bytes,
+            disk_lanes=fixed.disk_lanes or self._disk_lanes,
+            kv_blocks=kv_blocks(self.at, choice.seqs),
+            kv_block=fixed.kv_block,
+            kv_dtype=fixed.kv_dtype,
+            threads=fixed.threads,
+            kernels=fixed.kernels,
+            activations=fixed.activations,
+            compute="device",
+            kv_on_device=choice.kv_on_device,
+        )
+
+    # -- costs -------------------------------------------------------------------------------
+
+    def _totals(self, policy: Policy, shares: Split | Shares, load: Load) -> Totals:
+        census = self.divisible.census(Shares(shares.resident, shares.cpu, shares.disk))
+        kinds = kinds_of(policy, rows_read=True, cpu=shares.cpu > 0, disk=shares.disk > 0)
+        return SweepCosts(census, policy, self.at.hardware).of(load, kinds)
+
+    def _terms(self, choice: Choice, policy: Policy, load: Load) -> Terms | None:
+        """The split's program; None if the rest alone does not fit."""
+        device, host = self.rooms(policy)
+        if device < 0 or host < 0:
+            return None
+        streaming = self._totals(policy, Shares(), load)
+        beside = self._totals(policy, Shares(cpu=1.0), load) if choice.beside else {}
+        return Terms(
+            weights=self.weights,
+            ring=self._ring,
+            device_room=device if choice.held or choice.schedule == "resident" else min(device, self._bare),
+            host_room=host,
+            link=_busy(streaming, "link", moved=False),
+            whole_link=_busy(streaming, "link", moved=True),
+            cpu=_busy(streaming, CPU),
+            whole_cpu=max(0.0, _busy(beside, CPU) - _busy(streaming, CPU)),
+            gpu=_busy(streaming, GPU),
+            whole_disk=self._disk_seconds,
+            dram=_roof(streaming, DRAM, moved=False),
+            whole_dram_streamed=_roof(streaming, DRAM, moved=True),
+            whole_dram_cpu=max(0.0, _roof(beside, DRAM, False) - _roof(streaming, DRAM, False)),
+        )
+
+    @property
+    def _bare(self) -> float:
+        """Room for the ring only."""
+        return self._ring * self.weights
+
+    @cached_property
+    def _disk_seconds(self) -> float:
+        """Of reading all experts."""
+        share = self.at.hardware.efficiency_of(Op.READ_PAGE.value, 1)
+        lanes = (self.at.overrides.disk_lanes or self._disk_lanes) * self.at.hardware.lane_rate
+        rate = min(self.at.hardware.roofs.get("disk", 0.0), lanes) * share
+        return sum(k.total_bytes for k in self.divisible.experts) / rate if rate else math.inf
+
+    @cached_property
+    def _disk_lanes(self) -> int:
+        rate = self.at.hardware.lane_rate
+        lanes = math.ceil(self.at.hardware.roofs.get("disk", 0.0) / rate) if rate else 1
+        return max(1, min(4, lanes))
+
+    # -- bytes -------------------------------------------------------------------------------
+
+    @cached_property
+    def weights(self) -> int:
+        """Bytes of divisible experts, as an arena takes them."""
+        return _arena(self.divisible.experts)
+
+    @cached_property
+    def _slot_bytes(self) -> int:
+        return max(kind.page.bytes for kind in self.divisible.experts)
+
+    @cached_property
+    def _ring(self) -> float:
+        """Share of streamed bytes that the ring takes: two layers' pages in the largest slots."""
+        layers = sum(1 for sets in self.at.kinds.experts_of.values() if self._divides(sets))
+        pages = sum(len(kind.ids) for kind in self.divisible.experts)
+        return 2.0 / layers * arena_bytes(self._slot_bytes) * pages / self.weights
+
+    def _divides(self, sets: Iterable[frozenset[int]]) -> bool:
+        ids = self.experts_ids
+        return any(found & ids for found in sets)
+
+    @cached_property
+    def experts_ids(self) -> frozenset[int]:
+        """Ids of divisible pages."""
+        return frozenset().union(*(kind.ids for kind in self.divisible.experts))
+
+    @cached_property
+    def others_ids(self) -> frozenset[int]:
+        """Ids of pages that always stay."""
+        return frozenset().union(*(kind.ids for kind in self.divisible.others))
+
+    def rooms(self, policy: Policy) -> tuple[float, float]:
+        """Bytes of device and host memory left for experts under ``policy``."""
+        parts = parts_of(self.at.kinds, policy)
+        device = self.budgets.device - sum(parts["device"].values()) - _arena(self.divisible.others)
+        table = _arena(self.at.kinds.table)
+        used = sum(parts["host"].values()) + sum(parts["pinned"].values())
+        return float(device), float(self.budgets.host - used - table)
+
+    def _fits_disk(self, split: Split) -> bool:
+        whole = sum(kind.total_bytes for kind in self.divisible.experts)
+        return self.budgets.disk is None or split.disk * whole <= self.budgets.disk
+
+    def _split(self, choice: Choice, terms: Terms) -> Split | None:
+        if choice.schedule == "resident":
+            fits = terms.device_room >= terms.weights
+            return Split(1.0, 0.0, 0.0, terms.gpu) if fits else None
+        staging = self.stage_slots * arena_bytes(self._slot_bytes + READ_SLACK)
+        if terms.host_room < terms.weights:  # some may come from disk, through pinned slots
+            terms = replace(terms, host_room=terms.host_room - staging)
+        if terms.host_room < 0:
+            return None
+        return best_split(terms, 1.0 if choice.beside else 0.0)
+
+    @property
+    def stage_slots(self) -> int:
+        """Pinned slots on the way from disk to device."""
+        return 2 * (self.at.overrides.disk_lanes or self._disk_lanes) + 2
+
+    def map_of(self, policy: Policy) -> MemoryMap:
+        """What ``policy`` takes of each tier."""
+        return device_map(self.at.kinds, policy, self.budgets)
+
+
+def _arena(kinds: Iterable[Kind]) -> int:
+    return sum(arena_bytes(kind.page.bytes) * len(kind.ids) for kind in kinds)
+
+
+def _busy(totals: Mapping[TaskKind, object], lane: str, moved: bool | None = None) -> float:
+    """Busy seconds of a lane; with ``moved``, of weights only or of all else."""
+    return sum(
+        total.alone  # type: ignore[attr-defined]
+        for kind, total in totals.items()
+        if kind.lane == lane and moved in (None, kind.op in _UPLOADS)
+    )
+
+
+def _roof(totals: Mapping[TaskKind, object], roof: str, moved: bool) -> float:
+    return sum(
+        total.roofs.get(roof, 0.0)  # type: ignore[attr-defined]
+        for kind, total in totals.items()
+        if moved == (kind.op in _UPLOADS)
+    )

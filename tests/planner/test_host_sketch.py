@@ -1,0 +1,91 @@
+"""A sweep played in small takes as long as the whole list, whatever the policy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from headrace.planner.candidates import Situation, fitted
+from headrace.planner.host_sketch import HostSketch
+from headrace.planner.memory_map import memory_map
+from headrace.planner.played import steady_seconds
+from headrace.planner.sweeps import Load
+from headrace.planner.thinning import Drawn, part_of, rest_seconds, sample
+from headrace.schedule.tally import Kinds
+from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Hardware
+from headrace.specs.model import ModelSpec, SharedExpert
+from headrace.specs.pages import page_layout
+from headrace.specs.workload import Workload
+
+DEEP = ModelSpec(
+    "mixtral", layers=14, hidden=256, heads=4, kv_heads=2, head_dim=64, ffn_width=512, vocab=1000,
+    experts=16, top_k=2,
+)  # fmt: skip
+DENSE_FIRST = replace(
+    DEEP,
+    dense_layers=3,
+    dense_width=2048,
+    shared=SharedExpert(512),
+    experts=8,
+    tied_embeddings=True,
+)
+JOB = Workload.uniform(200, 40, 24)
+
+
+def machine(disk: float) -> Hardware:
+    roofs = {CPU_FLOPS: 10e9, DRAM: 10e9, DISK: disk, HOST: 1.0}
+    return Hardware("toy", roofs, lane_rate=0.7 * disk, task_seconds=1e-7, row_seconds=1e-7)
+
+
+@pytest.mark.parametrize(("model", "error"), [(DEEP, 0.06), (DENSE_FIRST, 0.1)])
+@pytest.mark.parametrize("schedule", ["stream", "one_by_one", "on_demand"])
+@pytest.mark.parametrize("disk", [0.2e9, 2e9])
+@pytest.mark.parametrize("seqs", [2, 64])
+def test_a_sketch_takes_as_long_as_the_sweep(model, error, schedule, disk, seqs):
+    pages = page_layout(model)
+    budget = 100_000_000
+    at = Situation(model, pages, None, machine(disk), JOB, budget)
+    policy = fitted(at, seqs)
+    assert policy is not None
+    assert policy.slot_bytes
+    policy = replace(policy, schedule=schedule)
+    load = Load(seqs, seqs * 50, 32, 40, seqs)
+    whole = steady_seconds(model, pages, policy, machine(disk), load)
+    small = HostSketch(at.kinds, policy, machine(disk)).play(load)
+    assert small == pytest.approx(whole, rel=error)
+
+
+@pytest.mark.parametrize("budget", [40_000_000, 60_000_000, 100_000_000, 10**9])
+def test_weights_counted_by_kind_take_what_the_memory_map_says(budget):
+    pages = page_layout(DENSE_FIRST)
+    at = Situation(DENSE_FIRST, pages, None, machine(1e9), JOB, budget)
+    for seqs in (1, 10, 100):
+        policy = fitted(at, seqs)
+        if policy is not None:
+            assert at.map_of(policy) == memory_map(DENSE_FIRST, pages, policy, None, budget)
+            assert at.kinds.all == Kinds(DENSE_FIRST, pages).all
+
+
+def test_a_part_of_a_job_has_its_mean_lengths():
+    prompts = tuple(1 + i * 37 % 500 for i in range(2000))
+    limits = tuple(1 + i * 91 % 300 for i in range(2000))
+    job = Workload.guessed(prompts, limits)
+    part = sample(job, 300)
+    assert part.gen_tokens / 300 == pytest.approx(job.gen_tokens / 2000, rel=0.01)
+    assert part.prompt_tokens / 300 == pytest.approx(job.prompt_tokens / 2000, rel=0.05)
+    assert part_of(job, 4, 10_000).requests < 2000
+
+
+def test_the_rest_of_a_job_goes_on_as_its_middle():
+    steady = [Drawn(10 * i, 2.0 * i) for i in range(1, 101)]
+    assert rest_seconds(steady, 500) == pytest.approx(100.0)
+    slow_ends = [Drawn(0, 50.0), *(Drawn(p.tokens, p.seconds + 50.0) for p in steady)]
+    assert rest_seconds(slow_ends, 500) == pytest.approx(100.0)
+    assert rest_seconds(steady, 0) == 0.0
+
+
+def test_a_short_job_is_played_whole():
+    short, few = Workload.uniform(1000, 10, 10), Workload.uniform(100, 10, 1000)
+    assert part_of(short, 4, 10_000) is short
+    assert part_of(few, 16, 10_000) is few
