@@ -63,6 +63,8 @@ def tiers_table(plan: Plan) -> Table:
     table = Table("tier", "part", "size", box=None, padding=(0, 2, 0, 0))
     table.columns[2].justify = "right"
     for tier, use in plan.memory.tiers.items():
+        if not use.planned_bytes and not use.capacity_bytes:
+            continue
         for part, size in use.parts.items():
             if size:
                 table.add_row(tier, part, format_bytes(size))

@@ -130,7 +130,9 @@ class Fitter:
         return Terms(
             weights=self.weights,
             ring=self._ring,
-            device_room=device if choice.held or choice.schedule == "resident" else min(device, self._bare),
+            device_room=device
+            if choice.held or choice.schedule == "resident"
+            else min(device, self._bare),
             host_room=host,
             link=_busy(streaming, "link", moved=False),
             whole_link=_busy(streaming, "link", moved=True),

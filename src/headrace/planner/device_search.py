@@ -4,7 +4,7 @@ few are played."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from headrace.planner.device_fit import Choice, Fit, Fitter
 from headrace.planner.device_pages import placed
@@ -166,7 +166,9 @@ class DeviceSearch:
         few, more = fit.choice.rows, fit.choice.rows + 4096
         prompt = round(self.fitter.job.prompt)
         decodes = Load(fit.choice.seqs, fit.choice.seqs * self.fitter.job.decode_kv)
-        loads = [decodes._replace(chunk_rows=n - fit.choice.seqs, chunk_kv=prompt) for n in (few, more)]
+        loads = [
+            decodes._replace(chunk_rows=n - fit.choice.seqs, chunk_kv=prompt) for n in (few, more)
+        ]
         alone = fit.split._replace(cpu=0.0)  # n_real is where the device's own work balances
         low, high = (self.fitter.lanes(fit.policy, alone, load) for load in loads)
         crossings = []
@@ -175,7 +177,9 @@ class DeviceSearch:
             closing = (high.get(lane, 0.0) - low.get(lane, 0.0)) - (high["link"] - low["link"])
             if closing > 0:
                 crossings.append(few + gap / closing * (more - few))
-        return max(fit.choice.seqs + self._chunk, min(MOST_ROWS, round(min(crossings, default=MOST_ROWS))))
+        return max(
+            fit.choice.seqs + self._chunk, min(MOST_ROWS, round(min(crossings, default=MOST_ROWS)))
+        )
 
 
 def _seconds(fit: Fit) -> float:

@@ -144,9 +144,7 @@ class _DeviceSearch:
         if not ranked:
             return None
         least = min(fits[0].seconds for fits in ranked)
-        close = [
-            fit for fits in ranked for fit in fits[:_PLAYED] if fit.seconds <= _CLOSE * least
-        ]
+        close = [fit for fits in ranked for fit in fits[:_PLAYED] if fit.seconds <= _CLOSE * least]
         played = self.search.played(close, _STEPS)
         found = [(seconds, policy) for seconds, _, policy in played]
         if not found:  # rounding to pages spoiled the best: others may do

@@ -158,9 +158,7 @@ def predict(
     return with_interval(best, hardware, ends)
 
 
-def with_interval(
-    found: Prediction, hardware: Hardware, ends: Sequence[float] = ()
-) -> Prediction:
+def with_interval(found: Prediction, hardware: Hardware, ends: Sequence[float] = ()) -> Prediction:
     """``found`` with its interval: the model's own error on ``hardware`` around it, and around
     the seconds of ``ends``, jobs of other lengths."""
     error = _MODEL_ERROR * (1 if hardware.measured else 2)
@@ -290,9 +288,7 @@ class _Job:
         ends = self.ends
         finished = {s.id for s in drawn if len(s.generated) + 1 >= ends[s.id]}
         self.batcher.commit_choice(choice, dict.fromkeys([s.id for s in drawn], 0), finished)
-        self.progress.append(
-            Drawn(self.batcher.counters.sampled_tokens, self.ledger.seconds)
-        )
+        self.progress.append(Drawn(self.batcher.counters.sampled_tokens, self.ledger.seconds))
 
     def rest_seconds(self, workload: Workload) -> float:
         """Of what was not played of ``workload``."""

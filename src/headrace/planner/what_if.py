@@ -95,7 +95,9 @@ def changes(at: Situation) -> Iterator[Change]:
         )
     for name, hardware in _accelerators(at.hardware):
         yield Change(
-            f"a {name.upper()}", replace(at, hardware=hardware, device_bytes=None), buy=True
+            f"accelerator {name.upper()}",
+            replace(at, hardware=hardware, device_bytes=None),
+            buy=True,
         )
     for bits, dtype in ((8, "i8"), (4, "u4")):
         model = quantised(at.model, dtype)
