@@ -86,6 +86,7 @@ def make_app() -> typer.Typer:
     benches.command("schedules", cls=Command)(bench.schedules)
     benches.command("kernels", cls=Command)(bench.kernels)
     benches.command("peers", cls=Command)(bench.peers)
+    benches.command("prediction", cls=Command)(bench.prediction)
     app.add_typer(benches, name="bench")
     return app
 

@@ -238,7 +238,7 @@ class LLM:
         """An empty record of a run under the current plan."""
         policy = self.current_plan.policy
         work = WorkModel(self.loaded.model, self.loaded.pages, policy)
-        return Record(self.loaded.table, work, keep_traces)
+        return Record(self.loaded.table, work, keep_traces, hardware=self._hardware)
 
     @property
     def current_plan(self) -> Plan:

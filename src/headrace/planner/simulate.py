@@ -6,6 +6,7 @@ of rows, places and KV blocks. Sweeps then number the same, each standing for a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -92,17 +93,25 @@ def predict(
         demand = times_of(replace(policy, schedule="on_demand"))
         times = FewRows(times_of(replace(policy, schedule="stream")), demand, on_demand_rows)
     best = simulate(times, workload)
-    error = _MODEL_ERROR * (1 if hardware.measured else 2)
-    busy = min(hardware.noise, 1.0)  # other programs can only make the job longer
-    low, high = best.seconds * (1 - error), best.seconds * (1 + error + busy)
+    below, above = _error(hardware)
+    low, high = best.seconds * below, best.seconds * above
     if workload.assumed:
         ends = [
             simulate(times, _scaled(workload, scale), STEPS // 8).seconds
             for scale in (_SHORTEST, _LONGEST)
         ]
-        low = min(low, *(end * (1 - error) for end in ends))
-        high = max(high, *(end * (1 + error + busy) for end in ends))
+        low = min(low, *(end * below for end in ends))
+        high = max(high, *(end * above for end in ends))
     return replace(best, low=low, high=high)
+
+
+def _error(hardware: Hardware) -> tuple[float, float]:
+    """The ends of the interval over the prediction, lengths known: what runs on this machine
+    showed; without any, a rule of thumb, upwards by as much as timings varied."""
+    if hardware.error is not None:
+        return math.exp(-hardware.error), math.exp(hardware.error)
+    error = _MODEL_ERROR * (1 if hardware.measured else 2)
+    return 1 - error, 1 + error + min(hardware.noise, 1.0)
 
 
 @dataclass(frozen=True)

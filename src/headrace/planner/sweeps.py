@@ -18,7 +18,7 @@ from headrace.schedule.binding import Binding, Extent
 from headrace.schedule.generate import generate
 from headrace.schedule.task import Op, Task
 from headrace.schedule.work import WorkModel
-from headrace.schedule.work_vector import rate_of
+from headrace.schedule.work_vector import Work, rate_of
 from headrace.specs.hardware import DISK, DRAM, Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page
@@ -154,22 +154,22 @@ class SweepTimes:
         """All layers' attention: decodes over their mean length, one chunk over its own."""
         total = 0.0
         if load.decodes:
-            one = self._attn_amounts(Extent(1, max(1, load.decode_kv // load.decodes)))
+            one, shared = self._attn_work(Extent(1, max(1, load.decode_kv // load.decodes)))
             many = {roof: amount * load.decodes for roof, amount in one.items()}
-            total += self._cpu_seconds(Op.ATTN, many, load.decodes)
+            total += self._cpu_seconds(Op.ATTN, many, shared)
         if load.chunk_rows:
             kv = max(load.chunk_rows, load.chunk_kv)
             # several prompts share a chunk: each attends to its own tokens only
             rows = min(load.chunk_rows, max(1, load.chunk_kv))
             parts = load.chunk_rows / rows
-            amounts = self._attn_amounts(Extent(rows, kv if parts == 1 else load.chunk_kv))
-            scaled = {roof: amount * parts for roof, amount in amounts.items()}
-            total += self._cpu_seconds(Op.ATTN, scaled, load.chunk_rows)
+            one, shared = self._attn_work(Extent(rows, kv if parts == 1 else load.chunk_kv))
+            scaled = {roof: amount * parts for roof, amount in one.items()}
+            total += self._cpu_seconds(Op.ATTN, scaled, shared)
         return total * self.model.layers
 
-    def _attn_amounts(self, extent: Extent) -> Mapping[str, float]:
+    def _attn_work(self, extent: Extent) -> Work:
         others = ((),) * (self.policy.micro_batches - 1)
-        return self._work.work(self._attn, Binding(((extent,), *others))).amounts
+        return self._work.work(self._attn, Binding(((extent,), *others)))
 
     def _binding(self, rows: int, samples: int) -> Binding:
         """Rows in as few micro-batches as the batcher uses, as evenly."""
