@@ -148,7 +148,7 @@ def test_a_simulated_job_makes_exactly_the_sweeps_of_the_batcher(lengths, seqs):
         batch = batcher.next_batch()
         batcher.commit(batch, dict.fromkeys(batch.sampled, 0))
     assert got.sweeps == batcher.counters.sweeps
-    assert got.seconds >= max(got.lanes.values()) > 0
+    assert got.seconds * (1 + 1e-9) >= max(got.lanes.values()) > 0
     assert (got.prompt_tokens, got.gen_tokens) == (job.prompt_tokens, job.gen_tokens)
 
 

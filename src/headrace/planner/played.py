@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 
 from headrace.batching.microbatch import used_micro_batches
-from headrace.machines.virtual import Virtual
+from headrace.machines.replay import Cost, Score
 from headrace.planner.sweeps import Load, SweepTimes
 from headrace.schedule.binding import Binding, Extent
 from headrace.schedule.generate import generate, next_phase
+from headrace.schedule.lanes import GPU
 from headrace.schedule.task import Task
 from headrace.schedule.work import WorkModel
-from headrace.schedule.work_vector import Work
 from headrace.specs.hardware import Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page
@@ -37,6 +38,7 @@ class PlayedOverlap:
     kv: int = 256
     decodes: int = 1 << 30
     _points: dict[int, float] = field(default_factory=dict, repr=False)
+    _plays: dict[int, SteadyPlay] = field(default_factory=dict, repr=False)
 
     def __call__(self, rows: int) -> float:
         """Seconds of a steady sweep of ``rows`` rows over those of its busiest lane."""
@@ -72,8 +74,10 @@ class PlayedOverlap:
         return at_long + (layers - long) * (at_long - at_short) / (long - short)
 
     def _seconds_of(self, layers: int, load: Load) -> float:
-        shorter = first_layers(layers, self.model, self.pages, self.policy)
-        return steady_seconds(*shorter, self.hardware, load)
+        if layers not in self._plays:
+            shorter = first_layers(layers, self.model, self.pages, self.policy)
+            self._plays[layers] = SteadyPlay(*shorter, self.hardware)
+        return self._plays[layers].seconds(load)
 
 
 def first_layers(
@@ -85,32 +89,50 @@ def first_layers(
     return replace(model, layers=layers), kept, replace(policy, resident=resident)
 
 
+class SteadyPlay:
+    """Appended sweeps of one policy, ready to be played at any load. Deriving the waits costs
+    about 15 microseconds a task, a play about 5."""
+
+    def __init__(
+        self, model: ModelSpec, pages: tuple[Page, ...], policy: Policy, hardware: Hardware
+    ) -> None:
+        self._policy = policy
+        self._hardware = hardware
+        self._work = WorkModel(model, pages, policy)
+        schedules, phase = [], 0
+        for _ in range(_SWEEPS):
+            schedules.append(generate(model, pages, policy, phase))
+            phase = next_phase(pages, policy, phase)
+        self._score = Score(schedules, _kind_of)
+        self._example = {_kind_of(task): task for task in self._score.tasks}
+
+    def seconds(self, load: Load) -> float:
+        """From the end of a sweep of ``load`` to the end of the next one, with one more behind it:
+        in the tail of each, reads of the one after it are on their way."""
+        binding = binding_of(load, self._policy)
+        ends = self._score.play({k: self._cost(t, binding) for k, t in self._example.items()}, 3)
+        one, two, three = self._score.lasts[:3]
+        return max(ends[two:three]) - max(ends[one:two])
+
+    def _cost(self, task: Task, binding: Binding) -> Cost:
+        name = task.op.value if task.lane != GPU else f"gpu.{task.op.value}"
+        work = self._work.work(task, binding)
+        roofs = work.seconds(self._hardware, self._hardware.efficiency_of(name, work.rows))
+        return Cost(max(roofs.values(), default=0.0) + self._hardware.task_seconds, roofs)
+
+
+_SWEEPS = 4  # the first starts cold, the last has its tail to itself
+
+
+def _kind_of(task: Task) -> Hashable:
+    return task.op, task.lane, task.mb, task.layer if task.page is None else task.page
+
+
 def steady_seconds(
-    model: ModelSpec,
-    pages: tuple[Page, ...],
-    policy: Policy,
-    hardware: Hardware,
-    load: Load,
-    sweeps: int = 2,
+    model: ModelSpec, pages: tuple[Page, ...], policy: Policy, hardware: Hardware, load: Load
 ) -> float:
-    """Seconds of the last of ``sweeps`` appended sweeps of equal load, seam overlap included."""
-    work = WorkModel(model, pages, policy)
-    binding = binding_of(load, policy)
-    seen: dict[tuple[object, ...], Work] = {}
-
-    def work_of(task: Task, sweep: object) -> Work:
-        key = (task.op, task.lane, task.mb, task.page)
-        if key not in seen:
-            seen[key] = work.work(task, binding)
-        return seen[key]
-
-    machine = Virtual(work_of, hardware)
-    tickets, phase = [], 0
-    for _ in range(sweeps):
-        tickets.append(machine.append(generate(model, pages, policy, phase), binding))
-        phase = next_phase(pages, policy, phase)
-    ends = [ticket.wait().end for ticket in tickets]
-    return ends[-1] - ends[-2]
+    """Seconds of one of many appended sweeps of equal load, seam overlap included."""
+    return SteadyPlay(model, pages, policy, hardware).seconds(load)
 
 
 def binding_of(load: Load, policy: Policy) -> Binding:

@@ -1,4 +1,4 @@
-"""Play a whole job: the engine's own batcher decides, sweep times come from ``SweepTimes``.
+"""Play a whole job: the engine's own batcher decides, prices say what each sweep takes.
 
 A job of very many tokens is played as a slice: a fraction of its requests on the same fraction
 of rows, places and KV blocks. Sweeps then number the same, each standing for a full one.
@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
 
 from headrace.batching.batcher import Batcher
 from headrace.batching.choice import Choice
 from headrace.batching.limits import Limits
 from headrace.batching.request import Request
-from headrace.planner.played import PlayedOverlap
-from headrace.planner.sweeps import LaneSeconds, Load, SweepTimes
-from headrace.specs.hardware import Hardware
+from headrace.planner.prices import Sketches, price
+from headrace.planner.sweeps import LaneSeconds, Load
+from headrace.specs.hardware import DISK, Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page
 from headrace.specs.policy import Policy
@@ -29,11 +30,21 @@ _MODEL_ERROR = 0.10  # of a measured machine; stock figures are trusted half as 
 _SHORTEST, _LONGEST = 0.5, 1.6  # assumed generation lengths over those of the interval's ends
 
 
+class FirstTokens(NamedTuple):
+    """Seconds from the start of the job to a request's first token."""
+
+    mean: float = 0.0
+    p50: float = 0.0
+    p99: float = 0.0
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What a job will take. ``low`` and ``high`` bound ``seconds``; ``assumed`` says that
-    output lengths were a guess. ``lanes`` holds busy seconds. Rates are over all of the job:
-    prompt and generated tokens by ``seconds``."""
+    output lengths were a guess. ``lanes`` holds busy seconds, ``bytes_moved`` bytes by link and
+    memory. A sweep's seconds are shared between prompts and decodes by rows: ``prefill_seconds``
+    are the prompts'. ``bound_seconds``: no machine of these roofs makes the same sweeps in less.
+    """
 
     seconds: float
     low: float
@@ -45,16 +56,35 @@ class Prediction:
     bytes_read: float = 0.0
     preemptions: int = 0
     assumed: bool = True
+    prefill_seconds: float = 0.0
+    bound_seconds: float = 0.0
+    first_token: FirstTokens = field(default_factory=FirstTokens)
+    bytes_moved: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def prefill_tokens_per_second(self) -> float:
         """Prompt tokens per second of the job."""
-        return self.prompt_tokens / self.seconds if self.seconds else 0.0
+        return _rate(self.prompt_tokens, self.seconds)
 
     @property
     def decode_tokens_per_second(self) -> float:
         """Generated tokens per second of the job."""
-        return self.gen_tokens / self.seconds if self.seconds else 0.0
+        return _rate(self.gen_tokens, self.seconds)
+
+    @property
+    def prefill_phase_tokens_per_second(self) -> float:
+        """Prompt tokens per second of their own share of the time."""
+        return _rate(self.prompt_tokens, self.prefill_seconds)
+
+    @property
+    def decode_phase_tokens_per_second(self) -> float:
+        """Generated tokens per second of the rest."""
+        return _rate(self.gen_tokens, self.seconds - self.prefill_seconds)
+
+    @property
+    def utilisation(self) -> dict[str, float]:
+        """Lane -> share of the job in which it is busy."""
+        return {lane: _rate(busy, self.seconds) for lane, busy in self.lanes.items()}
 
     @property
     def rows_per_sweep(self) -> float:
@@ -63,8 +93,26 @@ class Prediction:
 
     @property
     def bound_by(self) -> str:
-        """The busiest lane, ``cpu`` or ``disk``."""
+        """The busiest lane, as ``cpu``, ``disk``, ``link`` or ``gpu``."""
         return max(self.lanes, key=lambda lane: self.lanes[lane]) if self.lanes else "cpu"
+
+
+class Times(Protocol):
+    """What is asked of a policy's sweeps: ``Prices``, or anything that answers the same."""
+
+    policy: Policy
+
+    def seconds(self, load: Load) -> float:
+        """A steady sweep."""
+
+    def bound(self, load: Load) -> float:
+        """No machine does it in less."""
+
+    def lanes(self, load: Load) -> Mapping[str, float] | LaneSeconds:
+        """Busy seconds by lane."""
+
+    def bytes_moved(self, load: Load) -> Mapping[str, float]:
+        """Bytes by link or memory."""
 
 
 def predict(
@@ -84,9 +132,10 @@ def predict(
     kv = workload.prompt_tokens + workload.gen_tokens // 2
     mean_kv = kv // max(1, workload.requests)
 
-    def times_of(policy: Policy) -> SweepTimes:
-        overlap = PlayedOverlap(model, pages, policy, hardware, mean_kv)
-        return SweepTimes(model, pages, policy, hardware, overlap)
+    sketches = Sketches()
+
+    def times_of(policy: Policy) -> Times:
+        return price(model, pages, policy, hardware, sketches, mean_kv)
 
     times = FewRows(times_of(policy))
     if on_demand_rows:
@@ -118,11 +167,11 @@ def _error(hardware: Hardware) -> tuple[float, float]:
 class FewRows:
     """Sweep times of a run: ``times``, or ``demand`` for sweeps of at most ``rows`` rows."""
 
-    times: SweepTimes
-    demand: SweepTimes | None = None
+    times: Times
+    demand: Times | None = None
     rows: int = 0
 
-    def of(self, load: Load) -> SweepTimes:
+    def of(self, load: Load) -> Times:
         """The times that hold for ``load``."""
         return self.demand if self.demand and load.rows <= self.rows else self.times
 
@@ -141,14 +190,64 @@ def simulate(times: FewRows, workload: Workload, steps: int = STEPS) -> Predicti
     return job.result(workload)
 
 
+class Ledger:
+    """What the sweeps of a job add up to."""
+
+    def __init__(self, times: FewRows) -> None:
+        self.seconds = self.prefill_seconds = self.bound = 0.0
+        self.sweeps = 0
+        self._times = times
+        self._counts: dict[Load, int] = {}
+        self._seconds: dict[Load, float] = {}
+
+    def add(self, load: Load) -> None:
+        """A steady sweep."""
+        if load not in self._seconds:
+            self._seconds[load] = self._times.of(load).seconds(load)
+        self.add_taking(load, self._seconds[load])
+
+    def add_taking(self, load: Load, seconds: float) -> None:
+        """A sweep of ``load`` that takes ``seconds``."""
+        self.seconds += seconds
+        self.prefill_seconds += seconds * load.chunk_rows / max(1, load.rows)
+        self.sweeps += 1
+        self._counts[load] = self._counts.get(load, 0) + 1
+
+    def prediction(self, workload: Workload, first_tokens: list[float]) -> Prediction:
+        """The same as a Prediction; its interval is still to be drawn."""
+        lanes: dict[str, float] = {}
+        moved: dict[str, float] = {}
+        bound = 0.0
+        for load, count in self._counts.items():
+            times = self._times.of(load)
+            bound += count * times.bound(load)
+            busy = times.lanes(load)
+            _add(lanes, busy._asdict() if isinstance(busy, LaneSeconds) else busy, count)
+            _add(moved, times.bytes_moved(load), count)
+        return Prediction(
+            seconds=self.seconds,
+            low=self.seconds,
+            high=self.seconds,
+            sweeps=self.sweeps,
+            prompt_tokens=workload.prompt_tokens,
+            gen_tokens=workload.gen_tokens,
+            lanes=lanes,
+            bytes_read=moved.get(DISK, 0.0),
+            assumed=workload.assumed,
+            prefill_seconds=self.prefill_seconds,
+            bound_seconds=min(bound, self.seconds),
+            first_token=_first_tokens(first_tokens),
+            bytes_moved=moved,
+        )
+
+
 class _Job:
     def __init__(self, times: FewRows, slices: int) -> None:
-        self.times = times
         self.slices = slices
         self.batcher = Batcher(_sliced(Limits.of(times.times.policy), slices))
+        self.ledger = Ledger(times)
         self.ends: dict[int, int] = {}
-        self.seconds = self.cpu = self.disk = 0.0
-        self._known: dict[Load, tuple[float, LaneSeconds]] = {}
+        self.first_tokens: list[float] = []
 
     def add(self, workload: Workload) -> None:
         lengths = zip(workload.prompt_lens, workload.gen_lens, workload.limits, strict=True)
@@ -160,39 +259,20 @@ class _Job:
 
     def step(self) -> None:
         choice = self.batcher.next_choice()
-        seconds, lanes = self._cost(self._load(choice))
-        self.seconds += seconds
-        self.cpu += lanes.cpu
-        self.disk += lanes.disk
-        drawn = [*choice.decodes, *(s for s, n in choice.chunks if s.computed + n == s.length)]
+        self.ledger.add(self._load(choice))
+        ended = [s for s, n in choice.chunks if s.computed + n == s.length]
+        drawn = [*choice.decodes, *ended]
+        self.first_tokens += [self.ledger.seconds for s in ended if not s.generated]
         ends = self.ends
         finished = {s.id for s in drawn if len(s.generated) + 1 >= ends[s.id]}
         self.batcher.commit_choice(choice, dict.fromkeys([s.id for s in drawn], 0), finished)
 
     def result(self, workload: Workload) -> Prediction:
-        counters = self.batcher.counters
-        disk_bytes = self.disk * self.times.times.disk_rate
-        return Prediction(
-            seconds=self.seconds,
-            low=self.seconds,
-            high=self.seconds,
-            sweeps=counters.sweeps,
-            prompt_tokens=workload.prompt_tokens,
-            gen_tokens=workload.gen_tokens,
-            lanes={"cpu": self.cpu, "disk": self.disk},
-            bytes_read=disk_bytes,
-            preemptions=counters.preemptions * self.slices,
-            assumed=workload.assumed,
-        )
-
-    def _cost(self, load: Load) -> tuple[float, LaneSeconds]:
-        if load not in self._known:
-            times = self.times.of(load)
-            self._known[load] = (times.seconds(load), times.lanes(load))
-        return self._known[load]
+        found = self.ledger.prediction(workload, self.first_tokens)
+        return replace(found, preemptions=self.batcher.counters.preemptions * self.slices)
 
     def _load(self, choice: Choice) -> Load:
-        """The full machine's load, its KV rounded to 6 % so that loads repeat."""
+        """The full machine's load, its KV rounded to 3 % so that loads repeat."""
         n = self.slices
         decodes, chunks = len(choice.decodes), choice.chunks
         kv = sum([s.computed for s in choice.decodes]) + decodes
@@ -200,6 +280,25 @@ class _Job:
         chunk_kv = sum([s.computed + n for s, n in chunks]) // max(1, len(chunks))
         drawn = choice.samples
         return Load(decodes * n, _rounded(kv * n), rows * n, _rounded(chunk_kv), drawn * n)
+
+
+def _add(totals: dict[str, float], found: Mapping[str, float], count: int) -> None:
+    for name, amount in found.items():
+        totals[name] = totals.get(name, 0.0) + count * amount
+
+
+def _first_tokens(seconds: list[float]) -> FirstTokens:
+    if not seconds:
+        return FirstTokens()
+    ordered = sorted(seconds)
+    last = len(ordered) - 1
+    return FirstTokens(
+        sum(ordered) / len(ordered), ordered[last // 2], ordered[-(-last * 99 // 100)]
+    )
+
+
+def _rate(tokens: float, seconds: float) -> float:
+    return tokens / seconds if seconds else 0.0
 
 
 def _slices(workload: Workload, policy: Policy, steps: int) -> int:
@@ -231,5 +330,6 @@ def _scaled(workload: Workload, scale: float) -> Workload:
 
 
 def _rounded(count: int) -> int:
-    step = 1 << max(0, count.bit_length() - 5)
-    return -(-count // step) * step
+    """To the nearest of 32 steps per doubling."""
+    step = 1 << max(0, count.bit_length() - 6)
+    return (count + step // 2) // step * step

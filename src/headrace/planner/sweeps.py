@@ -106,6 +106,15 @@ class SweepTimes:
         head = _between(self._samples_at, load.samples)
         return LaneSeconds(cpu + head + self._attention(load), disk)
 
+    def bound(self, load: Load) -> float:
+        """Seconds of the busiest lane; at the efficiencies that operations reach, unlike that of
+        ``prices``."""
+        return self.lanes(load).busiest
+
+    def bytes_moved(self, load: Load) -> Mapping[str, float]:
+        """Bytes of a sweep: those of the disk."""
+        return {DISK: self.lanes(load).disk * self.disk_rate}
+
     def tail_seconds(self, load: Load) -> float:
         """Arithmetic between the last expert of a sweep and the first of the next: head,
         sampling, embedding and the first layer's attention."""

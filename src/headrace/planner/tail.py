@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from headrace.planner.played import first_layers, steady_seconds
+from headrace.planner.played import SteadyPlay, first_layers
 from headrace.planner.sweeps import Load
 from headrace.specs.hardware import Hardware
 from headrace.specs.model import ModelSpec
@@ -27,11 +27,14 @@ def on_demand_rows(
     if not streamed or not model.is_moe or model.top_k == model.experts:
         return 0
 
+    shorter = first_layers(min(model.layers, 4), model, pages, policy)  # the others are alike
+    plays = [
+        SteadyPlay(*shorter[:2], replace(shorter[2], schedule=name), hardware)
+        for name in ("on_demand", "stream")
+    ]
+
     def faster(rows: int) -> bool:
-        demand, stream = (
-            _seconds(model, pages, replace(policy, schedule=name), hardware, rows, kv)
-            for name in ("on_demand", "stream")
-        )
+        demand, stream = (play.seconds(Load(rows, rows * kv, samples=rows)) for play in plays)
         return demand < 0.98 * stream  # a tie goes to the one that does not guess
 
     low, high = 0, 1
@@ -42,16 +45,3 @@ def on_demand_rows(
         middle = (low + high) // 2
         low, high = (middle, high) if faster(middle) else (low, middle)
     return low
-
-
-def _seconds(
-    model: ModelSpec,
-    pages: tuple[Page, ...],
-    policy: Policy,
-    hardware: Hardware,
-    rows: int,
-    kv: int,
-) -> float:
-    """Layers are alike: a few of them tell."""
-    shorter = first_layers(min(model.layers, 4), model, pages, policy)
-    return steady_seconds(*shorter, hardware, Load(rows, rows * kv, samples=rows))

@@ -1,0 +1,177 @@
+"""A model's pages and layers counted by what they cost and how they come under one policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from headrace.specs.model import ModelSpec
+from headrace.specs.pages import Page, Role
+from headrace.specs.policy import Policy
+
+
+class Weights(StrEnum):
+    """Which weights a page of a sketch stands for."""
+
+    LAYER = "layer"
+    EXPERTS = "experts"
+    ON_DISK = "experts on disk"
+    HELD = "held experts"
+    BESIDE = "experts of the processor"
+    HEAD = "head"
+    TABLE = "table"
+    FINAL = "final"
+
+
+Alike = tuple[tuple[Page, int], ...]
+"""Pages that cost the same: one of them, and how many there are."""
+
+
+class Way(StrEnum):
+    """How a page comes to the device in each sweep; one that stays, or is not sent, does not."""
+
+    STAYS = "stays"
+    PINNED = "pinned"
+    PAGEABLE = "pageable"
+    DISK = "disk"
+
+
+@dataclass(frozen=True)
+class AlikeLayers:
+    """Layers that cost the same: the first, how many, its page, its experts by processor."""
+
+    layer: int
+    layers: int
+    page: Page
+    routed: bool
+    own: Alike
+    beside: Alike
+
+
+@dataclass(frozen=True)
+class Census:
+    """``classes``: alike pages by what they are and how they come."""
+
+    model: ModelSpec
+    layers: tuple[AlikeLayers, ...]
+    classes: Mapping[tuple[Weights, Way], Alike]
+
+    def count(self, weights: Weights) -> int:
+        """Pages of ``weights``."""
+        return sum(self._count(w, way) for w, way in self.classes if w is weights)
+
+    def streamed(self, weights: Weights) -> int:
+        """Those that come in every sweep."""
+        return self.count(weights) - self._count(weights, Way.STAYS)
+
+    def any_on_disk(self, weights: Weights) -> bool:
+        """Whether some come from disk."""
+        return (weights, Way.DISK) in self.classes
+
+    def all_resident(self, weights: Weights) -> bool:
+        """Whether all stay."""
+        return self.count(weights) == self._count(weights, Way.STAYS)
+
+    def examples(self) -> tuple[Page, ...]:
+        """Each kind of page once."""
+        found = {group.page.id: group.page for group in self.layers}
+        lists = [pages for group in self.layers for pages in (group.own, group.beside)]
+        for pages in (*lists, *self.classes.values()):
+            found |= {page.id: page for page, _ in pages}
+        return tuple(found.values())
+
+    def _count(self, weights: Weights, way: Way) -> int:
+        return sum(count for _, count in self.classes.get((weights, way), ()))
+
+
+def take_census(model: ModelSpec, pages: tuple[Page, ...], policy: Policy) -> Census:
+    """One pass over ``pages``: about a microsecond each."""
+    classes: dict[tuple[Weights, Way], _Groups] = {}
+    own: list[_Groups] = [{} for _ in range(model.layers)]
+    beside: list[_Groups] = [{} for _ in range(model.layers)]
+    layer_pages: dict[int, Page] = {}
+    for page in pages:
+        weights = _weights_of(page, policy)
+        key = (page.role, page.bytes, _is_routed(model, page))
+        way = _way_of(page, policy, weights)
+        _count(classes.setdefault((weights, way), {}), key, page)
+        if page.role is Role.LAYER:
+            layer_pages[page.layer or 0] = page
+        elif page.expert is not None:
+            of_layer = beside if weights is Weights.BESIDE else own
+            _count(of_layer[page.layer or 0], key, page)
+    layers = _alike_layers(model, layer_pages, own, beside)
+    return Census(model, layers, {key: _alike(groups) for key, groups in classes.items()})
+
+
+_Groups = dict[object, list[object]]
+
+
+def _count(groups: _Groups, key: object, page: Page) -> None:
+    found = groups.get(key)
+    if found is None:
+        groups[key] = [page, 1]
+    else:
+        found[1] += 1  # type: ignore[operator]  # the second is a number
+
+
+def _alike(groups: _Groups) -> Alike:
+    return tuple((page, count) for page, count in groups.values())  # type: ignore[misc]
+
+
+def _alike_layers(
+    model: ModelSpec, pages: Mapping[int, Page], own: list[_Groups], beside: list[_Groups]
+) -> tuple[AlikeLayers, ...]:
+    groups: dict[object, list[int]] = {}
+    for layer, page in pages.items():
+        key = (
+            model.is_routed(layer),
+            model.window_of(layer),
+            page.bytes,
+            *(tuple((k, n) for k, (_, n) in found[layer].items()) for found in (own, beside)),
+        )
+        groups.setdefault(key, []).append(layer)
+    return tuple(
+        AlikeLayers(
+            layer := alike[0],
+            len(alike),
+            pages[layer],
+            model.is_routed(layer),
+            _alike(own[layer]),
+            _alike(beside[layer]),
+        )
+        for alike in groups.values()
+    )
+
+
+def _is_routed(model: ModelSpec, page: Page) -> bool:
+    """Whether only some rows visit it: a shared expert may be as large as another."""
+    return page.expert is not None and not model.visited_by_all(page.layer or 0, page.expert)
+
+
+_PLAIN = {
+    Role.LAYER: Weights.LAYER,
+    Role.FINAL: Weights.FINAL,
+    Role.HEAD: Weights.HEAD,
+    Role.EMBED: Weights.TABLE,
+}
+
+
+def _weights_of(page: Page, policy: Policy) -> Weights:
+    if page.expert is None:
+        return _PLAIN[page.role]
+    if page.id in policy.resident:
+        return Weights.HELD
+    if page.id in policy.cpu_experts:
+        return Weights.BESIDE
+    return Weights.ON_DISK if page.id in policy.on_disk else Weights.EXPERTS
+
+
+def _way_of(page: Page, policy: Policy, weights: Weights) -> Way:
+    """Of the table rows are sent, not pages; on disk is where they are looked up."""
+    if page.id in policy.resident or weights in (Weights.FINAL, Weights.BESIDE):
+        return Way.STAYS
+    if page.id in policy.on_disk:
+        return Way.DISK
+    return Way.PAGEABLE if policy.pageable else Way.PINNED

@@ -1,0 +1,316 @@
+"""What a steady sweep takes under any policy on any machine, cheaply and for any load.
+
+Beside a device, a sketch of the schedule is played on the virtual machine and its layers and
+micro-batches are extended to the model's (``sketch``, ``costs``); on a CPU and its disk,
+``SweepTimes`` and a played overlap do the same. Both answer the same questions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import NamedTuple, Protocol
+
+from headrace.machines.replay import Cost
+from headrace.planner.census import take_census
+from headrace.planner.costs import SweepCosts, Totals
+from headrace.planner.estimate import about
+from headrace.planner.played import PlayedOverlap
+from headrace.planner.sketch import LAYERS, PARTS, Kind, Shape, Sketch, shape_of
+from headrace.planner.sweeps import Load, SweepTimes
+from headrace.schedule.work_vector import LANE, rate_of
+from headrace.specs.hardware import D2H, DISK, DRAM, H2D, HBM, Hardware
+from headrace.specs.model import ModelSpec
+from headrace.specs.pages import Page
+from headrace.specs.policy import Policy
+
+MEMORIES = (DISK, DRAM, H2D, D2H, HBM)
+"""Roofs that count bytes."""
+
+
+class Prices(Protocol):
+    """Seconds and bytes of one policy's sweeps."""
+
+    policy: Policy
+
+    def seconds(self, load: Load) -> float:
+        """A steady sweep of ``load``: tabulated and interpolated."""
+
+    def cold_seconds(self, load: Load) -> float:
+        """A sweep that nothing overlaps: it starts when the one before has ended."""
+
+    def bound(self, load: Load) -> float:
+        """No machine does it in less: the busiest roof or lane at its full rate."""
+
+    def estimate(self, load: Load) -> float:
+        """About ``seconds``, without a play: for ranking."""
+
+    def lanes(self, load: Load) -> Mapping[str, float]:
+        """Busy seconds by lane (``disk`` for all of them, ``link`` for both queues to it)."""
+
+    def bytes_moved(self, load: Load) -> Mapping[str, float]:
+        """Bytes by link or memory: disk, dram, h2d, d2h, hbm."""
+
+
+@dataclass
+class Sketches:
+    """Sketches drawn so far. Give the same one to every ``price`` of a search: policies of equal
+    shape share theirs."""
+
+    _drawn: dict[Shape, Sketch] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self._drawn)
+
+    def of(self, shape: Shape) -> Sketch:
+        """The sketch of ``shape``."""
+        if shape not in self._drawn:
+            self._drawn[shape] = Sketch(shape)
+        return self._drawn[shape]
+
+
+def price(
+    model: ModelSpec,
+    pages: tuple[Page, ...],
+    policy: Policy,
+    hardware: Hardware,
+    sketches: Sketches | None = None,
+    mean_kv: int = 256,
+) -> Prices:
+    """The prices of ``policy``. ``mean_kv`` is the tokens a row attends to: on a CPU, overlap is
+    played for it only. Raises UsageError for a policy that cannot be honoured, or a machine
+    without a rate that it needs."""
+    if policy.on_device:
+        shared = Sketches() if sketches is None else sketches
+        return DevicePrices(model, pages, policy, hardware, shared)
+    return HostPrices(model, pages, policy, hardware, mean_kv)
+
+
+class Played(NamedTuple):
+    """Seconds of a sweep on the virtual machine: one of many, and one by itself."""
+
+    steady: float
+    cold: float
+
+
+class _Bounds(NamedTuple):
+    least: float
+    estimate: float
+
+
+class DevicePrices:
+    """Prices beside a device: sketches played on the virtual machine.
+
+    ``seconds`` is ``estimate`` of the load itself times how far play and estimate are apart, which
+    changes slowly: it is played on a grid of loads and interpolated.
+    """
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        pages: tuple[Page, ...],
+        policy: Policy,
+        hardware: Hardware,
+        sketches: Sketches,
+    ) -> None:
+        self.policy = policy
+        self._layers = model.layers
+        self._hardware = hardware
+        census = take_census(model, pages, policy)
+        self._costs = SweepCosts(census, policy, hardware)
+        self._drawn = [
+            [sketches.of(shape_of(census, policy, n, m)) for n in _few(model.layers, LAYERS)]
+            for m in _few(policy.micro_batches, PARTS)
+        ]
+        self._grid: dict[tuple[int, int, int], Played] = {}
+
+    def seconds(self, load: Load) -> float:
+        """See Prices. A new point of the grid costs a few milliseconds, others a tenth of one."""
+        return self._tabulated(load).steady
+
+    def cold_seconds(self, load: Load) -> float:
+        """See Prices."""
+        return self._tabulated(load).cold
+
+    def bound(self, load: Load) -> float:
+        """See Prices."""
+        return self._least(self._totals(load))
+
+    def estimate(self, load: Load) -> float:
+        """See Prices: a fifth of a millisecond, and not below ``bound``."""
+        return self._bounds(load).estimate
+
+    def lanes(self, load: Load) -> Mapping[str, float]:
+        """See Prices."""
+        busy: dict[str, float] = {}
+        for kind, total in self._totals(load).items():
+            seconds = total.alone / self._side_by_side(kind)
+            busy[kind.lane] = busy.get(kind.lane, 0.0) + seconds
+        return busy
+
+    def bytes_moved(self, load: Load) -> Mapping[str, float]:
+        """See Prices."""
+        moved = dict.fromkeys(MEMORIES, 0.0)
+        for total in self._totals(load).values():
+            for roof in MEMORIES:
+                moved[roof] += total.amounts.get(roof, 0.0)
+        return {roof: amount for roof, amount in moved.items() if amount}
+
+    def played(self, load: Load) -> Played:
+        """Steady and cold seconds as the virtual machine plays them, nothing tabulated."""
+        by_parts = []
+        for row in self._drawn:
+            found = [self._play(sketch, load) for sketch in row]
+            by_parts.append(_extended(found, [s.shape.layers for s in row], self._layers))
+        parts = [row[0].shape.parts for row in self._drawn]
+        return _extended(by_parts, parts, self.policy.micro_batches)
+
+    def _play(self, sketch: Sketch, load: Load) -> Played:
+        totals = self._costs.of(load, sketch.counts)
+        ends = sketch.score.play(self._each(sketch, totals), 2)
+        first, second = sketch.score.lasts[:2]
+        one, two = max(ends[:first]), max(ends[first:second])
+        return Played(two - one, one)
+
+    def _each(self, sketch: Sketch, totals: Totals) -> dict[Hashable, Cost]:
+        costs: dict[Hashable, Cost] = {}
+        for kind, total in totals.items():
+            share = sketch.share(kind, self._layers, self.policy.micro_batches)
+            roofs = {roof: seconds * share for roof, seconds in total.roofs.items()}
+            costs[kind] = Cost(total.alone * share, roofs)
+        return costs
+
+    def _totals(self, load: Load) -> Totals:
+        return self._costs.of(load, self._drawn[0][0].counts)
+
+    def _bounds(self, load: Load) -> _Bounds:
+        totals = self._totals(load)
+        least = self._least(totals)
+        return _Bounds(least, max(least, about(self.policy, self._layers, totals)))
+
+    def _least(self, totals: Totals) -> float:
+        busy: dict[str, float] = {}
+        for kind, total in totals.items():
+            lane = f"tasks of {kind.lane}"
+            busy[lane] = busy.get(lane, 0.0) + total.least / self._side_by_side(kind)
+            for roof, amount in total.amounts.items():
+                if not roof.startswith(LANE):
+                    busy[roof] = busy.get(roof, 0.0) + amount / rate_of(self._hardware, roof)
+        return max(busy.values(), default=0.0)
+
+    def _side_by_side(self, kind: Kind) -> int:
+        return self.policy.disk_lanes if kind.lane == "disk" else 1
+
+    # -- the grid ------------------------------------------------------------------------
+
+    def _tabulated(self, load: Load) -> Played:
+        if not load.rows:
+            return Played(0.0, 0.0)
+        least, estimate = self._bounds(load)
+        apart = [0.0, 0.0]
+        for point, weight in _corners(load):
+            ratio = self._ratio(point)
+            apart = [a + weight * r for a, r in zip(apart, ratio, strict=True)]
+        return Played(*(max(least, estimate * a) for a in apart))
+
+    def _ratio(self, point: tuple[int, int, int]) -> Played:
+        """Played seconds over the estimate at a point of the grid."""
+        if point not in self._grid:
+            load = _load_at(point)
+            estimate = self.estimate(load)
+            self._grid[point] = Played(*(s / estimate for s in self.played(load)))
+        return self._grid[point]
+
+
+def _few(count: int, drawn: tuple[int, int]) -> tuple[int, ...]:
+    """How many of ``count`` alike things to draw: all, or two numbers of them."""
+    return (count,) if count <= drawn[-1] else drawn
+
+
+def _extended(found: Sequence[Played], drawn: Sequence[int], count: int) -> Played:
+    """The line through what one or two numbers of alike things take, at ``count`` of them."""
+    if len(found) == 1:
+        return found[0]
+    (a, b), (few, more) = found, drawn
+    beyond = (count - more) / (more - few)
+    return Played(*(y + (y - x) * beyond for x, y in zip(a, b, strict=True)))
+
+
+_ROWS_STEP = 2**0.5
+_KV_STEP = 2**0.5
+_CHUNK_STEPS = 2
+
+
+def _corners(load: Load) -> Iterator[tuple[tuple[int, int, int], float]]:
+    """Points of the grid around ``load``, and the weight of each: (log rows, log tokens that a
+    row attends to, share of rows that are prompt)."""
+    chunk_kv = max(1, load.chunk_kv)
+    attended = load.decode_kv + load.chunk_rows * chunk_kv
+    kv = max(1.0, attended / load.rows)
+    axes = (
+        _between(math.log(load.rows, _ROWS_STEP)),
+        _between(math.log(kv, _KV_STEP)),
+        _between(_CHUNK_STEPS * load.chunk_rows / load.rows),
+    )
+    for (rows, a), (tokens, b), (prompts, c) in product(*axes):
+        yield (rows, tokens, prompts), a * b * c
+
+
+def _between(value: float) -> list[tuple[int, float]]:
+    low = math.floor(value + 1e-9)
+    share = value - low
+    return [(low, 1.0)] if share < 1e-6 else [(low, 1.0 - share), (low + 1, share)]
+
+
+def _load_at(point: tuple[int, int, int]) -> Load:
+    rows, kv = round(_ROWS_STEP ** point[0]), round(_KV_STEP ** point[1])
+    chunk = rows * point[2] // _CHUNK_STEPS
+    decodes = rows - chunk
+    return Load(decodes, decodes * kv, chunk, kv if chunk else 0, max(decodes, 1))
+
+
+class HostPrices:
+    """Prices on a CPU and its disk: ``SweepTimes``, with overlap as played."""
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        pages: tuple[Page, ...],
+        policy: Policy,
+        hardware: Hardware,
+        mean_kv: int = 256,
+    ) -> None:
+        self.policy = policy
+        overlap = PlayedOverlap(model, pages, policy, hardware, mean_kv)
+        self.times = SweepTimes(model, pages, policy, hardware, overlap)
+        self._plain = replace(hardware, efficiency={}, task_seconds=0.0)
+        self._ideal = SweepTimes(model, pages, policy, self._plain)
+
+    def seconds(self, load: Load) -> float:
+        """See Prices."""
+        return max(self.times.seconds(load), self.bound(load)) if load.rows else 0.0
+
+    def cold_seconds(self, load: Load) -> float:
+        """See Prices: what the first layers need is read before anything is computed."""
+        lanes = self.times.lanes(load)
+        return min(self.seconds(load) + self.times.tail_seconds(load), lanes.cpu + lanes.disk)
+
+    def bound(self, load: Load) -> float:
+        """See Prices."""
+        return self._ideal.lanes(load).busiest
+
+    def estimate(self, load: Load) -> float:
+        """See Prices: the busiest lane."""
+        lanes = self.times.lanes(load)
+        together = lanes.cpu + lanes.disk
+        return together if self.policy.schedule == "one_by_one" else lanes.busiest
+
+    def lanes(self, load: Load) -> Mapping[str, float]:
+        """See Prices."""
+        return self.times.lanes(load)._asdict()
+
+    def bytes_moved(self, load: Load) -> Mapping[str, float]:
+        """See Prices: of the disk only."""
+        return {DISK: self.times.lanes(load).disk * self.times.disk_rate}

@@ -1,0 +1,237 @@
+"""The schedule of a policy in small: a few layers, alike pages in groups, fewer micro-batches.
+
+What a sweep's list looks like depends on a model's size only in how often things repeat. A sketch
+keeps one example of each pattern, made by the same generators, so that it can be played in
+milliseconds; ``costs`` says what its tasks take, so that totals are those of the whole model.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from headrace.machines.replay import Score
+from headrace.planner.census import Census, Weights
+from headrace.schedule.generate import generate, next_phase
+from headrace.schedule.lanes import H2D, PACKETS
+from headrace.schedule.task import Op, Task
+from headrace.specs.model import ModelSpec
+from headrace.specs.pages import Page, Role
+from headrace.specs.policy import Policy
+
+LAYERS = (4, 6)
+"""Layers of the two sketches that a deeper model is extended from. The first layers still feel
+the seam behind the sweep before; an even number more, and a ring of two layers stands alike."""
+
+PARTS = (32, 64)
+"""Micro-batches of the sketches that a policy with more is extended from."""
+
+SWEEPS = 3
+"""Appended sweeps. The one in the middle is steady: its tail has the next one's uploads in it."""
+
+LANE_KINDS = {"disk": "disk", H2D: "link", PACKETS: "link"}
+"""Lanes that are one resource: requests in flight to a disk, both queues of uploads."""
+
+_FINE = 8  # groups of pages where experts start as theirs arrive
+_STAGED = 48  # where pages pass a few slots on their way
+_HEAD_GROUPS = 4
+
+
+class Kind(NamedTuple):
+    """Tasks that cost the same: their op, their lane as in LANE_KINDS, their weights."""
+
+    op: Op
+    lane: str
+    weights: Weights | None = None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """All that a sketch depends on; equal shapes have equal schedules.
+
+    ``groups`` of streamed expert pages per layer at home in memory, ``read`` of those on disk;
+    ``layer`` and ``head``: groups of streamed pages of those kinds. ``on_disk`` names what is read
+    from disk. ``ring`` and ``stage`` count slots of groups.
+    """
+
+    schedule: str
+    layers: int
+    parts: int
+    routed: bool
+    groups: int
+    read: int
+    layer: int
+    head: int
+    held: bool
+    beside: bool
+    table_held: bool
+    pageable: bool
+    on_disk: frozenset[Weights]
+    kv_parts: int
+    ring: int
+    stage: int
+    disk_lanes: int
+
+
+class Sketch:
+    """``SWEEPS`` appended schedules of one shape, ready to be played."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        small = _small(shape)
+        schedules, phase = [], 0
+        for _ in range(SWEEPS):
+            schedules.append(generate(small.model, small.pages, small.policy, phase))
+            phase = next_phase(small.pages, small.policy, phase)
+        self.tasks = schedules[0].tasks
+        stands = small.stands
+
+        def kind_of(task: Task) -> Kind:
+            lane = LANE_KINDS.get(task.lane.rstrip("0123456789"), task.lane)
+            return Kind(task.op, lane, None if task.page is None else stands[task.page])
+
+        depth = -(-shape.ring // max(1, shape.groups + shape.read + shape.layer))
+        begun = (i for i, task in enumerate(self.tasks) if (task.layer or 0) > depth)
+        self.score = Score(schedules, kind_of, next(begun, len(self.tasks)))
+        self.counts = Counter(kind_of(task) for task in self.tasks)
+        self._example = {kind_of(task): task for task in self.tasks}
+
+    def share(self, kind: Kind, layers: int, parts: int) -> float:
+        """Share of a full sweep's total that one task of ``kind`` takes."""
+        task, share = self._example[kind], 1.0 / self.counts[kind]
+        step = task.op is Op.BARRIER
+        per_layer = task.layer is not None or step
+        moved = per_layer and task.op in (Op.READ_PAGE, Op.STAGE_PAGE, Op.UPLOAD_PAGE)
+        if per_layer:
+            share *= self.shape.layers / layers
+        if task.mb is not None or moved or step:
+            share *= self.shape.parts / parts
+        return share
+
+
+def shape_of(census: Census, policy: Policy, layers: int, parts: int) -> Shape:
+    """The sketch of ``policy``, which computes on the device: ``layers``, ``parts`` micro-batches.
+    ``census`` is that of the model's pages under the same policy."""
+    model = census.model
+    pinned, read = census.count(Weights.EXPERTS), census.count(Weights.ON_DISK)
+    own, head = census.streamed(Weights.LAYER), census.streamed(Weights.HEAD)
+    groups = _groups(policy, parts, pinned / model.layers, staged=policy.pageable)
+    slow = _groups(policy, parts, read / model.layers, staged=True)
+    drawn, each = groups + slow + bool(own), (pinned + read + own) / model.layers
+    head_groups = min(_HEAD_GROUPS, head)
+    depth = min(policy.ring_slots / each, layers) if each else 2
+    slots = (pinned + read if policy.pageable else read) / model.layers
+    table = Weights.HEAD if model.tied_embeddings else Weights.TABLE
+    return Shape(
+        schedule=policy.schedule,
+        layers=layers,
+        parts=parts,
+        routed=model.is_moe or census.count(Weights.BESIDE) > 0,
+        groups=groups,
+        read=slow,
+        layer=int(bool(own)),
+        head=head_groups,
+        held=census.count(Weights.HELD) > 0,
+        beside=census.count(Weights.BESIDE) > 0,
+        table_held=census.all_resident(table),
+        pageable=policy.pageable,
+        on_disk=frozenset(w for w in Weights if census.any_on_disk(w)),
+        kv_parts=round(policy.device_kv_parts * parts / policy.micro_batches),
+        ring=max(2 * drawn, round(depth * drawn), drawn + head_groups),
+        stage=_stage_slots(policy, slots, slow + groups * policy.pageable),
+        disk_lanes=policy.disk_lanes,
+    )
+
+
+def _groups(policy: Policy, parts: int, pages: float, *, staged: bool) -> int:
+    """A micro-batch's share of uploads crosses the link in one go; where experts start as their
+    pages arrive, or pages pass a small buffer on their way, finer groups tell. Fewer micro-batches
+    have fewer pages between them, not smaller ones."""
+    if not pages:
+        return 0
+    fine = {"two_group": _FINE, "cgopipe": parts, "one_by_one": parts}
+    least = _STAGED if staged else 2
+    here = max(1, round(pages * parts / policy.micro_batches))
+    return min(here, max(least, fine.get(policy.schedule, 2)))
+
+
+def _stage_slots(policy: Policy, each: float, drawn: int) -> int:
+    """As many groups as hold the same share of a layer, but no pipeline becomes a single slot."""
+    if not policy.stage_slots or not each:
+        return policy.stage_slots
+    return max(min(policy.stage_slots, 2), round(policy.stage_slots * drawn / each))
+
+
+class _Small(NamedTuple):
+    model: ModelSpec
+    pages: tuple[Page, ...]
+    policy: Policy
+    stands: dict[int, Weights]
+
+
+def _small(shape: Shape) -> _Small:
+    pages: list[Page] = []
+    stands: dict[int, Weights] = {}
+
+    def add(role: Role, weights: Weights, layer: int | None = None, expert: int | None = None,
+            part: int = 0) -> None:  # fmt: skip
+        stands[len(pages)] = weights
+        pages.append(Page(len(pages), role, (), 1, layer, expert, part))
+
+    add(Role.EMBED, Weights.TABLE)
+    experts = _experts(shape)
+    for layer in range(shape.layers):
+        add(Role.LAYER, Weights.LAYER, layer)
+        for number, weights in enumerate(experts):
+            expert, part = (number, 0) if shape.routed else (0, number)
+            add(Role.EXPERT, weights, layer, expert, part)
+    add(Role.FINAL, Weights.FINAL)
+    for part in range(max(1, shape.head)):
+        add(Role.HEAD, Weights.HEAD, part=part)
+    count = max(2, len(experts)) if shape.routed else 1
+    model = ModelSpec("sketch", shape.layers, 1, 1, 1, 1, 1, 1, experts=count)
+    return _Small(model, tuple(pages), _policy(shape, stands), stands)
+
+
+def _experts(shape: Shape) -> list[Weights]:
+    """Pages of one layer: those the processor has, those that stay, streamed ones mixed evenly."""
+    slow = [((i + 0.5) / shape.read, Weights.ON_DISK) for i in range(shape.read)]
+    fast = [((i + 0.5) / shape.groups, Weights.EXPERTS) for i in range(shape.groups)]
+    first = [Weights.BESIDE] * shape.beside + [Weights.HELD] * shape.held
+    return [*first, *(weights for _, weights in sorted(slow + fast))]
+
+
+def _policy(shape: Shape, stands: dict[int, Weights]) -> Policy:
+    held = {Weights.HELD, Weights.FINAL}
+    if not shape.layer:
+        held.add(Weights.LAYER)
+    if not shape.head:
+        held.add(Weights.HEAD)
+    if shape.table_held:
+        held.add(Weights.TABLE)
+
+    def ids(wanted: set[Weights] | frozenset[Weights]) -> frozenset[int]:
+        return frozenset(page for page, weights in stands.items() if weights in wanted)
+
+    return Policy(
+        shape.schedule,
+        max_rows=shape.parts,
+        max_seqs=shape.parts,
+        micro_batches=shape.parts,
+        resident=ids(held),
+        ring_slots=shape.ring,
+        slot_bytes=1,
+        disk_lanes=shape.disk_lanes,
+        kv_blocks=shape.parts,
+        compute="device",
+        pageable=shape.pageable,
+        on_disk=ids(shape.on_disk - held),
+        stage_slots=shape.stage,
+        kv_on_device=_share(shape),
+        cpu_experts=ids({Weights.BESIDE}),
+    )
+
+
+def _share(shape: Shape) -> float:
+    return shape.kv_parts / shape.parts if shape.schedule == "flexgen" else 0.0
