@@ -10,7 +10,17 @@ import typer
 from typer.main import get_command
 
 from headrace import __version__
-from headrace.cli import bench, doctor, generate, inspect_, quantize, roofline, run_batch
+from headrace.cli import (
+    bench,
+    calibrate,
+    doctor,
+    generate,
+    inspect_,
+    quantize,
+    roofline,
+    run_batch,
+    verify,
+)
 from headrace.cli.interrupt import end_on_interrupt, leave_interrupted
 from headrace.cli.output import discard_results, flush_results, show_error, warn
 from headrace.cli.settings import bind_environment, unknown_variables
@@ -75,6 +85,8 @@ def make_app() -> typer.Typer:
     app = _typer(help=HELP)
     app.callback()(_root)
     app.command("doctor", cls=Command)(doctor.doctor)
+    app.command("calibrate", cls=Command)(calibrate.calibrate)
+    app.command("verify", cls=Command)(verify.verify)
     app.command("inspect", cls=Command)(inspect_.inspect)
     app.command("generate", cls=Command)(generate.generate)
     app.command("roofline", cls=Command)(roofline.roofline)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from typing import Any
+from threading import Thread
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,6 +20,7 @@ from headrace.engine.session import torch_threads
 from headrace.kernels.native import available, native_module
 from headrace.kernels.quantized import quantize
 from headrace.kernels.select import select
+from headrace.memory.disk import REQUEST_BYTES
 from headrace.memory.disk_rate import measure_rate
 from headrace.memory.kvcache import DTYPES
 from headrace.planner.calibrate import Probes, measure
@@ -27,12 +29,13 @@ from headrace.specs.model import ModelSpec
 from headrace.specs.policy import Policy
 from headrace.specs.scratch import tile_elements
 
-READ_BYTES = 64_000_000
-READ_SECONDS = 0.7
-"""What is read at a time, and how long one measurement of the disk reads at least."""
+SECONDS = 6.0
+"""What measuring a machine for a run takes."""
 
-PLAY_SECONDS = 0.25
-"""How long each load is rehearsed."""
+READ_BYTES = 64_000_000
+"""What is read at a time while the disk is measured."""
+
+_READ_SHARE, _PLAY_SHARE = 0.1, 0.04  # of the seconds, for each depth and for each load
 
 Clock = Callable[[], float]
 
@@ -46,9 +49,15 @@ def measure_machine(
     capacity_bytes: int,
     kernels: str = "auto",
     activations: str = "int8",
+    known: Hardware | None = None,
+    seconds: float = SECONDS,
 ) -> Hardware:
     """This machine's roofs, and how close this model's operations come to them: beside reads,
-    if the model does not fit ``capacity_bytes`` and will stream."""
+    if the model does not fit ``capacity_bytes`` and will stream.
+
+    ``known`` spares the measurement of roofs: those of a profile. Takes about ``seconds``, a
+    third of it less with ``known``.
+    """
     streams = sum(loaded.page_bytes.values()) > capacity_bytes
     before = torch.get_num_threads()
     kept = Rehearsal(
@@ -66,35 +75,40 @@ def measure_machine(
         with torch.inference_mode():
             return measure(
                 Probes(
-                    read_rate=_ReadRate(loaded, clock),
+                    read_rate=ReadRate(loaded, clock, _READ_SHARE * seconds),
                     sgemm=_Product(kept.model, kept.policy),
                     sweep_memory=_SweepMemory(threads),
-                    rehearse=lambda: (played.tasks for played in kept.play(PLAY_SECONDS)),
+                    rehearse=lambda: (one.tasks for one in kept.play(_PLAY_SHARE * seconds)),
                     sample=kept.sample,
                     task=kept.idle_tasks,
                 ),
                 clock,
                 name="this machine",
                 capacity={"host": capacity_bytes},
+                known=known,
             )
     finally:
         kept.close()
         torch.set_num_threads(before)
 
 
-class _ReadRate:
-    """Direct reads of the checkpoint itself, a page's worth each, in file order and never the same
-    bytes twice in a row. A disk may give more for a moment than it keeps up: what counts is all
-    that was read over all the time it took."""
+class ReadRate:
+    """Direct reads of the checkpoint itself, a page's worth each (or ``request`` bytes), in file
+    order and never the same bytes twice in a row. A disk may give more for a moment than it keeps
+    up: what counts is all that was read over all the time it took."""
 
-    def __init__(self, loaded: Loaded, clock: Clock, seconds: float = READ_SECONDS) -> None:
+    def __init__(
+        self, loaded: Loaded, clock: Clock, seconds: float, request: int | None = None
+    ) -> None:
         self._reader = loaded.reader
         self._clock = clock
         self._seconds = seconds
-        self._request = max(1 << 20, min(max(loaded.page_bytes.values()), 16 << 20))
+        page = max(loaded.page_bytes.values())
+        self._request = request or max(1 << 20, min(page, REQUEST_BYTES))
         self._start = 0
 
     def __call__(self, depth: int) -> float:
+        """Bytes/s with ``depth`` requests in flight."""
         moved = seconds = 0.0
         while seconds < self._seconds:
             rate = measure_rate(
@@ -150,6 +164,38 @@ class _SweepMemory:
         else:
             self._block.sum()
         return float(self._block.nbytes)
+
+
+class Contention(NamedTuple):
+    """What reads and arithmetic keep of their rates while both go on: shares of each alone."""
+
+    reads: float
+    arithmetic: float
+
+
+def measure_contention(loaded: Loaded, clock: Clock, threads: int, seconds: float) -> Contention:
+    """Reads, two in flight, beside the largest product, for about three times ``seconds``."""
+    model = loaded.model
+    policy = Policy(schedule="resident", max_rows=1, max_seqs=1, threads=threads)
+    with torch.inference_mode():
+        product = _Product(model, policy)
+        alone = _rate_of(product, clock, seconds)
+        reads_alone = ReadRate(loaded, clock, seconds)(2)
+        found: list[float] = []
+        reader = Thread(target=lambda: found.append(ReadRate(loaded, clock, seconds)(2)))
+        reader.start()
+        beside = _rate_of(product, clock, seconds)
+        reader.join()
+    reads = found[0] if found else reads_alone
+    return Contention(min(1.0, reads / reads_alone), min(1.0, beside / alone))
+
+
+def _rate_of(once: Callable[[], float], clock: Clock, seconds: float) -> float:
+    once()
+    began, units = clock(), 0.0
+    while clock() - began < seconds:
+        units += once()
+    return units / (clock() - began)
 
 
 def usable_threads() -> int:

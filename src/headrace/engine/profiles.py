@@ -27,6 +27,7 @@ def machine_profile(
     shapes: Sequence[ShapeCurves],
     made: str,
     reads: Sequence[Read] = (),
+    beside: Mapping[str, float] | None = None,
 ) -> Profile:
     """One profile of several measurements of this machine: of a rate the median, of each shape
     its own curves."""
@@ -44,6 +45,7 @@ def machine_profile(
         hardware=replace(first, roofs=roofs, efficiency={}, capacity={}, error=None, **middle),
         reads=tuple(reads),
         shapes=tuple(shapes),
+        beside=dict(beside or {}),
     )
 
 

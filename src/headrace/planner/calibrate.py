@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Curve, Hardware
@@ -61,13 +61,33 @@ def measure(
     capacity: Mapping[str, int] | None = None,
     depths: tuple[int, ...] = (1, 2, 4),
     seconds_each: float = 0.08,
+    known: Hardware | None = None,
 ) -> Hardware:
     """Hardware with ``measured=True``. Each timing repeats for about ``seconds_each`` seconds,
     at least LEAST_CALLS times; a roof is a rate near the best, an operation's efficiency that of
-    the rehearsal. Costs the reads, the rehearsal and a few times ``seconds_each``."""
+    the rehearsal. ``known`` spares all but the rehearsal and one read, which says whether the disk
+    still is what it was. Costs the reads, the rehearsal and a few times ``seconds_each``."""
+    watch = _Watch(clock, seconds_each)
+    if known is None:
+        known = _roofs(probes, watch, name, depths)
+    else:
+        known = _checked(probes, known, max(depths[:2]))
+    return replace(
+        known,
+        capacity=dict(capacity or {}),
+        efficiency=curves(probes.rehearse(), known.roofs),
+        noise=max(known.noise, watch.noise),
+    )
+
+
+STEADY = 0.25
+"""How far a disk's rate may be from what it was before the rate of now counts instead."""
+
+
+def _roofs(probes: Probes, watch: _Watch, name: str, depths: tuple[int, ...]) -> Hardware:
+    """All that does not depend on the model."""
     rates = {depth: probes.read_rate(depth) for depth in depths}
     disk = max(rates.values())
-    watch = _Watch(clock, seconds_each)
     roofs = {
         CPU_FLOPS: watch.rate(probes.sgemm),
         DRAM: watch.rate(probes.sweep_memory),
@@ -78,14 +98,23 @@ def measure(
     return Hardware(
         name=name,
         roofs=roofs,
-        capacity=dict(capacity or {}),
         lane_rate=min(rates[min(depths)], disk),
-        efficiency=curves(probes.rehearse(), roofs),
         row_seconds=stock.row_seconds if probes.sample is None else watch.seconds(probes.sample),
         task_seconds=stock.task_seconds if probes.task is None else watch.seconds(probes.task),
         measured=True,
         noise=watch.noise,
     )
+
+
+def _checked(probes: Probes, known: Hardware, depth: int) -> Hardware:
+    """``known`` with the disk's rates scaled, if it is by now more than STEADY faster or slower:
+    of all rates this is the one that changes."""
+    before = min(known.roofs[DISK], depth * known.lane_rate)
+    ratio = probes.read_rate(depth) / before
+    if abs(ratio - 1) <= STEADY:
+        return known
+    roofs = {**known.roofs, DISK: known.roofs[DISK] * ratio}
+    return replace(known, roofs=roofs, lane_rate=known.lane_rate * ratio)
 
 
 def curves(loads: Iterable[Sweeps], roofs: Mapping[str, float]) -> dict[str, Curve]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 from headrace.errors import UsageError
@@ -55,6 +55,10 @@ class ShapeCurves:
         sizes = (model.hidden, model.ffn_width, model.q_size, model.kv_size)
         return cls(weights_of(model), *sizes, kv_dtype, streams, efficiency)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
     def distance(self, other: ShapeCurves) -> float:
         """How little this shape says of another: doublings of its sizes, formats first."""
         sizes = ("hidden", "ffn_width", "q_size", "kv_size")
@@ -67,7 +71,8 @@ class ShapeCurves:
 class Profile:
     """One machine on one day. ``made`` is an ISO date and time, ``machine`` says whose it is and
     what measured it. ``hardware`` holds roofs and host times (its curves are in ``shapes``).
-    ``residuals`` are ln(measured / predicted) of runs, oldest first."""
+    ``beside`` says what reads and arithmetic keep of their rates while both go on, ``residuals``
+    are ln(measured / predicted) of runs, oldest first."""
 
     made: str
     machine: Mapping[str, str]
@@ -75,6 +80,7 @@ class Profile:
     reads: tuple[Read, ...] = ()
     shapes: tuple[ShapeCurves, ...] = ()
     residuals: tuple[float, ...] = ()
+    beside: Mapping[str, float] = field(default_factory=dict)
 
     def hardware_for(self, model: ModelSpec, kv_dtype: str, streams: bool) -> Hardware:
         """The machine as a run of ``model`` meets it: curves of the nearest shape measured."""
@@ -103,6 +109,7 @@ class Profile:
             "reads": [read._asdict() for read in self.reads],
             "shapes": [asdict(shape) for shape in self.shapes],
             "residuals": list(self.residuals),
+            "beside": dict(self.beside),
         }
 
 
@@ -135,13 +142,14 @@ def _profile(data: Any) -> Profile:
             Read(_whole(r["request_bytes"]), _whole(r["depth"]), _rate(r["rate"]))
             for r in data["reads"]
         ),
-        shapes=tuple(map(_shape, data["shapes"])),
+        shapes=tuple(map(shape_from, data["shapes"])),
         residuals=tuple(_between(value, -5.0, 5.0) for value in data["residuals"]),
+        beside={_text(k): _between(v, 0.0, 1.0) for k, v in data["beside"].items()},
     )
 
 
 def _hardware(data: Any) -> Hardware:
-    known = {field.name for field in fields(Hardware)} - {"efficiency", "error"}
+    known = {each.name for each in fields(Hardware)} - {"efficiency", "error"}
     if data.keys() != known:
         raise ValueError("hardware has other fields")
     roofs = {_text(name): _rate(rate) for name, rate in data["roofs"].items()}
@@ -158,7 +166,8 @@ def _hardware(data: Any) -> Hardware:
     )
 
 
-def _shape(data: Any) -> ShapeCurves:
+def shape_from(data: Any) -> ShapeCurves:
+    """The shape that ``to_dict`` made. Raises ValueError and its kin for anything else."""
     return ShapeCurves(
         weights=_text(data["weights"]),
         hidden=_whole(data["hidden"]),

@@ -119,7 +119,11 @@ class Study:
         said: Callable[[str], None],
         *,
         fresh: bool = False,
+        measure_seconds: float = 6.0,
+        pilots: int = PILOTS,
     ) -> None:
+        self._measure_seconds = measure_seconds
+        self._pilot_runs = pilots
         self.folder = folder
         self.request = request
         self._clock = clock
@@ -183,7 +187,7 @@ class Study:
         return draw_cases(self.request.seed, self.request.runs, self.request.shapes)
 
     def _pilots(self) -> list[Case]:
-        drawn = draw_cases(self.request.seed + 1, PILOTS, self.request.shapes)
+        drawn = draw_cases(self.request.seed + 1, self._pilot_runs, self.request.shapes)
         return [replace(case, index=-1 - case.index) for case in drawn]
 
     # -- measuring the machine -----------------------------------------------------------
@@ -223,6 +227,7 @@ class Study:
             threads=usable_threads(),
             kv_dtype=KV_DTYPE,
             capacity_bytes=weights // 2 if streams else 2 * weights,
+            seconds=self._measure_seconds,
         )
         shape = ShapeCurves.of(loaded.model, KV_DTYPE, streams, hardware.efficiency)
         return machine_profile([hardware], [shape], dated(time.time()))
