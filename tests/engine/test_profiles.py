@@ -22,7 +22,8 @@ from headrace.specs.registry import known_hardware, known_model
 
 STOCK = replace(known_hardware("cpu-2core").hardware, lane_rate=1e9)
 CURVES = {"moe": ((1.0, 0.5),)}
-SHAPE = ShapeCurves.of(known_model("olmoe-1b-7b").spec, "f16", True, CURVES)
+MEASURED = replace(STOCK, efficiency=CURVES)
+SHAPE = ShapeCurves.of(known_model("olmoe-1b-7b").spec, "f16", True, MEASURED)
 
 
 def test_several_measurements_make_one_profile_of_medians():

@@ -19,8 +19,8 @@ MIXTRAL = known_model("mixtral-8x7b").spec
 
 
 def shape(share: float, **changes: Any) -> ShapeCurves:
-    made = ShapeCurves.of(MIXTRAL, "f16", False, {"moe": ((1.0, share), (16.0, share / 2))})
-    return replace(made, **changes)
+    measured = replace(STOCK, efficiency={"moe": ((1.0, share), (16.0, share / 2))})
+    return replace(ShapeCurves.of(MIXTRAL, "f16", False, measured), **changes)
 
 
 def profile(*shapes: ShapeCurves) -> Profile:
@@ -44,6 +44,12 @@ def test_the_nearest_shape_counts():
     assert made.hardware_for(MIXTRAL, "f16", True).efficiency_of("moe", 1) == 0.3
     assert made.hardware_for(MIXTRAL, "f16", False).efficiency_of("moe", 1) == 0.1
     assert profile().hardware_for(MIXTRAL, "f16", False).efficiency == {}
+
+
+def test_shares_are_of_the_rates_they_were_measured_with():
+    roofs = {"cpu_flops": 5e11, "dram": 7e10}
+    found = profile(shape(0.5, roofs=roofs)).hardware_for(MIXTRAL, "f16", False)
+    assert found.roofs == {**STOCK.roofs, **roofs}
 
 
 def test_runs_that_were_compared_make_the_interval():

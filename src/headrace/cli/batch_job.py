@@ -86,8 +86,7 @@ class BatchRun:
 
         llm = self.llm
         streams = sum(llm.loaded.page_bytes.values()) > llm.budget
-        curves = llm.hardware.efficiency
-        shape = ShapeCurves.of(llm.loaded.model, llm.kv_dtype, streams, curves)
+        shape = ShapeCurves.of(llm.loaded.model, llm.kv_dtype, streams, llm.hardware)
         try:
             keep_run(self.output, done, shape)
             long = done.wall_seconds >= LEAST_SECONDS and done.predicted_after_seconds > 0

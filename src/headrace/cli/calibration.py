@@ -74,8 +74,7 @@ def calibrate_machine(
                     seconds=each,
                 )
                 found.append(hardware)
-                curves = hardware.efficiency
-                shapes.append(ShapeCurves.of(loaded.model, KV_DTYPE, streams, curves))
+                shapes.append(ShapeCurves.of(loaded.model, KV_DTYPE, streams, hardware))
         first = next(iter(checkpoints.values()))
         said("reads")
         reads = list(_reads(first, clock, seconds * _READ_SHARE))

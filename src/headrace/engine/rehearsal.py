@@ -9,6 +9,7 @@ they are used again. Decodes and prompt chunks are played apart.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from random import Random
 from typing import Any, NamedTuple
 
 from headrace.batching.batch import Batch, MicroBatch, Segment
@@ -28,6 +29,7 @@ from headrace.schedule.generate import generate, next_phase
 from headrace.schedule.sizes import buffer_sizes
 from headrace.schedule.task import Buffer, Op, Schedule, Task
 from headrace.schedule.work import WorkModel
+from headrace.specs.hardware import DISK
 from headrace.specs.policy import Policy
 from headrace.specs.sampling import SamplingParams
 
@@ -41,6 +43,9 @@ COLD_BYTES = 256 << 20
 """Weights of the layers played, where the model has as many: caches are smaller."""
 
 RING_SLOTS, LANES = 6, 2
+VARIANTS = 8
+"""Batches of different tokens of one load: rows of the embedding table are cold in a run, too."""
+
 LEAST_REPEATS, MOST_REPEATS = 3, 24
 """Sweeps of one load that count; one before them does not."""
 
@@ -58,8 +63,9 @@ class Rehearsed(NamedTuple):
 class Rehearsal:
     """The first layers of a model, in memory of their own: close it before a run begins.
 
-    ``streams``: experts pass through a ring from disk, as where the model does not fit; else all
-    are resident. ``room_bytes`` bounds what is taken, as far as two layers allow.
+    ``streams``: every other expert passes through a ring from disk, as where the model does not
+    fit (fresh from disk a page may still be in the cache, a resident one is not); else all are
+    resident. ``room_bytes`` bounds what is taken, as far as two layers allow.
     """
 
     def __init__(
@@ -77,7 +83,8 @@ class Rehearsal:
         self.model, self.table = loaded.first_layers(_layers(loaded, room_bytes))
         pages = self.table.pages
         tables = {p.id for p in pages if p.role in ("embed", "head")}
-        through = {p.id for p in pages if p.expert is not None} | tables
+        experts = [p.id for p in pages if p.expert is not None]
+        through = {*experts[::2], *tables}
         self.policy = Policy(
             schedule="stream" if streams else "resident",
             max_rows=MAX_ROWS,
@@ -101,7 +108,7 @@ class Rehearsal:
         self._workspace.load_resident()
         self._work = WorkModel(self.model, pages, self.policy)
         self._sampler = Sampler(0, self.model.vocab, select(kernels, threads))
-        self._batch = Batch()
+        self._batches: list[Batch] = [Batch()]
         self._clock = clock
         self._phase = self._sweeps = 0
         self._schedules: dict[int, Schedule] = {}
@@ -120,8 +127,8 @@ class Rehearsal:
 
     def play(self, seconds_each: float) -> Iterator[Rehearsed]:
         """Every load for about ``seconds_each``: decodes, then prompt chunks."""
-        for load, batch in self._loads().items():
-            yield self._repeat(load, batch, seconds_each)
+        for load, extents in self._loads().items():
+            yield self._repeat(load, extents, seconds_each)
 
     def sample(self) -> float:
         """Draw greedily for as many rows as there are logits; returns their number."""
@@ -136,28 +143,28 @@ class Rehearsal:
         self._idle.append(schedule, Sweep(0)).wait()
         return float(len(schedule.tasks))
 
-    def _loads(self) -> dict[str, Batch]:
+    def _loads(self) -> dict[str, list[tuple[int, int]]]:
+        """Name -> (rows, tokens after them) of each sequence."""
         seqs = self.policy.max_seqs
-        decodes = {n: self._batch_of([(1, CONTEXT)] * n) for n in (1, 4, 16, 64, 256) if n <= seqs}
-        chunks = {
+        decodes = {f"{n} decodes": [(1, CONTEXT)] * n for n in (1, 4, 16, 64, 256) if n <= seqs}
+        chunks = [(64, 64), (64, 128), (64, 192), (64, 64)]
+        return {
+            **decodes,
             "1 chunk of 16": [(16, 16)],
             "1 chunk of 64": [(64, 64)],
-            "4 chunks of 64": [(64, 64), (64, 128), (64, 192), (64, 64)],
-            "8 chunks of 64": [(64, 64), (64, 128), (64, 192), (64, 64)] * 2,
-        }
-        return {
-            **{f"{n} decodes": batch for n, batch in decodes.items()},
-            **{name: self._batch_of(extents) for name, extents in chunks.items()},
+            "4 chunks of 64": chunks,
+            "8 chunks of 64": 2 * chunks,
         }
 
-    def _batch_of(self, extents: Sequence[tuple[int, int]]) -> Batch:
-        """(rows, tokens after them) of each sequence; sequences beyond the cache share blocks."""
+    def _batch_of(self, extents: Sequence[tuple[int, int]], variant: int) -> Batch:
+        """Sequences beyond the cache share blocks; every ``variant`` has its own tokens."""
         each = CONTEXT // self.policy.kv_block
         places = self.policy.kv_blocks // each
+        draw = Random(variant)
         segments = tuple(
             Segment(
                 sequence=i,
-                tokens=tuple((i * 997 + 31 * r) % self.model.vocab for r in range(rows)),
+                tokens=tuple(draw.randrange(self.model.vocab) for _ in range(rows)),
                 start=kv_len - rows,
                 blocks=tuple(range(i % places * each, (i % places + 1) * each)),
                 sample=rows == 1,
@@ -166,14 +173,14 @@ class Rehearsal:
         )
         return Batch((MicroBatch(segments),))
 
-    def _repeat(self, load: str, batch: Batch, seconds: float) -> Rehearsed:
-        self._batch = batch
+    def _repeat(self, load: str, extents: Sequence[tuple[int, int]], seconds: float) -> Rehearsed:
+        self._batches = [self._batch_of(extents, variant) for variant in range(VARIANTS)]
         began = self._clock()
         self._sweep_traces(1)
         once = max(self._clock() - began, 1e-6)
         count = max(LEAST_REPEATS, min(MOST_REPEATS, int(seconds / once)))
         traces = self._sweep_traces(count)
-        timed = tuple(tuple(self._timed(trace)) for trace in traces)
+        timed = tuple((*self._timed(trace), *self._read(trace)) for trace in traces)
         return Rehearsed(load, timed, *_reads(traces))
 
     def _sweep_traces(self, count: int) -> list[SweepTrace]:
@@ -206,11 +213,18 @@ class Rehearsal:
             if task.op is not Op.READ_PAGE and any(amounts.values()):
                 yield Timed(task.op.value, rows, amounts, span.end - span.start)
 
+    def _read(self, trace: SweepTrace) -> Iterator[Timed]:
+        """All reads of a sweep as one: lanes of a disk are busy together."""
+        moved, seconds = _reads([trace])
+        if moved:
+            rows = sum(m.rows for m in self._batches[0].micro_batches)
+            yield Timed(Op.READ_PAGE.value, rows, {DISK: moved}, seconds)
+
     def _own_bodies(self) -> dict[Op, Body]:
         """What the engine does around the arithmetic, for a batch that never ends."""
 
         def bind(task: Task, views: Views, sweep: Sweep) -> None:
-            sweep.bind(self._batch)
+            sweep.bind(self._batches[sweep.index % len(self._batches)])
 
         def sample(task: Task, views: Views, sweep: Sweep) -> None:
             count = len(sweep.batch.sampled)

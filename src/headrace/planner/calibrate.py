@@ -124,10 +124,17 @@ def curves(loads: Iterable[Sweeps], roofs: Mapping[str, float]) -> dict[str, Cur
     for sweeps in loads:
         for op, (rows, share) in _points(sweeps, roofs).items():
             points.setdefault(op, {}).setdefault(round(rows, 2), []).append(share)
-    return {
-        op: tuple((rows, statistics.fmean(shares)) for rows, shares in sorted(found.items()))
-        for op, found in points.items()
+    found = {
+        op: tuple((rows, statistics.fmean(shares)) for rows, shares in sorted(each.items()))
+        for op, each in points.items()
     }
+    known = next((found[op] for op in EXPERTS if op in found), None)
+    return found if known is None else {**dict.fromkeys(EXPERTS, known), **found}
+
+
+EXPERTS = ("expert", "moe", "expert_up", "expert_down")
+"""Ops of which one stands for those that no task of the rehearsal had: a schedule has either a task
+per page or one per layer."""
 
 
 def _points(sweeps: Sweeps, roofs: Mapping[str, float]) -> dict[str, tuple[float, float]]:

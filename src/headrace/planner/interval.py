@@ -2,7 +2,7 @@
 
 With n earlier runs, whose residuals are r_i = ln(measured / predicted), the next one lies within
 
-    t(n') s sqrt(1 + 1 / n')        s^2 = (N0 s0^2 + sum r_i^2) / n',   n' = N0 + n
+    t(n') s sqrt(1 + 1 / n')   s^2 = (N0 s0^2 + sum r_i^2) / n' + noise^2,   n' = N0 + n
 
 of the prediction nine times in ten, if runs are alike: the prediction interval of a normal
 distribution around 0, with N0 runs of spread s0 assumed before any was seen. Residuals count from

@@ -36,7 +36,7 @@ class Read(NamedTuple):
 @dataclass(frozen=True)
 class ShapeCurves:
     """How close a model of this shape comes to the roofs, op by op. ``streams``: measured beside
-    reads, experts passing through a ring."""
+    reads, experts passing through a ring. ``roofs`` are the rates that the shares are of."""
 
     weights: str
     hidden: int
@@ -46,14 +46,14 @@ class ShapeCurves:
     kv_dtype: str
     streams: bool
     efficiency: Mapping[str, Curve]
+    roofs: Mapping[str, float]
 
     @classmethod
-    def of(
-        cls, model: ModelSpec, kv_dtype: str, streams: bool, efficiency: Mapping[str, Curve]
-    ) -> ShapeCurves:
-        """Those measured with ``model``."""
+    def of(cls, model: ModelSpec, kv_dtype: str, streams: bool, hardware: Hardware) -> ShapeCurves:
+        """Those of ``hardware``, measured with ``model``."""
         sizes = (model.hidden, model.ffn_width, model.q_size, model.kv_size)
-        return cls(weights_of(model), *sizes, kv_dtype, streams, efficiency)
+        roofs = {roof: hardware.roofs[roof] for roof in (CPU_FLOPS, DRAM)}
+        return cls(weights_of(model), *sizes, kv_dtype, streams, dict(hardware.efficiency), roofs)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -84,10 +84,11 @@ class Profile:
 
     def hardware_for(self, model: ModelSpec, kv_dtype: str, streams: bool) -> Hardware:
         """The machine as a run of ``model`` meets it: curves of the nearest shape measured."""
-        wanted = ShapeCurves.of(model, kv_dtype, streams, {})
+        wanted = ShapeCurves.of(model, kv_dtype, streams, self.hardware)
         nearest = min(self.shapes, key=wanted.distance, default=wanted)
         return replace(
             self.hardware,
+            roofs={**self.hardware.roofs, **nearest.roofs},
             efficiency=nearest.efficiency,
             error=half_width(self.residuals, self.hardware.noise),
         )
@@ -177,6 +178,7 @@ def shape_from(data: Any) -> ShapeCurves:
         kv_dtype=_text(data["kv_dtype"]),
         streams=data["streams"] is True,
         efficiency={_text(op): _curve(points) for op, points in data["efficiency"].items()},
+        roofs={roof: _rate(data["roofs"][roof]) for roof in (CPU_FLOPS, DRAM)},
     )
 
 

@@ -89,8 +89,11 @@ class SweepTimes:
 
     @property
     def disk_rate(self) -> float:
-        """Bytes/s that the policy's disk lanes reach together."""
-        share = self.hardware.efficiency_of(Op.READ_PAGE.value, 1)
+        """Bytes/s that the policy's disk lanes reach together, beside little arithmetic."""
+        return self._disk_rate(1)
+
+    def _disk_rate(self, rows: float) -> float:
+        share = self.hardware.efficiency_of(Op.READ_PAGE.value, rows)
         lanes = self.policy.disk_lanes * self.hardware.lane_rate
         return min(self.hardware.roofs[DISK], lanes, self.hardware.roofs[DRAM]) * share
 
@@ -113,7 +116,7 @@ class SweepTimes:
 
     def bytes_moved(self, load: Load) -> Mapping[str, float]:
         """Bytes of a sweep: those of the disk."""
-        return {DISK: self.lanes(load).disk * self.disk_rate}
+        return {DISK: self.lanes(load).disk * self._disk_rate(load.rows)}
 
     def tail_seconds(self, load: Load) -> float:
         """Arithmetic between the last expert of a sweep and the first of the next: head,
@@ -144,7 +147,7 @@ class SweepTimes:
             for task, count in self._body:
                 amounts, width = self._work.work(task, binding)
                 if DISK in amounts:
-                    disk += count * amounts[DISK] / self.disk_rate
+                    disk += count * amounts[DISK] / self._disk_rate(rows)
                 else:
                     cpu += count * self._cpu_seconds(task.op, amounts, width)
             self._rows[rows] = LaneSeconds(cpu + self._overhead, disk)

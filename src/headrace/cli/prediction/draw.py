@@ -109,10 +109,11 @@ def draw_cases(seed: int, count: int, shapes: Mapping[str, Shape] = SHAPES) -> l
     names: list[str] = []
     while len(names) < count:
         names += draw.sample(sorted(shapes), len(shapes))
-    return [_case(draw, seed, index, name) for index, name in enumerate(names[:count])]
+    return [_case(f"{seed}-{index}", index, name) for index, name in enumerate(names[:count])]
 
 
-def _case(draw: Random, seed: int, index: int, shape: str) -> Case:
+def _case(seed: str, index: int, shape: str) -> Case:
+    draw = Random(seed)
     budget = draw.choice(BUDGETS) if draw.random() < STREAMED else None
     schedule = draw.choice(SCHEDULES)
     return Case(
@@ -123,7 +124,7 @@ def _case(draw: Random, seed: int, index: int, shape: str) -> Case:
         batch=draw.choice(BATCHES),
         prompt_len=draw.choice(PROMPTS),
         gen_len=draw.choice(OUTPUTS),
-        seed=f"{seed}-{index}",
+        seed=seed,
     )
 
 
