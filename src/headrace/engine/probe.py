@@ -20,6 +20,7 @@ from headrace.engine.session import torch_threads
 from headrace.kernels.native import available, native_module
 from headrace.kernels.quantized import quantize
 from headrace.kernels.select import select
+from headrace.memory.arena import Arena
 from headrace.memory.disk import REQUEST_BYTES
 from headrace.memory.disk_rate import measure_rate
 from headrace.memory.kvcache import DTYPES
@@ -150,11 +151,13 @@ def _stored(model: ModelSpec, weight: torch.Tensor) -> Any:
 
 
 class _SweepMemory:
-    """Memory read from end to end by all threads. It is taken and touched beforehand: page faults
-    are not the memory's time."""
+    """Memory read from end to end by all threads: an arena's, in large pages as a run's. It is
+    touched beforehand: page faults are not the memory's time."""
 
     def __init__(self, threads: int, size: int = 256 << 20) -> None:
-        self._block = torch.ones(size // 4)
+        self._arena = Arena("sweep", size)
+        self._block = torch.frombuffer(self._arena.take("all", size), dtype=torch.float32)
+        self._block.fill_(1.0)
         self._threads = threads
 
     def __call__(self) -> float:

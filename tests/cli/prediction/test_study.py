@@ -50,7 +50,9 @@ def done(tmp_path_factory):
 
 
 def study(folder: Path, said) -> Study:
-    return Study(folder, REQUEST, time.perf_counter, said, measure_seconds=0.3, pilots=1)
+    return Study(
+        folder, REQUEST, time.perf_counter, said, measure_seconds=0.3, pilots=1, attempts=1
+    )
 
 
 def test_what_was_done_is_not_done_again(done):

@@ -46,9 +46,9 @@ MOST_TRIES = 6
 
 KV_DTYPE = "f16"
 
-DISTURBED, ATTEMPTS = 0.08, 3
-"""Share of a core that other programs may take during a run; what is disturbed more is run again, a
-few times at most, and the least disturbed counts."""
+DISTURBED, ATTEMPTS = 0.08, 2
+"""Share of a core that other programs may take during a run; what is disturbed more is run once
+more, and the less disturbed counts."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,9 @@ class Study:
         fresh: bool = False,
         measure_seconds: float = 6.0,
         pilots: int = PILOTS,
+        attempts: int = ATTEMPTS,
     ) -> None:
+        self._attempts = attempts
         self._measure_seconds = measure_seconds
         self._pilot_runs = pilots
         self.folder = folder
@@ -218,7 +220,7 @@ class Study:
     def _measured_alone(self, name: str, streams: bool) -> Profile:
         """The same while nobody else works on the machine, as with runs."""
         tried: list[tuple[float, Profile]] = []
-        while len(tried) < ATTEMPTS and (not tried or tried[-1][0] > DISTURBED):
+        while len(tried) < self._attempts and (not tried or tried[-1][0] > DISTURBED):
             others, began = _Others(), self._clock()
             found = self._measured_with(name, streams)
             tried.append((others.share(self._clock() - began), found))
@@ -312,9 +314,9 @@ class Study:
     # -- running -------------------------------------------------------------------------
 
     def _undisturbed(self, predicted: Predicted, repeat: int) -> Measured:
-        """A run while nobody else worked on this machine, or the one least disturbed of a few."""
+        """A run while nobody else worked on this machine, or the less disturbed of two."""
         tried: list[Measured] = []
-        while len(tried) < ATTEMPTS and (not tried or tried[-1].others > DISTURBED):
+        while len(tried) < self._attempts and (not tried or tried[-1].others > DISTURBED):
             tried.append(self._measure(predicted, repeat))
             if tried[-1].others > DISTURBED:
                 self._said(f"other programs took {tried[-1].others:.0%} of a core meanwhile")
