@@ -264,9 +264,14 @@ def _reads(traces: Sequence[SweepTrace]) -> tuple[int, float]:
         for span in trace.spans
         if trace.schedule.tasks[span.task].op is Op.READ_PAGE
     )
-    moved = sum(sum(t.sweep.binding.page_bytes.values()) for t in traces)  # type: ignore[attr-defined]
+    moved = sum(_bytes_read(trace) for trace in traces)
     until = seconds = 0.0
     for start, end in spans:
         seconds += max(0.0, end - max(start, until))
         until = max(until, end)
     return moved, seconds
+
+
+def _bytes_read(trace: SweepTrace) -> int:
+    assert isinstance(trace.sweep, Sweep)
+    return sum(trace.sweep.binding.page_bytes.values())

@@ -49,7 +49,7 @@ class Probes:
     sgemm: Callable[[], float]
     sweep_memory: Callable[[], float]
     rehearse: Callable[[], Iterable[Sweeps]] = tuple
-    sample: Callable[[], int] | None = None
+    sample: Callable[[], float] | None = None
     task: Callable[[], float] | None = None
 
 

@@ -2,12 +2,12 @@
 
 With n earlier runs, whose residuals are r_i = ln(measured / predicted), the next one lies within
 
-    t(n') s sqrt(1 + 1 / n')   s^2 = (N0 s0^2 + sum r_i^2) / n' + noise^2,   n' = N0 + n
+    t(n') s sqrt(1 + 1 / n')   s^2 = (N0 (s0^2 + noise^2) + sum r_i^2) / n',   n' = N0 + n
 
 of the prediction nine times in ten, if runs are alike: the prediction interval of a normal
 distribution around 0, with N0 runs of spread s0 assumed before any was seen. Residuals count from
-0, not from their mean: a bias widens the interval rather than being believed. What repeats of one
-timing differ by (``noise``) is there from the first run on.
+0, not from their mean: a bias widens the interval rather than being believed. ``noise``, what
+repeats of one timing differed by, widens what is assumed; what was seen has its own noise in it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ PRIOR_RUNS, PRIOR_SPREAD = 4, 0.06
 def half_width(residuals: Sequence[float], noise: float = 0.0) -> float:
     """Half the 90 % interval of ln(measured / predicted)."""
     count = PRIOR_RUNS + len(residuals)
-    squares = PRIOR_RUNS * PRIOR_SPREAD**2 + sum(r * r for r in residuals)
-    spread = math.hypot(math.sqrt(squares / count), min(noise, 1.0))
+    assumed = PRIOR_SPREAD**2 + min(noise, 1.0) ** 2
+    spread = math.sqrt((PRIOR_RUNS * assumed + sum(r * r for r in residuals)) / count)
     return _t95(count) * spread * math.sqrt(1 + 1 / count)
 
 

@@ -22,8 +22,6 @@ FORMAT = 1
 MOST_RESIDUALS = 64
 """Runs that are remembered; older ones are forgotten."""
 
-_NUMBERS = ("lane_rate", "row_seconds", "token_seconds", "sequence_seconds", "task_seconds")
-
 
 class Read(NamedTuple):
     """Bytes/s of direct reads of ``request_bytes`` each, ``depth`` of them in flight."""
@@ -156,14 +154,17 @@ def _hardware(data: Any) -> Hardware:
     roofs = {_text(name): _rate(rate) for name, rate in data["roofs"].items()}
     if missing := {CPU_FLOPS, DRAM, DISK} - roofs.keys():
         raise ValueError(f"no rate of {sorted(missing)}")
-    numbers = {name: _between(data[name], 0.0, math.inf) for name in _NUMBERS}
     return Hardware(
         name=_text(data["name"]),
         roofs=roofs,
         capacity={_text(k): _whole(v) for k, v in data["capacity"].items()},
+        lane_rate=_rate(data["lane_rate"]),
+        row_seconds=_seconds(data["row_seconds"]),
+        token_seconds=_seconds(data["token_seconds"]),
+        sequence_seconds=_seconds(data["sequence_seconds"]),
+        task_seconds=_seconds(data["task_seconds"]),
         measured=data["measured"] is True,
         noise=_between(data["noise"], 0.0, 1000.0),
-        **numbers,
     )
 
 
@@ -203,6 +204,10 @@ def _whole(value: Any) -> int:
 
 def _rate(value: Any) -> float:
     return _between(value, 1e-9, 1e30)
+
+
+def _seconds(value: Any) -> float:
+    return _between(value, 0.0, 1e6)
 
 
 def _between(value: Any, low: float, high: float) -> float:
