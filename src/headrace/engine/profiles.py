@@ -1,4 +1,4 @@
-"""Where a machine's profile lives, and what of a measurement goes into it."""
+"""Where a machine's profile lives, and what of a measurement goes into it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from headrace import __version__
 from headrace.engine.durable import write_durably
 from headrace.errors import StorageError, UsageError
-from headrace.kernels.select import select
+from headrace.kernels.native import available
 from headrace.planner.profile import Profile, Read, ShapeCurves, profile_from
 from headrace.specs.hardware import Hardware
 
@@ -55,7 +55,7 @@ def this_machine() -> dict[str, str]:
     return {
         "processor": _processor(),
         "threads": str(threads),
-        "kernels": select("auto", threads).numerics,
+        "kernels": "native" if available() else "reference",
         "headrace": __version__,
     }
 
