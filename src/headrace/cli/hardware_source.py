@@ -6,10 +6,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from headrace.cli.output import warn
 from headrace.errors import UsageError
-from headrace.specs.hardware import CPU_FLOPS, DISK, Hardware
+from headrace.specs.hardware import CPU_FLOPS, Hardware
+from headrace.specs.model import ModelSpec
 from headrace.specs.units import format_bytes
+
+if TYPE_CHECKING:
+    from headrace.planner.profile import Profile
 
 AUTO = "auto"
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -23,11 +29,21 @@ LOADED_BYTES = 450_000_000
 @dataclass(frozen=True)
 class Machine:
     """A machine and where its figures come from. ``here``: this machine, whose free memory is
-    asked, and whose kernels and cores a run would use."""
+    asked, and whose kernels and cores a run would use; ``profile`` is what was measured of it."""
 
     hardware: Hardware
     source: str
     here: bool = False
+    profile: Profile | None = None
+
+    def running(self, model: ModelSpec, kv_dtype: str, streams: bool) -> Machine:
+        """The same as a run of ``model`` meets it: with the curves of the nearest shape that was
+        measured, where there is a profile."""
+        if self.profile is None:
+            return self
+        found = self.profile.hardware_for(model, kv_dtype, streams)
+        name, capacity = self.hardware.name, self.hardware.capacity
+        return replace(self, hardware=replace(found, name=name, capacity=capacity))
 
     def host_bytes(self) -> int:
         """Host memory that a run may take when nobody says."""
@@ -77,20 +93,33 @@ def machine_in(path: Path, profile: str | None) -> Machine:
 
 
 def this_machine() -> Machine:
-    """Stock figures scaled to the cores of this machine."""
+    """This machine: by its calibrated profile if there is one, else stock figures scaled to its
+    cores. Warns of a profile that cannot be used."""
+    from headrace.engine.profiles import profile_path, read_profile
+
+    cores = usable_cores()
+    name, capacity = f"this machine, {cores} cores", {"host": _memory_bytes()}
+    try:
+        profile = read_profile(profile_path(os.environ))
+    except UsageError as fault:
+        warn(f"the calibrated profile is not used: {fault.message}")
+        profile = None
+    if profile is None:
+        return Machine(_stock(name, cores, capacity), _STOCK, here=True)
+    hardware = replace(profile.hardware, name=name, capacity=capacity)
+    return Machine(hardware, f"measured: profile of {profile.made}", here=True, profile=profile)
+
+
+_STOCK = "stock figures for its cores, not measured; headrace calibrate measures them"
+
+
+def _stock(name: str, cores: int, capacity: Mapping[str, int]) -> Hardware:
+    """A machine like the smallest of the registry, but for its cores and memory."""
     from headrace.specs.registry import known_hardware
 
-    stock = known_hardware("cpu-2core")
-    cores = usable_cores()
-    roofs = dict(stock.hardware.roofs)
-    roofs[CPU_FLOPS] *= cores / 2
-    capacity = {"host": _memory_bytes()}
-    hardware = replace(
-        stock.hardware, name=f"this machine, {cores} cores", roofs=roofs, capacity=capacity
-    )
-    said = "stock figures for its cores, not measured; headrace calibrate measures them"
-    assert DISK in hardware.roofs
-    return Machine(hardware, said, here=True)
+    stock = known_hardware("cpu-2core").hardware
+    roofs = {**stock.roofs, CPU_FLOPS: stock.roofs[CPU_FLOPS] * cores / 2}
+    return replace(stock, name=name, roofs=roofs, capacity=capacity)
 
 
 def usable_cores() -> int:

@@ -93,6 +93,7 @@ def make(request: Request, what_if: bool = False) -> Planned:
     from headrace.planner.search import best_plan
 
     source, machine = find_model(request.model, request.revision), find_machine(request.hardware)
+    machine = _running(request, source, machine)
     lengths = _lengths(request, source)
     at, budget_note = situation(request, source, machine, lengths.workload)
     plan = best_plan(at)
@@ -104,6 +105,16 @@ def make(request: Request, what_if: bool = False) -> Planned:
 
         priced = price_changes(at, plan)
     return Planned(source, machine, lengths, at, plan, tuple(priced))
+
+
+def _running(request: Request, source: Source, machine: Machine) -> Machine:
+    """``machine`` as this model meets it, its experts streaming or not."""
+    if machine.profile is None:
+        return machine
+    budget = machine.host_bytes() if request.memory is None else parse_size(request.memory)
+    streams = sum(page.bytes for page in source.pages) > budget
+    kv_dtype = (request.overrides or {}).get("kv_dtype") or "f16"
+    return machine.running(source.model, kv_dtype, streams)
 
 
 def situation(

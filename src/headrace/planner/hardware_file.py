@@ -40,9 +40,9 @@ _NAMES = frozenset(f.name for f in fields(Hardware))
 
 
 def hardware_document(hardware: Hardware) -> dict[str, Any]:
-    """``hardware`` as plain data; what has no number (an infinite rate) is left out."""
+    """``hardware`` as plain data; what has no number (an infinite rate, None) is left out."""
     found = {name: _plain(value) for name, value in asdict(hardware).items()}
-    return {name: value for name, value in found.items() if value != math.inf}
+    return {k: value for k, value in found.items() if value is not None and value != math.inf}
 
 
 def read_hardware(document: object, name: str, profile: str | None = None) -> Hardware:
