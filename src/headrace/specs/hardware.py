@@ -49,7 +49,9 @@ class Hardware:
     of drawing one token, ``token_seconds`` of turning it into text, ``sequence_seconds`` of
     placing one sequence in a batch, and ``task_seconds`` the machine's own cost per task.
     ``measured`` tells a measurement from a stock figure; ``noise`` is how much slower than
-    near-best a typical timing was while measuring (0: quiet machine).
+    near-best a typical timing was while measuring (0: quiet machine). ``error`` is how far runs
+    ended from their predictions here, as half the 90 % interval of ln(measured / predicted);
+    None where no run was compared.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Hardware:
     task_seconds: float = 20e-6
     measured: bool = False
     noise: float = 0.0
+    error: float | None = None
 
     def efficiency_of(self, op: str, rows: float) -> float:
         """Share of the roof that ``op`` reaches with ``rows`` rows, interpolated in log(rows)."""
