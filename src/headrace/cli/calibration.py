@@ -35,7 +35,10 @@ SHAPES: Mapping[str, tuple[str, str, Mapping[str, int]]] = {
         | {"ffn_width": 768, "vocab": 8192},
     ),
 }
-"""Measured where no checkpoint is named: architecture, format, sizes. 1.2 GB of files."""
+"""Measured where no checkpoint is named: architecture, format, sizes."""
+
+INTEGERS = ("int8", "int4")
+"""And the last of them in integers. 1.5 GB of files in all."""
 
 READ_SIZES = (1 << 20, 4 << 20, 16 << 20)
 READ_DEPTHS = (1, 2, 4)
@@ -117,6 +120,9 @@ def _checkpoints(path: Path, said: Callable[[str], None]) -> Iterator[dict[str, 
         for number, (name, (arch, dtype, sizes)) in enumerate(SHAPES.items()):
             said(f"writing a checkpoint: {name}")
             opened[name] = _made(folder / str(number), arch, dtype, sizes)
+        for weights in INTEGERS:
+            said(f"writing a checkpoint: {name}, as {weights}")
+            opened[f"{name}, as {weights}"] = _quantized(folder / str(number), weights)
         yield opened
     finally:
         for loaded in opened.values():
@@ -130,6 +136,21 @@ def _made(folder: Path, arch: str, dtype: str, sizes: Mapping[str, Any]) -> Load
 
     make_checkpoint(shape_spec(arch, None, dtype, sizes), folder)
     return Loaded.open(folder)
+
+
+def _quantized(source: Path, weights: str) -> Loaded:
+    """A copy of ``source`` in integers, beside it: nearest ones, no search for better scales."""
+    from time import perf_counter
+
+    from headrace.engine.loaded import Loaded
+    from headrace.engine.probe import usable_threads
+    from headrace.engine.quantizing import Quantizing
+    from headrace.engine.recipe import Recipe
+
+    made = source.with_name(f"{source.name}-{weights}")
+    recipe = Recipe(weights, search=False)
+    Quantizing(source, made, recipe, threads=usable_threads()).run(perf_counter)
+    return Loaded.open(made)
 
 
 def _reads(loaded: Loaded, clock: Callable[[], float], seconds: float) -> Iterator[Read]:
