@@ -43,7 +43,7 @@ INTEGERS = ("int8", "int4")
 READ_SIZES = (1 << 20, 4 << 20, 16 << 20)
 READ_DEPTHS = (1, 2, 4)
 
-_SHAPE_SHARE, _READ_SHARE, _BESIDE_SHARE = 0.7, 0.15, 0.05  # of the seconds asked for
+_SHAPE_SHARE, _READ_SHARE, _BESIDE_SHARE = 0.45, 0.15, 0.05  # of the seconds asked for
 
 
 def calibrate_machine(
