@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.planner.profile import Profile, Read, ShapeCurves
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Hardware
-from headrace.specs.units import format_bytes, format_seconds
+from headrace.specs.units import format_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -203,7 +203,7 @@ def _ops_tables(profile: Profile) -> Iterator[Table]:
 
 def _rate_text(name: str, value: float) -> str:
     if name.endswith("seconds"):
-        return format_seconds(value)
+        return f"{value * 1e6:.1f} us"
     return f"{value / 1e9:.0f} GFLOP/s" if name == CPU_FLOPS else f"{format_bytes(value)}/s"
 
 
