@@ -1,6 +1,6 @@
 """Plan every registered model on every registered machine, in several sizes of job and memory.
 
-    python tools/bench_search.py [--only MODEL] [--every N] [--quiet]
+    python tools/bench_search.py [--only MODEL] [--every N] [--first K] [--quiet]
 
 Prints, per case, the seconds of processor time that planning took, the plan and its expected job
 time, then what a reader wants to know of all of them: how many plans, how many refusals, the
@@ -118,10 +118,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", help="one model's cases")
     parser.add_argument("--every", type=int, default=1, help="one case of so many")
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--quiet", action="store_true", help="the summary only")
     asked = parser.parse_args()
     found = []
-    for case in cases()[:: asked.every]:
+    for case in cases()[asked.first :: asked.every]:
         if asked.only in (None, case.model):
             found.append(run(case))
             if not asked.quiet:

@@ -102,7 +102,9 @@ def enumerated(found: Problem, most: int) -> Iterator[Policy]:
 
 def _numbers(at: Situation) -> tuple[list[int], list[int]]:
     requests = at.workload.requests
-    return sorted({1 + i * (requests - 1) // 11 for i in range(12)}), [16, 40, 90, 200, 500]
+    return sorted({1 + i * (requests - 1) // 11 for i in range(12)}), [
+        round(at.overrides.chunk * f) for f in (1, 2.5, 6, 12, 32)
+    ]
 
 
 def _kv_blocks(at: Situation, seqs: int) -> int:
@@ -111,6 +113,11 @@ def _kv_blocks(at: Situation, seqs: int) -> int:
         for p, g in zip(at.workload.prompt_lens, at.workload.gen_lens, strict=True)
     )
     return max(-(-sum(ends) * seqs // len(ends)), ends[-1])
+
+
+def _asked(at: Situation) -> dict:
+    names = ("chunk", "kv_dtype", "threads", "kernels", "activations")
+    return {name: getattr(at.overrides, name) for name in names}
 
 
 def _on_host(at: Situation):
@@ -126,14 +133,15 @@ def _host_policy(at: Situation, seqs: int, rows: int, slots: int) -> Policy | No
     order += [p for p in at.pages if p.role in (Role.LAYER, Role.HEAD)]
     order += _spread([p for p in at.pages if p.expert is not None])
     order += [p for p in at.pages if p.role is Role.EMBED]
+    sizes = at.residency.bytes_of
     base = Policy(
-        "stream", max_rows=rows, max_seqs=seqs, chunk=16, compute_rows=rows, disk_lanes=2,
-        kv_blocks=_kv_blocks(at, seqs), ring_slots=slots, slot_bytes=0,
+        "stream", max_rows=rows, max_seqs=seqs, compute_rows=rows, disk_lanes=2,
+        kv_blocks=_kv_blocks(at, seqs), ring_slots=slots, slot_bytes=0, **_asked(at),
     )  # fmt: skip
 
     def of(count: int) -> Policy:
         held = frozenset(p.id for p in order[:count])
-        rest = [arena_bytes(p.bytes + 8192) for p in order[count:] if p.role is not Role.EMBED]
+        rest = [sizes[p.id] for p in order[count:] if p.role is not Role.EMBED]
         name = "stream" if rest else "resident"
         return replace(
             base, schedule=name, resident=held, ring_slots=slots if rest else 0,
@@ -141,7 +149,7 @@ def _host_policy(at: Situation, seqs: int, rows: int, slots: int) -> Policy | No
         )  # fmt: skip
 
     def fits(policy: Policy) -> bool:
-        return memory_map(at.model, at.pages, policy).total_bytes <= at.budget_bytes
+        return memory_map(at.model, at.pages, policy, at.page_bytes).total_bytes <= at.budget_bytes
 
     return next((p for p in map(of, range(len(order), -1, -1)) if fits(p)), None)
 
@@ -181,10 +189,10 @@ def _device_policy(
         if schedule == "resident" and ring:
             return None
         return Policy(
-            schedule, max_rows=rows, max_seqs=seqs, micro_batches=parts, chunk=16,
+            schedule, max_rows=rows, max_seqs=seqs, micro_batches=parts,
             compute_rows=rows, resident=always | held, ring_slots=ring,
             slot_bytes=slot if ring else 0, kv_blocks=_kv_blocks(at, seqs), compute="device",
-            cpu_experts=beside,
+            cpu_experts=beside, **_asked(at),
         )  # fmt: skip
 
     def fits(policy: Policy) -> bool:

@@ -189,7 +189,9 @@ def fitted(
     if policy is None:
         return None
     times = at.times_of(policy)
-    wanted = max(rows, most_rows) if most_rows else _wanted_rows(at, policy, times, free)
+    wanted = _wanted_rows(at, policy, times, free)
+    if most_rows is not None:
+        wanted = max(rows, min(most_rows, MOST_ROWS))
     larger = replace(policy, max_rows=wanted, micro_batches=_micro_batches(at, wanted))
     policy = _fill(at, larger, _wanted_slots(at, policy, times)) or policy
     limit = policy.max_rows if free else _compute_rows(at, policy)
@@ -231,11 +233,16 @@ def with_residency(
     )
 
 
+def most_seqs(at: Situation) -> int:
+    """Sequences at once: no more than there are, or fit a sweep."""
+    return max(1, min(at.workload.requests, at.overrides.max_rows or MOST_SEQS, MOST_SEQS))
+
+
 def _sequence_counts(at: Situation) -> list[int]:
     """1, 2, 3, 4, 6, 8, 12 ... up to all requests of the job at once."""
     if at.overrides.max_seqs:
         return [at.overrides.max_seqs]
-    most = max(1, min(at.workload.requests, at.overrides.max_rows or MOST_SEQS, MOST_SEQS))
+    most = most_seqs(at)
     counts = {most} | {n for p in range(12) for n in (2**p, 3 * 2**p) if n <= most}
     return sorted(counts, reverse=True)
 

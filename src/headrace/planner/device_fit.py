@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,7 +16,6 @@ from headrace.planner.device_split import Split, Terms, best_split
 from headrace.planner.estimate import about
 from headrace.planner.job_estimate import Course, JobShape, course_of
 from headrace.planner.memory_map import MemoryMap, arena_bytes
-from headrace.planner.sketch import Kind as TaskKind
 from headrace.planner.sweeps import Load
 from headrace.schedule.lanes import CPU, GPU
 from headrace.schedule.tally import Kind
@@ -119,7 +118,8 @@ class Fitter:
 
     def _totals(self, policy: Policy, shares: Split | Shares, load: Load) -> Totals:
         census = self.divisible.census(Shares(shares.resident, shares.cpu, shares.disk))
-        kinds = kinds_of(policy, rows_read=True, cpu=shares.cpu > 0, disk=shares.disk > 0)
+        beside, read = shares.cpu > 0, shares.disk > 0
+        kinds = kinds_of(policy, self.divisible.turns, rows_read=True, cpu=beside, disk=read)
         return SweepCosts(census, policy, self.at.hardware).of(load, kinds)
 
     def _terms(self, choice: Choice, policy: Policy, load: Load) -> Terms | None:
@@ -128,7 +128,7 @@ class Fitter:
         if device < 0 or host < 0:
             return None
         streaming = self._totals(policy, Shares(), load)
-        beside = self._totals(policy, Shares(cpu=1.0), load) if choice.beside else {}
+        beside: Totals = self._totals(policy, Shares(cpu=1.0), load) if choice.beside else {}
         return Terms(
             weights=self.weights,
             ring=self._ring,
@@ -142,7 +142,9 @@ class Fitter:
             whole_disk=self._disk_seconds,
             dram=_roof(streaming, DRAM, moved=False),
             whole_dram_streamed=_roof(streaming, DRAM, moved=True),
-            whole_dram_cpu=max(0.0, _roof(beside, DRAM, False) - _roof(streaming, DRAM, False)),
+            whole_dram_cpu=max(
+                0.0, _roof(beside, DRAM, moved=False) - _roof(streaming, DRAM, moved=False)
+            ),
         )
 
     def _device_room(self, choice: Choice, room: float) -> float:
@@ -155,9 +157,14 @@ class Fitter:
     def _rounding(self, choice: Choice) -> int:
         """Bytes that a layer's share may be above its mean: a page, and an expert's pages where
         the processor has some."""
-        experts = {(kind.page.layer, kind.page.expert) for kind in self.divisible.experts}
-        pages = 1 + (len(self.divisible.experts) // max(1, len(experts)) if choice.beside else 0)
+        pages = 1 + (self._pages_per_expert if choice.beside else 0)
         return pages * arena_bytes(self._slot_bytes)
+
+    @cached_property
+    def _pages_per_expert(self) -> int:
+        ids = self.experts_ids
+        experts = {(p.layer, p.expert) for p in self.at.kinds.pages if p.id in ids}
+        return math.ceil(len(ids) / len(experts))
 
     @cached_property
     def _disk_seconds(self) -> float:
@@ -261,18 +268,18 @@ def _arena(kinds: Iterable[Kind]) -> int:
     return sum(arena_bytes(kind.page.bytes) * len(kind.ids) for kind in kinds)
 
 
-def _busy(totals: Mapping[TaskKind, object], lane: str, moved: bool | None = None) -> float:
+def _busy(totals: Totals, lane: str, moved: bool | None = None) -> float:
     """Busy seconds of a lane; with ``moved``, of weights only or of all else."""
     return sum(
-        total.alone  # type: ignore[attr-defined]
+        total.alone
         for kind, total in totals.items()
         if kind.lane == lane and moved in (None, kind.op in _UPLOADS)
     )
 
 
-def _roof(totals: Mapping[TaskKind, object], roof: str, moved: bool) -> float:
+def _roof(totals: Totals, roof: str, *, moved: bool) -> float:
     return sum(
-        total.roofs.get(roof, 0.0)  # type: ignore[attr-defined]
+        total.roofs.get(roof, 0.0)
         for kind, total in totals.items()
         if moved == (kind.op in _UPLOADS)
     )

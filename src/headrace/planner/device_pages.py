@@ -12,7 +12,6 @@ from itertools import pairwise
 
 from headrace.planner.device_fit import Fit, Fitter
 from headrace.planner.residency import evenly
-from headrace.schedule.tally import Kinds
 from headrace.specs.policy import Policy
 
 
@@ -94,8 +93,3 @@ class _Chosen:
         for page in streamed:
             counts[self._layer_of[page]] += 1
         return max(a + b for a, b in pairwise(counts))
-
-
-def streamed_bytes(kinds: Kinds, policy: Policy) -> int:
-    """Bytes that cross the link in every sweep."""
-    return sum(kind.page.bytes * len(ids) for kind, ids in kinds.streamed(policy))

@@ -19,6 +19,8 @@ from headrace.specs.policy import Policy
 MOST_SEQS = 8192
 MOST_ROWS = 16_384
 RESIDENT_ROWS = 2048  # prompt rows beside decodes where nothing streams: enough for full speed
+_DRAWN = (4, 6)  # layers of sketches: a search plays many, each at few loads
+
 _PARTS = (2, 4, 8, 16)
 _COUNTS = (0.6, 0.7, 0.8, 0.87, 0.93, 1.07, 1.12, 1.2, 1.3, 1.45, 1.6)
 _BESIDE = (0.02, 0.04, 0.07, 0.12, 0.2, 0.35, 0.5, 0.7, 0.85, 1.2, 1.5, 2.0, 3.0)
@@ -71,8 +73,6 @@ class DeviceSearch:
                 best = min(fit.seconds for fit in found)
                 if min(fit.seconds for fit in at_count) > _WORSE * best:
                     break
-        if found and not traits.coarse:
-            found += self._near(traits, min(found, key=_seconds))
         return sorted(found, key=_seconds)
 
     def played(
@@ -116,7 +116,9 @@ class DeviceSearch:
         differ most if ``played``."""
         if policy not in self._prices:
             at = self.fitter.at
-            prices = price(at.model, at.pages, policy, at.hardware, self.sketches)
+            prices = price(
+                at.model, at.pages, policy, at.hardware, self.sketches, drawn_layers=_DRAWN
+            )
             assert isinstance(prices, DevicePrices)
             self._prices[policy] = Tabulated(prices, course_of(self.fitter.job, policy).loads)
         found = self._prices[policy]
@@ -154,23 +156,6 @@ class DeviceSearch:
                 if fit:
                     found.append(fit)
         return found
-
-    def _near(self, traits: Traits, best: Fit) -> list[Fit]:
-        """Choices around the best."""
-        choice, found = best.choice, []
-        for seqs in {round(choice.seqs * f) for f in (0.8, 0.9, 1.12, 1.25)}:
-            if 1 <= seqs <= min(self._counts(traits.most_seqs)[0], MOST_SEQS):
-                rows = max(seqs + self._chunk, choice.rows + seqs - choice.seqs)
-                found.append(self._fit(traits, seqs, rows, choice.parts, choice.compute_rows))
-        for rows in {round(choice.rows * f) for f in (0.75, 1.33)}:
-            if rows >= choice.seqs + self._chunk:
-                limit = min(choice.compute_rows, rows)
-                found.append(self._fit(traits, choice.seqs, rows, choice.parts, limit))
-        if len(traits.parts) > 1 and not self.fitter.at.overrides.micro_batches:
-            for parts in {round(choice.parts * f) for f in (0.75, 1.5)} - {1, choice.parts}:
-                fit = self._fit(traits, choice.seqs, choice.rows, parts, choice.compute_rows)
-                found.append(fit)
-        return [fit for fit in found if fit]
 
     def _fit(self, traits: Traits, seqs: int, rows: int, parts: int, limit: int) -> Fit | None:
         rows = self.fitter.at.overrides.max_rows or min(rows, max(MOST_ROWS, seqs + self._chunk))

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from headrace.errors import UsageError
-from headrace.planner.candidates import Situation, candidates, fitted, smallest
+from headrace.planner.candidates import Situation, candidates, fitted, most_seqs, smallest
 from headrace.planner.nearest import host_refusal
 from headrace.planner.plan import Overrides, Plan
 from headrace.planner.simulate import FewRows, job_seconds, predict
@@ -125,7 +125,7 @@ def _refined(at: Situation, best: Policy, seconds: float) -> Policy:
 
 def _near(at: Situation, policy: Policy) -> Iterator[Policy]:
     fixed = at.overrides
-    most, extra = max(1, at.workload.requests), policy.max_rows - policy.max_seqs
+    most, extra = most_seqs(at), policy.max_rows - policy.max_seqs
     tried = {(policy.max_seqs, policy.max_rows)}
     counts = () if fixed.max_seqs else _COUNTS[0 if at.is_small else 1 :: 1 if at.is_small else 3]
     rows = () if fixed.max_rows else _BESIDE[:: 1 if at.is_small else 4]
