@@ -12,7 +12,6 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from hashlib import blake2b
 from typing import Any
 
-from headrace import __version__
 from headrace.batching.blocks import blocks_for
 from headrace.errors import DocumentError, HeadraceError
 from headrace.planner.candidates import LEAST_SLOTS, Situation
@@ -106,11 +105,18 @@ def layout_key(model: ModelSpec, pages: tuple[Page, ...]) -> str:
 
 
 def plan_document(
-    plan: Plan, at: Situation, model: str, hardware: str, *, any_threads: bool = False
+    plan: Plan,
+    at: Situation,
+    model: str,
+    hardware: str,
+    *,
+    version: str = "",
+    any_threads: bool = False,
 ) -> dict[str, Any]:
     """``plan`` as plain data, complete enough to be read, compared and run.
 
-    ``model`` and ``hardware`` say where both came from; ``any_threads`` leaves their number open.
+    ``model`` and ``hardware`` say where both came from, ``version`` who planned; ``any_threads``
+    leaves the number of threads open.
     """
     policy = policy_document(plan.policy)
     if any_threads:
@@ -118,7 +124,7 @@ def plan_document(
     return {
         "kind": KIND,
         "format": FORMAT,
-        "versions": {"headrace": __version__},
+        "versions": {"headrace": version},
         "model": {
             "name": model,
             "architecture": at.model.architecture,
