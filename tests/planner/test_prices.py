@@ -197,7 +197,7 @@ def test_the_census_counts_each_page_once() -> None:
     census = take_census(MODEL, pages, p)
     assert sum(n for found in census.classes.values() for _, n in found) == len(pages)
     assert census.count(Weights.ON_DISK) == 22
-    assert {way for weights, way in census.classes if weights is Weights.EXPERTS} == {Way.PINNED}
+    assert {way for weights, way, _ in census.classes if weights is Weights.EXPERTS} == {Way.PINNED}
     assert sum(group.layers for group in census.layers) == 11
 
 
@@ -258,4 +258,5 @@ def test_known_models_and_machines_within_one_percent_of_full_play(
     prices = price(model, pages, p, hardware)
     for load in (Load(rows, rows * 333, samples=rows), Load(rows, rows * 77, 400, 100, rows + 4)):
         wanted = steady(model, pages, p, hardware, load).seconds
-        assert prices.seconds(load) == pytest.approx(wanted, rel=0.01)
+        assert prices.played(load).steady == pytest.approx(wanted, rel=0.01)
+        assert prices.seconds(load) == pytest.approx(wanted, rel=0.015)

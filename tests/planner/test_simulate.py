@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +13,7 @@ from headrace.batching.batcher import Batcher
 from headrace.batching.limits import Limits
 from headrace.batching.request import Request
 from headrace.planner.played import PlayedOverlap, steady_seconds
+from headrace.planner.prices import DevicePrices, price
 from headrace.planner.residency import Residency
 from headrace.planner.simulate import FewRows, predict, simulate
 from headrace.planner.sweeps import Load, SweepTimes
@@ -24,6 +25,7 @@ from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import page_layout
 from headrace.specs.policy import Policy
+from headrace.specs.registry import known_hardware, known_model
 from headrace.specs.workload import Workload
 
 MODEL = ModelSpec(
@@ -185,6 +187,84 @@ def test_rates_and_rows_per_sweep_follow_from_the_totals():
     assert got.decode_tokens_per_second * got.seconds == pytest.approx(360)
     assert got.rows_per_sweep * got.sweeps == pytest.approx(960)
     assert got.bound_by in ("cpu", "disk")
+
+
+def test_phases_first_tokens_and_bytes_add_up():
+    job = Workload.uniform(40, 20, 12)
+    got = predict(MODEL, PAGES, policy(), MACHINE, job)
+    assert 0 < got.prefill_seconds < got.seconds
+    assert got.prefill_phase_tokens_per_second * got.prefill_seconds == pytest.approx(800)
+    decode_seconds = got.seconds - got.prefill_seconds
+    assert got.decode_phase_tokens_per_second * decode_seconds == pytest.approx(480)
+    first = got.first_token
+    assert 0 < first.p50 <= first.p99 < got.seconds
+    assert first.p50 < first.mean * 1.5
+    assert got.bytes_moved["disk"] == got.bytes_read > 0
+    assert 0 < got.bound_seconds <= got.seconds
+    assert max(got.utilisation.values()) <= 1 + 1e-9
+
+
+def device_policy(**fields) -> Policy:
+    held = frozenset(p.id for p in PAGES if p.expert is None)
+    return Policy(
+        "two_group", 200, 60, micro_batches=2, resident=held, ring_slots=16, slot_bytes=1 << 20,
+        kv_blocks=600, compute="device", compute_rows=150, **fields,
+    )  # fmt: skip
+
+
+BESIDE = replace(
+    MACHINE, roofs={**MACHINE.roofs, "gpu_flops": 1e11, "hbm": 5e9, "h2d": 2e8, "d2h": 2e8}
+)
+MIXED = Workload(
+    tuple(20 + i % 50 for i in range(300)), tuple(5 + i * 7 % 60 for i in range(300)), assumed=False
+)
+
+
+def test_a_job_beside_a_device_is_played_by_the_same_batcher():
+    got = predict(MODEL, PAGES, device_policy(), BESIDE, MIXED)
+    assert got.bound_by == "link"
+    assert got.lanes.keys() >= {"gpu", "cpu", "link", "d2h", "host"}
+    streamed = sum(p.bytes for p in PAGES if p.expert is not None)
+    assert got.bytes_moved["h2d"] == pytest.approx(got.sweeps * streamed, rel=0.1)
+    slower = predict(MODEL, PAGES, device_policy(pageable=True, stage_slots=2), BESIDE, MIXED)
+    assert slower.seconds >= got.seconds
+    assert slower.sweeps == got.sweeps
+
+
+@dataclass
+class Exact:
+    """A device's times with nothing tabulated."""
+
+    prices: DevicePrices
+
+    def __getattr__(self, name):
+        return getattr(self.prices, name)
+
+    def seconds(self, load):
+        return self.prices.played(load).steady
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["two_group", "cgopipe", "flexgen"])
+def test_a_tabulated_job_takes_what_the_job_played_sweep_by_sweep_takes(schedule):
+    p = replace(device_policy(), schedule=schedule)
+    prices = price(MODEL, PAGES, p, BESIDE)
+    tabulated = simulate(FewRows(prices), MIXED).seconds
+    assert tabulated == pytest.approx(simulate(FewRows(Exact(prices)), MIXED).seconds, rel=0.01)
+
+
+def test_ten_thousand_lines_beside_a_device_are_played_in_seconds():
+    model = known_model("mixtral-8x7b").spec
+    pages = page_layout(model)
+    held = frozenset(p.id for p in pages if p.expert is None)
+    p = Policy(
+        "two_group", 6000, 2000, micro_batches=2, resident=held, ring_slots=96, slot_bytes=1 << 26,
+        kv_blocks=40_000, compute="device",
+    )  # fmt: skip
+    job = Workload(tuple(20 + i % 400 for i in range(10_000)), (128,) * 10_000, assumed=False)
+    before = time.process_time()
+    simulate(FewRows(price(model, pages, p, known_hardware("t4").hardware)), job)
+    assert time.process_time() - before < 10  # about one, on an idle machine
 
 
 def test_a_tail_that_reads_on_demand_is_predicted_faster():

@@ -94,3 +94,14 @@ def test_a_plan_that_is_none_is_made_anew(at, stored, change):
 def test_a_missing_field_is_not_guessed(at, stored):
     policy = {k: v for k, v in stored["policy"].items() if k != "ring_slots"}
     assert restore_plan({**stored, "policy": policy}, at, 7) is None
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3", "mixtral-8x7b", "smollm2-135m"])
+def test_plans_of_large_models_are_kept_when_stored(name):
+    model, machine = known_model(name).spec, known_hardware("cloud-24core").hardware
+    job = Workload.uniform(1000, 256, 128)
+    at = Situation(model, page_layout(model), None, machine, job, 160_000_000_000)
+    plan = best_plan(at)
+    kept = restore_plan(json.loads(json.dumps(store_plan(plan, at, None))), at, None)
+    assert kept is not None
+    assert kept.policy == plan.policy

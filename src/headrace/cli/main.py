@@ -20,6 +20,7 @@ from headrace.cli import (
     quantize,
     roofline,
     run_batch,
+    simulate,
     verify,
 )
 from headrace.cli.interrupt import end_on_interrupt, leave_interrupted
@@ -92,6 +93,7 @@ def make_app() -> typer.Typer:
     app.command("plan", cls=Command)(plan.plan)
     app.command("generate", cls=Command)(generate.generate)
     app.command("roofline", cls=Command)(roofline.roofline)
+    app.command("simulate", cls=Command)(simulate.simulate)
     app.command("run-batch", cls=Command)(run_batch.run_batch)
     app.command("quantize", cls=Command)(quantize.quantize)
     benches = _typer(help="Measure throughput and overhead; make checkpoints to measure with.")

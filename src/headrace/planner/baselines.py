@@ -6,20 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from headrace.planner.candidates import Situation
-from headrace.planner.device_search import Traits
+from headrace.planner.device_search import OWN, Traits
 from headrace.specs.model import ModelSpec
 
-_FEW = (2, 8, 32)
+_FEW = (2, 8, 16)
 
 FAMILIES: Mapping[str, Traits] = {
     "resident": Traits("resident", (1,)),
-    "one_by_one": Traits("one_by_one", _FEW),
-    "flexgen": Traits("flexgen", _FEW),
-    "flexgen_c": Traits("flexgen_c", _FEW),
-    "fastdecode": Traits("fastdecode", _FEW),
+    "one_by_one": Traits("one_by_one", _FEW, coarse=True),
+    "flexgen": Traits("flexgen", _FEW, coarse=True),
+    "flexgen_c": Traits("flexgen_c", _FEW, coarse=True),
+    "fastdecode": Traits("fastdecode", _FEW, coarse=True),
     # DeepSpeed ZeRO-Inference: layers stream under one batch, whose KV is on the device
     "zero": Traits("flexgen", (1,), held=False, kv_on_device=1.0),
-    "moe_lightning": Traits("cgopipe", (2, 4, 8, 16, 32)),
+    "moe_lightning": OWN[0],
 }
 """Name -> what such a runtime may choose. All have this one's traits otherwise: pinned weights,
 prompts beside decodes, nothing padded; each is the best of its family by the same closed form."""

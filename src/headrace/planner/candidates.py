@@ -27,7 +27,9 @@ LEAST_SLOTS = 3
 MOST_ROWS = 4096
 MOST_SEQS = 2048
 ROWS_PER_MICRO_BATCH = 512
+SMALL_TOKENS = 1000
 RESIDENT_ROWS = 512  # prompt rows beside decodes when nothing is read: enough for full speed
+_FREE_CHUNKS = 4  # of prompts in a sweep, where arithmetic sets no limit
 _RING_SHARE = 0.5  # of what is left for weights, at most
 
 
@@ -74,6 +76,11 @@ class Situation:
         """Tokens a decode attends to, on average over the job."""
         job = self.workload
         return (job.prompt_tokens + job.gen_tokens // 2) // max(1, job.requests)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the job is so short that single sweeps show, and plays cost next to nothing."""
+        return self.workload.gen_tokens <= SMALL_TOKENS
 
     @cached_property
     def decode_kv(self) -> int:
@@ -123,9 +130,12 @@ def candidates(at: Situation) -> Iterator[tuple[float, Policy]]:
     bounds = _Bounds(at)
     counts = sorted(_sequence_counts(at), key=lambda seqs: (bounds.of(seqs), -seqs))
     for seqs in counts:
-        policy = fitted(at, seqs)
-        if policy is not None:
-            yield bounds.of(seqs), policy
+        for free in (False, True):
+            policy = fitted(at, seqs, free=free)
+            if policy is not None:
+                yield bounds.of(seqs), policy
+            if policy is None or policy.compute_rows >= policy.max_seqs + policy.chunk:
+                break
     least = smallest(at)
     if at.map_of(least).total_bytes <= at.budget_bytes:
         yield bounds.of(least.max_seqs), least
@@ -163,8 +173,12 @@ class _Bounds:
         return max(self._times.lanes(load).cpu, self._disk)
 
 
-def fitted(at: Situation, seqs: int) -> Policy | None:
-    """The best use of the budget for ``seqs`` sequences at once; None if they do not fit.
+def fitted(
+    at: Situation, seqs: int, most_rows: int | None = None, *, free: bool = False
+) -> Policy | None:
+    """The best use of the budget for ``seqs`` sequences at once, in sweeps of ``most_rows`` or as
+    many as pay; None if they do not fit. Where arithmetic is the bound at any number of rows, it
+    may pay to let prompts fill sweeps all the same (``free``): weights are read less often.
 
     Ring and rows depend on what streams, and take of its room: they are refined once.
     """
@@ -175,10 +189,13 @@ def fitted(at: Situation, seqs: int) -> Policy | None:
     if policy is None:
         return None
     times = at.times_of(policy)
-    wanted = _wanted_rows(at, policy, times)
+    wanted = _wanted_rows(at, policy, times, free)
+    if most_rows is not None:
+        wanted = max(rows, min(most_rows, MOST_ROWS))
     larger = replace(policy, max_rows=wanted, micro_batches=_micro_batches(at, wanted))
     policy = _fill(at, larger, _wanted_slots(at, policy, times)) or policy
-    return _with_roomy_kv(at, replace(policy, compute_rows=_compute_rows(at, policy)))
+    limit = policy.max_rows if free else _compute_rows(at, policy)
+    return _with_roomy_kv(at, replace(policy, compute_rows=limit))
 
 
 def filled(at: Situation, rows: int) -> Policy | None:
@@ -216,11 +233,16 @@ def with_residency(
     )
 
 
+def most_seqs(at: Situation) -> int:
+    """Sequences at once: no more than there are, or fit a sweep."""
+    return max(1, min(at.workload.requests, at.overrides.max_rows or MOST_SEQS, MOST_SEQS))
+
+
 def _sequence_counts(at: Situation) -> list[int]:
     """1, 2, 3, 4, 6, 8, 12 ... up to all requests of the job at once."""
     if at.overrides.max_seqs:
         return [at.overrides.max_seqs]
-    most = max(1, min(at.workload.requests, at.overrides.max_rows or MOST_SEQS, MOST_SEQS))
+    most = most_seqs(at)
     counts = {most} | {n for p in range(12) for n in (2**p, 3 * 2**p) if n <= most}
     return sorted(counts, reverse=True)
 
@@ -291,10 +313,12 @@ def _halvings(slots: int) -> list[int]:
     return [n for n in halves if n > LEAST_SLOTS] + [LEAST_SLOTS]
 
 
-def _wanted_rows(at: Situation, policy: Policy, times: SweepTimes) -> int:
+def _wanted_rows(at: Situation, policy: Policy, times: SweepTimes, free: bool) -> int:
     if at.overrides.max_rows:
         return at.overrides.max_rows
     least = policy.max_seqs + policy.chunk
+    if free and policy.slot_bytes:
+        least = policy.max_seqs + _FREE_CHUNKS * policy.chunk
     if not policy.slot_bytes:
         return min(max(least, policy.max_seqs + RESIDENT_ROWS), max(MOST_ROWS, least))
     return max(least, min(times.balanced_rows(MOST_ROWS), MOST_ROWS))

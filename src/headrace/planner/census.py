@@ -51,15 +51,21 @@ class AlikeLayers:
 
 @dataclass(frozen=True)
 class Census:
-    """``classes``: alike pages by what they are and how they come."""
+    """``classes``: alike pages by what they are, how they come, and the turn of their layer."""
 
     model: ModelSpec
     layers: tuple[AlikeLayers, ...]
-    classes: Mapping[tuple[Weights, Way], Alike]
+    classes: Mapping[tuple[Weights, Way, int | None], Alike]
 
-    def count(self, weights: Weights) -> int:
-        """Pages of ``weights``."""
-        return sum(self._count(w, way) for w, way in self.classes if w is weights)
+    @property
+    def period(self) -> int:
+        """Layers after which they repeat."""
+        return period_of(self.model)
+
+    def count(self, weights: Weights, turn: int | None = None) -> int:
+        """Pages of ``weights``; of one ``turn`` only, if it is given."""
+        found = ((key, pages) for key, pages in self.classes.items() if key[0] is weights)
+        return sum(_total(pages) for key, pages in found if turn in (None, key[2]))
 
     def streamed(self, weights: Weights) -> int:
         """Those that come in every sweep."""
@@ -67,7 +73,7 @@ class Census:
 
     def any_on_disk(self, weights: Weights) -> bool:
         """Whether some come from disk."""
-        return (weights, Way.DISK) in self.classes
+        return self._count(weights, Way.DISK) > 0
 
     def all_resident(self, weights: Weights) -> bool:
         """Whether all stay."""
@@ -82,12 +88,24 @@ class Census:
         return tuple(found.values())
 
     def _count(self, weights: Weights, way: Way) -> int:
-        return sum(count for _, count in self.classes.get((weights, way), ()))
+        return sum(_total(p) for (w, y, _), p in self.classes.items() if (w, y) == (weights, way))
+
+
+def turn_of(layer: int, period: int) -> int:
+    """0 of the first layer, which may be another and is the one that crosses the seam; of the
+    others, which of ``period`` it is like, from 1."""
+    return 1 + layer % period if layer else 0
+
+
+def period_of(model: ModelSpec) -> int:
+    """Every how many layers attention is alike."""
+    return model.window_every if model.sliding_window else 1
 
 
 def take_census(model: ModelSpec, pages: tuple[Page, ...], policy: Policy) -> Census:
     """One pass over ``pages``: about a microsecond each."""
-    classes: dict[tuple[Weights, Way], _Groups] = {}
+    classes: dict[tuple[Weights, Way, int | None], _Groups] = {}
+    period = period_of(model)
     own: list[_Groups] = [{} for _ in range(model.layers)]
     beside: list[_Groups] = [{} for _ in range(model.layers)]
     layer_pages: dict[int, Page] = {}
@@ -95,7 +113,8 @@ def take_census(model: ModelSpec, pages: tuple[Page, ...], policy: Policy) -> Ce
         weights = _weights_of(page, policy)
         key = (page.role, page.bytes, _is_routed(model, page))
         way = _way_of(page, policy, weights)
-        _count(classes.setdefault((weights, way), {}), key, page)
+        turn = None if page.layer is None else turn_of(page.layer, period)
+        _count(classes.setdefault((weights, way, turn), {}), key, page)
         if page.role is Role.LAYER:
             layer_pages[page.layer or 0] = page
         elif page.expert is not None:
@@ -116,6 +135,10 @@ def _count(groups: _Groups, key: object, page: Page) -> None:
         found[1] += 1  # type: ignore[operator]  # the second is a number
 
 
+def _total(pages: Alike) -> int:
+    return sum(count for _, count in pages)
+
+
 def _alike(groups: _Groups) -> Alike:
     return tuple((page, count) for page, count in groups.values())  # type: ignore[misc]
 
@@ -126,6 +149,7 @@ def _alike_layers(
     groups: dict[object, list[int]] = {}
     for layer, page in pages.items():
         key = (
+            turn_of(layer, period_of(model)),
             model.is_routed(layer),
             model.window_of(layer),
             page.bytes,

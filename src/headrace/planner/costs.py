@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from headrace.planner.census import Census, Way, Weights
+from headrace.planner.census import AlikeLayers, Census, Way, Weights, turn_of
 from headrace.planner.sketch import Kind
 from headrace.planner.sweeps import Load
 from headrace.schedule.binding import Binding, Extent
@@ -59,6 +59,7 @@ class SweepCosts:
         self.policy = policy
         self.hardware = hardware
         self._layers = census.layers
+        self._period = census.period
         self._classes = census.classes
         self._work = WorkModel(census.model, census.examples(), policy)
 
@@ -90,7 +91,7 @@ class SweepCosts:
         elif kind.op in _PER_SWEEP:
             yield 1, self._once(kind, at), None
         elif kind.op is Op.LOGITS:
-            for page, count in self._pages(Weights.HEAD):
+            for page, count in self._pages(Weights.HEAD, None):
                 task = Task(kind.op, kind.lane, (), (), page=page.id)
                 yield count, self._work.work(task, at.whole), None
         elif kind.op is Op.BARRIER:
@@ -107,7 +108,7 @@ class SweepCosts:
                 yield parts, self._work.work(task, binding), None
             return
         beside = kind.op in (Op.OFFLOAD_HIDDEN, Op.LOAD_PARTIAL, Op.COMBINE)
-        for group in self._layers:
+        for group in self._groups(kind):
             if (kind.op is Op.ROUTER and not group.routed) or (beside and not group.beside):
                 continue
             task = Task(kind.op, kind.lane, (), (), group.layer, 0, group.page.id)
@@ -115,14 +116,14 @@ class SweepCosts:
                 yield group.layers * parts, self._work.work(task, binding), None
 
     def _attention(self, kind: Kind, at: _At) -> Iterator[tuple[float, Work, Op | None]]:
-        for group in self._layers:
+        for group in self._groups(kind):
             task = Task(kind.op, kind.lane, (), (), group.layer, 0)
             amounts = self._over_sequences(task, at)
             yield group.layers * at.parts, Work(amounts, at.load.rows / at.parts), None
 
     def _kv(self, kind: Kind, at: _At) -> Iterator[tuple[float, Work, Op | None]]:
         moved = at.parts - self.policy.device_kv_parts
-        for group in self._layers:
+        for group in self._groups(kind):
             task = Task(kind.op, kind.lane, (), (), group.layer, 0)
             amounts = self._over_sequences(task, at)
             yield group.layers * moved, Work(amounts, at.load.rows / at.parts), None
@@ -145,8 +146,8 @@ class SweepCosts:
 
     def _moved(self, kind: Kind, at: _At) -> Iterator[tuple[float, Work, Op | None]]:
         """Pages to the device, or into pinned memory, each in the way that it comes."""
-        for (weights, way), pages in self._classes.items():
-            if weights is not kind.weights or way is Way.STAYS:
+        for (weights, way, turn), pages in self._classes.items():
+            if weights is not kind.weights or way is Way.STAYS or turn != kind.turn:
                 continue
             op = kind.op if kind.op is Op.UPLOAD_PAGE else _INTO_STAGE.get(way)
             if op is None:
@@ -157,22 +158,27 @@ class SweepCosts:
 
     def _by_page(self, kind: Kind, at: _At) -> Iterator[tuple[float, Work, Op | None]]:
         assert kind.weights is not None
-        for page, count in self._pages(kind.weights):
+        for page, count in self._pages(kind.weights, kind.turn):
             op = Op(page.role.value)
             task = Task(op, kind.lane, (), (), page.layer, 0, page.id, page.expert)
             for parts, binding in at.bindings:
                 yield count * parts, self._work.work(task, binding), op
 
-    def _pages(self, weights: Weights) -> Iterator[tuple[Page, int]]:
-        for (kind, _), pages in self._classes.items():
-            if kind is weights:
+    def _pages(self, weights: Weights, turn: int | None) -> Iterator[tuple[Page, int]]:
+        for (kind, _, of), pages in self._classes.items():
+            if kind is weights and of == turn:
                 yield from pages
+
+    def _groups(self, kind: Kind) -> Iterator[AlikeLayers]:
+        """The layers whose turn it is."""
+        period = self._period
+        return (group for group in self._layers if turn_of(group.layer, period) == kind.turn)
 
     def _grouped(self, kind: Kind, at: _At) -> Iterator[tuple[float, Work, Op | None]]:
         """All experts of a layer that one processor has, as one task."""
         whole = self.policy.schedule == "resident"  # all micro-batches at once
         bindings = [(1, at.whole)] if whole else at.bindings
-        for group in self._layers:
+        for group in self._groups(kind):
             pages = group.own if kind.lane == GPU else group.beside
             if not pages:
                 continue

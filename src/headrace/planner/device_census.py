@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from headrace.planner.census import Alike, AlikeLayers, Census, Way, Weights
+from headrace.planner.census import Alike, AlikeLayers, Census, Way, Weights, period_of, turn_of
 from headrace.schedule.tally import Kind, Kinds
-from headrace.specs.pages import Role
+from headrace.specs.pages import Page, Role
 
 _PLAIN = {
     Role.LAYER: (Weights.LAYER, Way.STAYS),
@@ -52,7 +52,7 @@ class Divisible:
 
     def census(self, shares: Shares) -> Census:
         """The census of a policy with ``shares``; counts need not be whole."""
-        classes: dict[tuple[Weights, Way], list[tuple[Kind, float]]] = {}
+        classes: dict[tuple[Weights, Way, int | None], list[tuple[Kind, float]]] = {}
         streamed = max(0.0, 1.0 - shares.resident - shares.cpu)
         disk = min(shares.disk, streamed)
         divided = (
@@ -62,20 +62,33 @@ class Divisible:
             (Weights.EXPERTS, Way.PINNED, streamed - disk),
         )
         for kind in self.kinds.all:
+            turn = self._turn(kind)
             if kind in self.experts:
                 for weights, way, share in divided:
                     if share > 1e-9:
                         entry = (kind, share * len(kind.ids))
-                        classes.setdefault((weights, way), []).append(entry)
+                        classes.setdefault((weights, way, turn), []).append(entry)
             else:
                 held = (Weights.HELD, Way.STAYS)
                 key = held if kind.page.expert is not None else _PLAIN[kind.page.role]
-                classes.setdefault(key, []).append((kind, len(kind.ids)))
+                classes.setdefault((*key, turn), []).append((kind, len(kind.ids)))
         return Census(
             self.kinds.model,
             tuple(self._layers(shares.cpu)),
             {key: tuple((k.page, n) for k, n in found) for key, found in classes.items()},  # type: ignore[misc]
         )
+
+    @cached_property
+    def turns(self) -> tuple[int, ...]:
+        """Turns of layers that stand for others: all alike are counted with the first of them."""
+        found = {self._turn(kind) for kind in self.kinds.all} - {None}
+        period = period_of(self.kinds.model)
+        found |= {turn_of(layer, period) for layer, _, _ in self._layer_kinds}
+        return tuple(sorted(turn for turn in found if turn is not None))
+
+    def _turn(self, kind: Kind) -> int | None:
+        layer = kind.page.layer
+        return None if layer is None else turn_of(layer, period_of(self.kinds.model))
 
     def _layers(self, cpu: float) -> Iterator[AlikeLayers]:
         """Layers by kind, each with its experts by processor."""
@@ -92,7 +105,7 @@ class Divisible:
             yield AlikeLayers(layer, count, page, routed, _alike(own), _alike(beside))
 
     @cached_property
-    def _layer_kinds(self) -> tuple[tuple[int, int, object], ...]:
+    def _layer_kinds(self) -> tuple[tuple[int, int, Page], ...]:
         """(first layer, how many, its page) of layers that cost the same."""
         model = self.kinds.model
         groups: dict[object, list[int]] = {}

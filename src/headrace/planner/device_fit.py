@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,7 +16,6 @@ from headrace.planner.device_split import Split, Terms, best_split
 from headrace.planner.estimate import about
 from headrace.planner.job_estimate import Course, JobShape, course_of
 from headrace.planner.memory_map import MemoryMap, arena_bytes
-from headrace.planner.sketch import Kind as TaskKind
 from headrace.planner.sweeps import Load
 from headrace.schedule.lanes import CPU, GPU
 from headrace.schedule.tally import Kind
@@ -24,6 +23,7 @@ from headrace.schedule.task import Op
 from headrace.specs.hardware import DRAM
 from headrace.specs.policy import Policy
 from headrace.specs.scratch import READ_SLACK
+from headrace.specs.units import format_bytes
 
 _UPLOADS = (Op.UPLOAD_PAGE,)
 
@@ -64,6 +64,7 @@ class Fitter:
         device = capacity.get("device", 0) if at.device_bytes is None else at.device_bytes
         self.budgets = Budgets(device, at.budget_bytes, capacity.get("pinned"), at.disk_bytes)
         self.job = JobShape.of(at.workload, at.decode_kv)
+        self._rooms: dict[tuple[object, ...], tuple[float, float]] = {}
 
     def fit(self, choice: Choice) -> Fit | None:
         """``choice`` with the best split of experts; None if it cannot fit."""
@@ -117,7 +118,8 @@ class Fitter:
 
     def _totals(self, policy: Policy, shares: Split | Shares, load: Load) -> Totals:
         census = self.divisible.census(Shares(shares.resident, shares.cpu, shares.disk))
-        kinds = kinds_of(policy, rows_read=True, cpu=shares.cpu > 0, disk=shares.disk > 0)
+        beside, read = shares.cpu > 0, shares.disk > 0
+        kinds = kinds_of(policy, self.divisible.turns, rows_read=True, cpu=beside, disk=read)
         return SweepCosts(census, policy, self.at.hardware).of(load, kinds)
 
     def _terms(self, choice: Choice, policy: Policy, load: Load) -> Terms | None:
@@ -126,14 +128,12 @@ class Fitter:
         if device < 0 or host < 0:
             return None
         streaming = self._totals(policy, Shares(), load)
-        beside = self._totals(policy, Shares(cpu=1.0), load) if choice.beside else {}
+        beside: Totals = self._totals(policy, Shares(cpu=1.0), load) if choice.beside else {}
         return Terms(
             weights=self.weights,
             ring=self._ring,
-            device_room=device
-            if choice.held or choice.schedule == "resident"
-            else min(device, self._bare),
-            host_room=host,
+            device_room=self._device_room(choice, device),
+            host_room=host - (self._rounding(choice) if choice.beside else 0),
             link=_busy(streaming, "link", moved=False),
             whole_link=_busy(streaming, "link", moved=True),
             cpu=_busy(streaming, CPU),
@@ -142,13 +142,29 @@ class Fitter:
             whole_disk=self._disk_seconds,
             dram=_roof(streaming, DRAM, moved=False),
             whole_dram_streamed=_roof(streaming, DRAM, moved=True),
-            whole_dram_cpu=max(0.0, _roof(beside, DRAM, False) - _roof(streaming, DRAM, False)),
+            whole_dram_cpu=max(
+                0.0, _roof(beside, DRAM, moved=False) - _roof(streaming, DRAM, moved=False)
+            ),
         )
 
-    @property
-    def _bare(self) -> float:
-        """Room for the ring only."""
-        return self._ring * self.weights
+    def _device_room(self, choice: Choice, room: float) -> float:
+        """What a split may count on: rounding to pages takes some, or nothing but the ring may."""
+        if choice.schedule == "resident":
+            return room
+        room = max(0.0, room - 2 * self._rounding(choice))
+        return room if choice.held else min(room, self._ring * self.weights)
+
+    def _rounding(self, choice: Choice) -> int:
+        """Bytes that a layer's share may be above its mean: a page, and an expert's pages where
+        the processor has some."""
+        pages = 1 + (self._pages_per_expert if choice.beside else 0)
+        return pages * arena_bytes(self._slot_bytes)
+
+    @cached_property
+    def _pages_per_expert(self) -> int:
+        ids = self.experts_ids
+        experts = {(p.layer, p.expert) for p in self.at.kinds.pages if p.id in ids}
+        return math.ceil(len(ids) / len(experts))
 
     @cached_property
     def _disk_seconds(self) -> float:
@@ -198,6 +214,15 @@ class Fitter:
 
     def rooms(self, policy: Policy) -> tuple[float, float]:
         """Bytes of device and host memory left for experts under ``policy``."""
+        key = (
+            policy.schedule if policy.attention_on_device else "",
+            *(policy.max_rows, policy.max_seqs, policy.micro_batches, policy.kv_on_device),
+        )
+        if key not in self._rooms:  # the same for all that attend on the processor
+            self._rooms[key] = self._rooms_of(policy)
+        return self._rooms[key]
+
+    def _rooms_of(self, policy: Policy) -> tuple[float, float]:
         parts = parts_of(self.at.kinds, policy)
         device = self.budgets.device - sum(parts["device"].values()) - _arena(self.divisible.others)
         table = _arena(self.at.kinds.table)
@@ -215,7 +240,7 @@ class Fitter:
         staging = self.stage_slots * arena_bytes(self._slot_bytes + READ_SLACK)
         if terms.host_room < terms.weights:  # some may come from disk, through pinned slots
             terms = replace(terms, host_room=terms.host_room - staging)
-        if terms.host_room < 0:
+        if terms.host_room < 0 or terms.device_room <= 0:
             return None
         return best_split(terms, 1.0 if choice.beside else 0.0)
 
@@ -223,6 +248,16 @@ class Fitter:
     def stage_slots(self) -> int:
         """Pinned slots on the way from disk to device."""
         return 2 * (self.at.overrides.disk_lanes or self._disk_lanes) + 2
+
+    @property
+    def refusal(self) -> str:
+        """Why a family of policies has none that fits."""
+        others = _arena(self.divisible.others)
+        return (
+            f"does not fit {format_bytes(self.budgets.device)} of device and "
+            f"{format_bytes(self.budgets.host)} of host memory: experts take "
+            f"{format_bytes(self.weights)}, other weights {format_bytes(others)}"
+        )
 
     def map_of(self, policy: Policy) -> MemoryMap:
         """What ``policy`` takes of each tier."""
@@ -233,18 +268,18 @@ def _arena(kinds: Iterable[Kind]) -> int:
     return sum(arena_bytes(kind.page.bytes) * len(kind.ids) for kind in kinds)
 
 
-def _busy(totals: Mapping[TaskKind, object], lane: str, moved: bool | None = None) -> float:
+def _busy(totals: Totals, lane: str, moved: bool | None = None) -> float:
     """Busy seconds of a lane; with ``moved``, of weights only or of all else."""
     return sum(
-        total.alone  # type: ignore[attr-defined]
+        total.alone
         for kind, total in totals.items()
         if kind.lane == lane and moved in (None, kind.op in _UPLOADS)
     )
 
 
-def _roof(totals: Mapping[TaskKind, object], roof: str, moved: bool) -> float:
+def _roof(totals: Totals, roof: str, *, moved: bool) -> float:
     return sum(
-        total.roofs.get(roof, 0.0)  # type: ignore[attr-defined]
+        total.roofs.get(roof, 0.0)
         for kind, total in totals.items()
         if moved == (kind.op in _UPLOADS)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from headrace.planner.census import Weights
 from headrace.planner.sketch import Kind
@@ -13,14 +13,19 @@ from headrace.specs.policy import Policy
 _LINK, _DISK = "link", "disk"
 
 
-def kinds_of(policy: Policy, *, rows_read: bool, cpu: bool, disk: bool) -> tuple[Kind, ...]:
-    """Kinds of tasks under ``policy``, some of which may not occur. ``rows_read``: embedding rows
-    are looked up on the host; ``cpu``: it multiplies experts; ``disk``: some are read."""
-    return tuple(_kinds(policy, rows_read, cpu, disk))
+def kinds_of(
+    policy: Policy, turns: Iterable[int], *, rows_read: bool, cpu: bool, disk: bool
+) -> tuple[Kind, ...]:
+    """Kinds of tasks under ``policy``, some of which may not occur, in layers of ``turns``.
+    ``rows_read``: embedding rows are looked up on the host; ``cpu``: it multiplies experts;
+    ``disk``: some are read."""
+    found = [*_ends(policy, rows_read)]
+    for turn in turns:
+        found += [kind._replace(turn=turn) for kind in _in_layer(policy, cpu, disk)]
+    return tuple(found)
 
 
-def _kinds(policy: Policy, rows_read: bool, cpu: bool, disk: bool) -> Iterator[Kind]:
-    yield from _ends(rows_read)
+def _in_layer(policy: Policy, cpu: bool, disk: bool) -> Iterator[Kind]:
     for op in (Op.PRE_ATTN, Op.POST_ATTN, Op.ROUTER):
         yield Kind(op, GPU, Weights.LAYER)
     yield from _attention(policy)
@@ -34,17 +39,17 @@ def _kinds(policy: Policy, rows_read: bool, cpu: bool, disk: bool) -> Iterator[K
         yield from (Kind(Op.LOAD_PARTIAL, _LINK), Kind(Op.COMBINE, GPU))
     if policy.schedule != "resident":
         yield from _weights(policy, disk)
-    if policy.schedule in ("flexgen", "flexgen_c"):
-        yield Kind(Op.BARRIER, HOST)
 
 
-def _ends(rows_read: bool) -> Iterator[Kind]:
+def _ends(policy: Policy, rows_read: bool) -> Iterator[Kind]:
     yield Kind(Op.BIND, HOST)
     if rows_read:
         yield from (Kind(Op.READ_ROWS, ROWS), Kind(Op.LOAD_ROWS, _LINK))
     yield from (Kind(Op.EMBED, GPU), Kind(Op.FINAL, GPU, Weights.FINAL))
     yield Kind(Op.LOGITS, GPU, Weights.HEAD)
     yield from (Kind(Op.SAMPLE, GPU), Kind(Op.COMMIT, HOST))
+    if policy.schedule in ("flexgen", "flexgen_c"):
+        yield Kind(Op.BARRIER, HOST)
 
 
 def _attention(policy: Policy) -> Iterator[Kind]:

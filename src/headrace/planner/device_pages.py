@@ -12,32 +12,37 @@ from itertools import pairwise
 
 from headrace.planner.device_fit import Fit, Fitter
 from headrace.planner.residency import evenly
-from headrace.schedule.tally import Kinds
 from headrace.specs.policy import Policy
 
 
 def placed(fitter: Fitter, fit: Fit) -> Policy | None:
-    """The policy of ``fit`` with its pages; None if rounding to pages makes it too large. As much
-    as fits stays on the device."""
+    """The policy of ``fit`` with its pages, as many on the device as fit; None if rounding to
+    pages makes it too large."""
     chosen = _Chosen(fitter, fit)
-    total = len(chosen.pages)
-    held = math.floor(fit.split.resident * total + 1e-9)
+    held = math.floor(fit.split.resident * chosen.total + 1e-9)
     policy = chosen.policy(held)
+    if fit.choice.schedule == "resident" or not fit.choice.held:
+        return policy if fitter.map_of(policy).fits else None
+    best: Policy | None = None
     for _ in range(_TRIES):
         use = fitter.map_of(policy)
-        if use.fits or not held or fit.choice.schedule == "resident":
+        spare = use.tiers["device"].capacity_bytes - use.tiers["device"].planned_bytes
+        if use.fits:
+            best = policy
+        if use.fits and (spare < 2 * policy.slot_bytes or held >= len(chosen.pages)):
             break
-        over = max(use.tiers[tier].planned_bytes - use.tiers[tier].capacity_bytes
-                   for tier in ("device",))  # fmt: skip
-        if over <= 0:  # the host's: what does not fit there is read from disk
+        if best is not None and not use.fits:
+            break
+        more = math.floor(spare / max(1, fit.policy.slot_bytes))
+        if not use.fits and spare >= 0:  # the host's memory: a little more from disk
             chosen.more_on_disk(use.tiers["host"].planned_bytes - use.tiers["host"].capacity_bytes)
-        else:
-            held -= max(1, math.ceil(over / policy.slot_bytes))
-        policy = chosen.policy(max(0, held))
-    return policy if fitter.map_of(policy).fits else None
+            more = 0
+        held = max(0, min(len(chosen.pages), held + more))
+        policy = chosen.policy(held)
+    return best
 
 
-_TRIES = 40
+_TRIES = 6
 
 
 class _Chosen:
@@ -50,10 +55,11 @@ class _Chosen:
         for page in kinds.pages:
             if page.id in divisible:
                 experts.setdefault((page.layer or 0, page.expert or 0), []).append(page.id)
-        beside = round(fit.split.cpu * len(experts))
+        beside = math.floor(fit.split.cpu * len(experts) + 1e-9)
         self.beside = frozenset(
             page for expert in evenly(list(experts), beside) for page in experts[expert]
         )
+        self.total = len(self._layer_of)
         self.pages = [i for i in self._layer_of if i not in self.beside]
         self._extra = 0
 
@@ -87,8 +93,3 @@ class _Chosen:
         for page in streamed:
             counts[self._layer_of[page]] += 1
         return max(a + b for a, b in pairwise(counts))
-
-
-def streamed_bytes(kinds: Kinds, policy: Policy) -> int:
-    """Bytes that cross the link in every sweep."""
-    return sum(kind.page.bytes * len(ids) for kind, ids in kinds.streamed(policy))

@@ -4,7 +4,7 @@ few are played."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headrace.planner.device_fit import Choice, Fit, Fitter
 from headrace.planner.device_pages import placed
@@ -19,11 +19,14 @@ from headrace.specs.policy import Policy
 MOST_SEQS = 8192
 MOST_ROWS = 16_384
 RESIDENT_ROWS = 2048  # prompt rows beside decodes where nothing streams: enough for full speed
-OWN = ("cgopipe", "two_group", "resident")
-"""Schedules that the planner chooses from; the others are baselines."""
+_DRAWN = (4, 6)  # layers of sketches: a search plays many, each at few loads
 
-_PARTS = (2, 4, 8, 16, 32)
-_WORSE = 1.6  # once this much slower than the best, fewer sequences are not looked at
+_PARTS = (2, 4, 8, 16)
+_COUNTS = (0.6, 0.7, 0.8, 0.87, 0.93, 1.07, 1.12, 1.2, 1.3, 1.45, 1.6)
+_BESIDE = (0.02, 0.04, 0.07, 0.12, 0.2, 0.35, 0.5, 0.7, 0.85, 1.2, 1.5, 2.0, 3.0)
+"""Factors of the sequences, and of the prompt rows, of choices near one."""
+
+_WORSE = 1.25  # once this much slower than the best, fewer sequences are not looked at
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,17 @@ class Traits:
     held: bool = True
     beside: bool = False
     kv_on_device: float = 0.0
+    coarse: bool = False  # a baseline: fewer choices are looked at
 
 
-def own_traits(schedule: str) -> Traits:
-    """What the planner's own policies of ``schedule`` may choose."""
-    parts = {"two_group": (2,), "resident": (1,)}.get(schedule, _PARTS)
-    return Traits(schedule, parts, beside=schedule != "resident")
+OWN = (
+    Traits("cgopipe", _PARTS),
+    Traits("cgopipe", _PARTS, beside=True),
+    Traits("two_group", (2,)),
+    Traits("two_group", (2,), beside=True),
+    Traits("resident", (1,)),
+)
+"""Families that the planner chooses from; the others are baselines."""
 
 
 class DeviceSearch:
@@ -51,47 +59,87 @@ class DeviceSearch:
     def __init__(self, fitter: Fitter, sketches: Sketches | None = None) -> None:
         self.fitter = fitter
         self.sketches = Sketches() if sketches is None else sketches
+        self._prices: dict[Policy, Tabulated] = {}
 
     def ranked(self, traits: Traits) -> list[Fit]:
         """Fits of a family, the shortest job first by the closed form; none if nothing fits."""
         found: list[Fit] = []
-        for seqs in self._counts(traits.most_seqs):
+        if not self._fits_at_all(traits):
+            return found
+        for seqs in self._counts(traits.most_seqs, traits.coarse):
             at_count = self._of_count(traits, seqs)
             found += at_count
             if found and at_count:
                 best = min(fit.seconds for fit in found)
                 if min(fit.seconds for fit in at_count) > _WORSE * best:
                     break
-        if found:
-            found += self._near(traits, min(found, key=_seconds))
         return sorted(found, key=_seconds)
 
-    def played(self, fits: Iterable[Fit], steps: int) -> Iterator[tuple[float, Fit, Policy]]:
+    def played(
+        self, fits: Iterable[Fit], steps: int, *, closed: bool = False
+    ) -> Iterator[tuple[float, Fit, Policy]]:
         """The job of each of ``fits`` that still fits once its pages are placed, with what a play
-        of its typical sweep is longer than the closed form."""
+        of its typical sweeps is longer than the closed form, unless ``closed`` or read from disk,
+        which bounds all alike."""
         at = self.fitter.at
         for fit in fits:
             policy = placed(self.fitter, fit)
             if policy is None:
                 continue
-            prices = price(at.model, at.pages, policy, at.hardware, self.sketches)
-            assert isinstance(prices, DevicePrices)
-            times = FewRows(Tabulated(prices, fit.course.loads))
+            times = self.times(policy, played=not (closed or policy.on_disk))
             yield job_seconds(times, at.workload, steps), fit, policy
 
-    def loads(self, policy: Policy) -> tuple[Load, ...]:
-        """Loads of the job's sweeps under ``policy``."""
-        return course_of(self.fitter.job, policy).loads
+    def around(self, fit: Fit) -> list[Fit]:
+        """Fits near ``fit``, best first by the closed form: other numbers of sequences, of prompt
+        rows and of micro-batches. Only those that overrides leave free differ."""
+        choice, fixed = fit.choice, self.fitter.at.overrides
+        most = min(MOST_SEQS, self.fitter.at.workload.requests)
+        counts, rows = (
+            (_COUNTS, _BESIDE) if self.fitter.at.is_small else (_COUNTS[::2], _BESIDE[::2])
+        )
+        found: set[Choice] = set()
+        for factor in () if fixed.max_seqs else counts:
+            seqs = max(1, min(most, round(choice.seqs * factor)))
+            found.add(_moved(choice, seqs, choice.rows + seqs - choice.seqs, choice.parts))
+        for factor in () if fixed.max_rows else rows:
+            extra = max(self._chunk, round((choice.rows - choice.seqs) * factor))
+            found.add(_moved(choice, choice.seqs, choice.seqs + extra, choice.parts))
+        if choice.schedule not in ("two_group", "resident") and not fixed.micro_batches:
+            for factor in (0.5, 0.75, 1.5, 2.0):
+                parts = max(1, min(24, round(choice.parts * factor)))
+                found.add(_moved(choice, choice.seqs, choice.rows, parts))
+        fits = (self.fitter.fit(other) for other in found - {choice} if other.parts <= other.rows)
+        return sorted((fit for fit in fits if fit), key=_seconds)
+
+    def times(self, policy: Policy, *, played: bool = True) -> FewRows:
+        """Times of a policy's sweeps: by the closed form, corrected by plays of the loads that
+        differ most if ``played``."""
+        if policy not in self._prices:
+            at = self.fitter.at
+            prices = price(
+                at.model, at.pages, policy, at.hardware, self.sketches, drawn_layers=_DRAWN
+            )
+            assert isinstance(prices, DevicePrices)
+            self._prices[policy] = Tabulated(prices, course_of(self.fitter.job, policy).loads)
+        found = self._prices[policy]
+        return FewRows(found if played else found.closed)
+
+    def _fits_at_all(self, traits: Traits) -> bool:
+        """Whether the smallest of a family's policies does."""
+        seqs = self.fitter.at.overrides.max_seqs or 1
+        parts = self._parts(traits, seqs)
+        return any(self._fit(traits, seqs, seqs + self._chunk, n, 1 << 30) for n in parts)
 
     # -- choices -----------------------------------------------------------------------------
 
-    def _counts(self, most: int) -> list[int]:
+    def _counts(self, most: int, coarse: bool = False) -> list[int]:
         """Sequences at once: 1, 2, 3, 4, 6, 8 ... all of the job; most first."""
         fixed = self.fitter.at.overrides
         if fixed.max_seqs:
             return [fixed.max_seqs]
         top = max(1, min(most, self.fitter.at.workload.requests, fixed.max_rows or most))
-        counts = {top} | {n for p in range(14) for n in (2**p, 3 * 2**p) if n <= top}
+        steps = (2,) if coarse else (2, 3)
+        counts = {top} | {n * 2**p for p in range(13) for n in steps if n * 2**p <= top} | {1}
         return sorted(counts, reverse=True)
 
     def _of_count(self, traits: Traits, seqs: int) -> list[Fit]:
@@ -103,28 +151,11 @@ class DeviceSearch:
         balance = self._balance(first)
         found = [first]
         for part in parts:
-            for rows in self._rows(seqs, balance):
+            for rows in self._rows(seqs, balance, traits.coarse):
                 fit = self._fit(traits, seqs, rows, part, min(balance, rows))
                 if fit:
                     found.append(fit)
         return found
-
-    def _near(self, traits: Traits, best: Fit) -> list[Fit]:
-        """Choices around the best."""
-        choice, found = best.choice, []
-        for seqs in {round(choice.seqs * f) for f in (0.8, 0.9, 1.12, 1.25)}:
-            if 1 <= seqs <= min(self._counts(traits.most_seqs)[0], MOST_SEQS):
-                rows = max(seqs + self._chunk, choice.rows + seqs - choice.seqs)
-                found.append(self._fit(traits, seqs, rows, choice.parts, choice.compute_rows))
-        for rows in {round(choice.rows * f) for f in (0.75, 1.33)}:
-            if rows >= choice.seqs + self._chunk:
-                limit = min(choice.compute_rows, rows)
-                found.append(self._fit(traits, choice.seqs, rows, choice.parts, limit))
-        if len(traits.parts) > 1 and not self.fitter.at.overrides.micro_batches:
-            for parts in {round(choice.parts * f) for f in (0.75, 1.5)} - {1}:
-                fit = self._fit(traits, choice.seqs, choice.rows, parts, choice.compute_rows)
-                found.append(fit)
-        return [fit for fit in found if fit]
 
     def _fit(self, traits: Traits, seqs: int, rows: int, parts: int, limit: int) -> Fit | None:
         rows = self.fitter.at.overrides.max_rows or min(rows, max(MOST_ROWS, seqs + self._chunk))
@@ -149,11 +180,12 @@ class DeviceSearch:
             return (fixed,)
         return tuple(p for p in traits.parts if p <= max(2, seqs)) or traits.parts[:1]
 
-    def _rows(self, seqs: int, balance: int) -> list[int]:
+    def _rows(self, seqs: int, balance: int, coarse: bool) -> list[int]:
         """Rows of a sweep to try, most first: up to the balance, or a few where memory is short."""
         least = seqs + self._chunk
         most = max(least, min(balance, MOST_ROWS))
-        return sorted({most, max(least, (most + least) // 2), least}, reverse=True)
+        between = () if coarse else (max(least, (most + least) // 2),)
+        return sorted({most, *between, least}, reverse=True)
 
     @property
     def _chunk(self) -> int:
@@ -180,6 +212,13 @@ class DeviceSearch:
         return max(
             fit.choice.seqs + self._chunk, min(MOST_ROWS, round(min(crossings, default=MOST_ROWS)))
         )
+
+
+def _moved(choice: Choice, seqs: int, rows: int, parts: int) -> Choice:
+    """``choice`` with these numbers; prompts fill as many rows as there are."""
+    rows = min(MOST_ROWS, rows)
+    limit = rows if choice.compute_rows >= choice.rows else min(choice.compute_rows, rows)
+    return replace(choice, seqs=seqs, rows=max(rows, seqs + 1), parts=parts, compute_rows=limit)
 
 
 def _seconds(fit: Fit) -> float:

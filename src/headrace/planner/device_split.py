@@ -7,9 +7,9 @@ s = 1 - x - c, stream; d of them come from disk. The sweep takes as long as its 
     T >= cpu + c cpu_1,       T >= dram + s dram_s + c dram_c,
     x W + ring s W <= device room,        (s - d + c) W <= host room,     0 <= d <= s, x, c
 
-(``ring`` is 2 / L: its slots hold the streamed pages of two of L layers). The more is resident, the less streams and
-the less comes from disk, so for a given c both follow; T is then convex and piecewise linear in c,
-and its minimum is where two of its lines cross. A test compares this with a solver.
+(``ring`` is 2 / L: its slots hold the streamed pages of two of L layers). The more is resident,
+the less streams and the less comes from disk, so for a given c both follow; T is then convex and
+piecewise linear in c, with its minimum where two lines cross. A test compares it with a solver.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from headrace.planner.costs import Total, Totals
 from headrace.schedule.device import LOOKAHEAD
-from headrace.schedule.lanes import CPU, GPU
+from headrace.schedule.lanes import CPU, GPU, STAGE
 from headrace.schedule.task import Op
+from headrace.specs.hardware import DRAM
 from headrace.specs.policy import Policy
 
 _WEIGHTS = (Op.UPLOAD_PAGE, Op.STAGE_PAGE, Op.READ_PAGE)
@@ -41,14 +42,34 @@ def _whole_layers(policy: Policy, totals: Totals) -> float:
 
 
 def _busiest(policy: Policy, totals: Totals) -> float:
-    busy: dict[str, float] = {}
+    lanes = _lanes(policy, totals)
+    busy = [lane.alone for lane in lanes.values()]
+    for roof in {roof for lane in lanes.values() for roof in lane.roofs}:
+        busy.append(sum(lane.roofs.get(roof, 0.0) for lane in lanes.values()))
+    link = lanes.get("link")
+    if link is not None:
+        busy += [_beside(link, lanes[other]) for other in (CPU, STAGE) if other in lanes]
+    return max(busy, default=0.0)
+
+
+def _beside(link: Total, other: Total) -> float:
+    """Two lanes that share DRAM: while both run, each gets so much less than its own rate."""
+    short, long = sorted((link.alone, other.alone))
+    if not short:
+        return long
+    drawn = link.roofs.get(DRAM, 0.0) / link.alone + other.roofs.get(DRAM, 0.0) / other.alone
+    return long + short * max(0.0, drawn - 1.0)
+
+
+def _lanes(policy: Policy, totals: Totals) -> dict[str, Total]:
+    """What each lane's tasks add up to; requests in flight to a disk are side by side."""
+    lanes: dict[str, Total] = {}
     for kind, total in totals.items():
-        side_by_side = policy.disk_lanes if kind.lane == "disk" else 1
-        lane = f"tasks of {kind.lane}"
-        busy[lane] = busy.get(lane, 0.0) + total.alone / side_by_side
+        lane = lanes.setdefault(kind.lane, Total())
+        lane.alone += total.alone / (policy.disk_lanes if kind.lane == "disk" else 1)
         for roof, seconds in total.roofs.items():
-            busy[roof] = busy.get(roof, 0.0) + seconds
-    return max(busy.values(), default=0.0)
+            lane.roofs[roof] = lane.roofs.get(roof, 0.0) + seconds
+    return lanes
 
 
 def _steps(policy: Policy, layers: int, totals: Totals) -> float:

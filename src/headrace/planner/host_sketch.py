@@ -8,7 +8,7 @@ work, spread evenly, so a play takes milliseconds for a model of any size.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -86,7 +86,8 @@ class HostSketch:
     def play(self, load: Load) -> float:
         """Seconds of a steady sweep of ``load``, in the whole model."""
         totals = self._totals(load)
-        costs = {kind: self._cost(kind, totals) for kind in map(self._kind, self._score.tasks)}
+        kinds = dict.fromkeys(map(self._kind, self._score.tasks))
+        costs: dict[Hashable, Cost] = {kind: self._cost(kind, totals) for kind in kinds}
         ends = self._score.play(costs, 2)
         one, two = self._score.lasts[:2]
         layers: dict[int, float] = {}

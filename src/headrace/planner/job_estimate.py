@@ -52,8 +52,10 @@ class Course:
 
     @property
     def loads(self) -> tuple[Load, ...]:
-        """Loads that differ most: of steady sweeps and of those that fill the places."""
-        found = (self.steady, self.filling)
+        """Loads that differ most: of steady sweeps, of those that fill the places, and, where
+        steady ones have prompts, of decodes alone."""
+        alone = self.steady._replace(chunk_rows=0, chunk_kv=0, samples=self.steady.decodes)
+        found = (self.steady, self.filling, alone)
         return tuple(dict.fromkeys(load for load in found if load.rows))
 
     def seconds(self, seconds_of: Callable[[Load], float]) -> float:

@@ -2,16 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from headrace.errors import BudgetError
-from headrace.planner.candidates import Situation
+from headrace.planner.candidates import Situation, smallest
 from headrace.planner.device_fit import Choice, Fitter
+from headrace.planner.plan import Overrides
 from headrace.specs.units import format_bytes
+from headrace.specs.workload import Workload
 
 _MOST = 1 << 44  # bytes; no machine has more
-_FINE = 1 << 24
+_FINE = 1 << 20
+
+
+def host_refusal(at: Situation) -> BudgetError:
+    """Why no policy of the processor fits the budget, and what would: more memory, fewer
+    sequences or rows at once where they were fixed, shorter lines."""
+    least = at.map_of(smallest(at)).total_bytes
+    hints = [f"--memory {least}", *_relaxed(at)]
+    tokens = _longest_that_fits(at)
+    if tokens:
+        hints.append(f"lines of at most {tokens} tokens, prompt and output together")
+    return BudgetError(
+        "the memory budget is too small for this model and job",
+        smallest_bytes=least,
+        expected=f"at least {least} bytes ({format_bytes(least)})",
+        got=f"{at.budget_bytes} bytes ({format_bytes(at.budget_bytes)})",
+        hint=", or ".join(hints),
+    )
+
+
+def _relaxed(at: Situation) -> Iterator[str]:
+    """What was fixed and need not be, or could be less, for the budget to do."""
+    fixed = at.overrides
+    numbers = {"--max-num-seqs": "max_seqs", "--max-num-batched-tokens": "max_rows"}
+    for flag, name in numbers.items():
+        asked = getattr(fixed, name)
+        if asked is not None and _host_fits(_with(at, **{name: _least_of(fixed, name)})):
+            low, high = _least_of(fixed, name), asked
+            while high - low > 1:
+                middle = (low + high) // 2
+                fits = _host_fits(_with(at, **{name: middle}))
+                low, high = (middle, high) if fits else (low, middle)
+            yield f"{flag} {low}"
+    if fixed.schedule == "resident" and _host_fits(_with(at, schedule=None)):
+        yield "weights that stream (no --schedule resident)"
+
+
+def _least_of(fixed: Overrides, name: str) -> int:
+    return max(1, fixed.max_seqs or 1) if name == "max_rows" else 1
+
+
+def _with(at: Situation, **changes: object) -> Situation:
+    return replace(at, overrides=replace(at.overrides, **changes))  # type: ignore[arg-type]
+
+
+def _host_fits(at: Situation) -> bool:
+    return at.map_of(smallest(at)).total_bytes <= at.budget_bytes
+
+
+def _longest_that_fits(at: Situation) -> int:
+    """Tokens of the longest request that could be; 0 if none, or the budget is not the reason."""
+
+    def fits(tokens: int) -> bool:
+        return _host_fits(replace(at, workload=Workload.uniform(1, tokens, 1)))
+
+    low, high = 0, at.workload.longest + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def device_refusal(at: Situation, schedule: str) -> BudgetError:
@@ -51,7 +112,7 @@ def _fits(at: Situation, schedule: str) -> bool:
 
 
 def _least(fits: Callable[[int], bool], low: int) -> int | None:
-    """The smallest number above ``low`` that fits, to a few MB; None if none does."""
+    """The smallest number above ``low`` that fits, to a MB; None if none does."""
     high = max(low, _FINE)
     while not fits(high):
         low, high = high, high * 2

@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import product
 from typing import NamedTuple, Protocol
 
 from headrace.machines.replay import Cost
-from headrace.planner.census import take_census
+from headrace.planner.census import Weights, take_census
 from headrace.planner.costs import SweepCosts, Totals
+from headrace.planner.device_kinds import kinds_of
 from headrace.planner.estimate import about
 from headrace.planner.played import PlayedOverlap
 from headrace.planner.sketch import LAYERS, PARTS, Kind, Shape, Sketch, shape_of
@@ -80,13 +82,15 @@ def price(
     sketches: Sketches | None = None,
     mean_kv: int = 256,
     kinds: Kinds | None = None,
+    drawn_layers: tuple[int, int] = LAYERS,
 ) -> Prices:
     """The prices of ``policy``. ``mean_kv`` is the tokens a row attends to: on a CPU, overlap is
-    played for it only. Raises UsageError for a policy that cannot be honoured, or a machine
+    played for it only. Sketches of fewer ``drawn_layers`` are faster to draw and play, and a few
+    percent off. Raises UsageError for a policy that cannot be honoured, or a machine
     without a rate that it needs."""
     if policy.on_device:
         shared = Sketches() if sketches is None else sketches
-        return DevicePrices(model, pages, policy, hardware, shared)
+        return DevicePrices(model, pages, policy, hardware, shared, drawn_layers)
     return HostPrices(model, pages, policy, hardware, mean_kv, kinds)
 
 
@@ -125,17 +129,26 @@ class DevicePrices:
         policy: Policy,
         hardware: Hardware,
         sketches: Sketches,
+        drawn_layers: tuple[int, int] = LAYERS,
     ) -> None:
         self.policy = policy
         self._layers = model.layers
         self._hardware = hardware
-        census = take_census(model, pages, policy)
-        self._costs = SweepCosts(census, policy, hardware)
-        self._drawn = [
-            [sketches.of(shape_of(census, policy, n, m)) for n in _few(model.layers, LAYERS)]
-            for m in _few(policy.micro_batches, PARTS)
-        ]
+        self._census = take_census(model, pages, policy)
+        self._costs = SweepCosts(self._census, policy, hardware)
+        self._sketches = sketches
+        self._drawn_layers = drawn_layers
+        table = Weights.HEAD if model.tied_embeddings else Weights.TABLE
+        turns = {turn for _, _, turn in self._census.classes if turn is not None}
+        self._kinds = kinds_of(
+            policy,
+            sorted(turns),
+            rows_read=not self._census.all_resident(table),
+            cpu=bool(policy.cpu_experts),
+            disk=bool(policy.on_disk),
+        )
         self._grid: dict[tuple[int, int, int], Played] = {}
+        self._known: dict[Load, Played] = {}
 
     def seconds(self, load: Load) -> float:
         """See Prices. A new point of the grid costs a few milliseconds, others a tenth of one."""
@@ -208,7 +221,18 @@ class DevicePrices:
         return costs
 
     def _totals(self, load: Load) -> Totals:
-        return self._costs.of(load, self._drawn[0][0].counts)
+        return self._costs.of(load, self._kinds)
+
+    @cached_property
+    def _drawn(self) -> list[list[Sketch]]:
+        """Drawn when something is played for the first time."""
+        return [
+            [
+                self._sketches.of(shape_of(self._census, self.policy, n, m))
+                for n in _few(self._layers, self._drawn_layers)
+            ]
+            for m in _few(self.policy.micro_batches, PARTS)
+        ]
 
     def _bounds(self, load: Load) -> _Bounds:
         totals = self._totals(load)
@@ -231,6 +255,11 @@ class DevicePrices:
     # -- the grid ------------------------------------------------------------------------
 
     def _tabulated(self, load: Load) -> Played:
+        if load not in self._known:
+            self._known[load] = self._interpolated(load)
+        return self._known[load]
+
+    def _interpolated(self, load: Load) -> Played:
         if not load.rows:
             return Played(0.0, 0.0)
         least, estimate = self._bounds(load)

@@ -7,13 +7,16 @@ the embedding table last, since rows of it are read by row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
+from typing import TypeVar
 
 from headrace.planner.memory_map import arena_bytes
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page, Role
 from headrace.specs.scratch import READ_SLACK
+
+T = TypeVar("T")
 
 
 class Residency:
@@ -126,7 +129,7 @@ def _visited_by_all(model: ModelSpec, page: Page) -> bool:
     )
 
 
-def evenly(items: list[int], count: int) -> Iterable[int]:
+def evenly(items: Sequence[T], count: int) -> Iterable[T]:
     """``count`` of ``items``, spread evenly over the list."""
     total = len(items)
     return (items[-(-j * total // count) - 1] for j in range(1, count + 1))

@@ -7,11 +7,13 @@ are tried and the one with the shortest predicted job wins.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from headrace.errors import BudgetError, UsageError
-from headrace.planner.candidates import Situation, candidates, smallest
+from headrace.errors import UsageError
+from headrace.planner.candidates import Situation, candidates, fitted, most_seqs, smallest
+from headrace.planner.nearest import host_refusal
 from headrace.planner.plan import Overrides, Plan
 from headrace.planner.simulate import FewRows, job_seconds, predict
 from headrace.planner.sweeps import Load, SweepTimes
@@ -24,8 +26,14 @@ from headrace.specs.units import format_bytes
 from headrace.specs.workload import Workload
 
 _RANKING_STEPS = 20_000
+_ROUNDS = 3
+_COUNTS = (0.6, 0.75, 0.8, 0.87, 0.93, 1.07, 1.15, 1.3, 1.6)
+_BESIDE = (0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 0.9, 0.97, 1.5, 2.0, 3.0)
+"""Factors of the sequences, and of the prompt rows, of policies near one."""
+
 _GAIN = 0.998  # what cannot be faster than this share of the best so far is not played
 _FREE = Overrides()
+_TRUST = 1.005  # nothing that waits for a disk is preferred for less
 BUSY = 0.25
 """Noise of a measurement above which the plan says that the machine is not quiet."""
 
@@ -52,20 +60,23 @@ def make_plan(
 
 def best_plan(at: Situation) -> Plan:
     """``make_plan`` for all that it depends on."""
-    overrides, budget_bytes = at.overrides, at.budget_bytes
-    _check(overrides, at)
-    least = at.map_of(smallest(at)).total_bytes
-    if budget_bytes < least:
-        raise BudgetError(
-            "the memory budget is too small for this model and job",
-            smallest_bytes=least,
-            expected=f"at least {least} bytes ({format_bytes(least)})",
-            got=f"{budget_bytes} bytes ({format_bytes(budget_bytes)})",
-            hint=f"--memory {least}",
-        )
-    policy = _best(at)
+    check(at)
+    policy = fastest(at)
+    assert policy is not None, "the smallest policy fits: its budget was checked"
+    return decided(at, policy)
+
+
+def check(at: Situation) -> None:
+    """Raise what ``best_plan`` raises for a situation without a plan."""
+    _check(at.overrides, at)
+    if at.map_of(smallest(at)).total_bytes > at.budget_bytes:
+        raise host_refusal(at)
+
+
+def decided(at: Situation, policy: Policy) -> Plan:
+    """The plan that runs ``policy``, few rows on demand where that is faster."""
     threshold = 0
-    if policy.schedule == "stream" and overrides.schedule is None:
+    if policy.schedule == "stream" and at.overrides.schedule is None:
         threshold = on_demand_rows(at.model, at.pages, policy, at.hardware, at.mean_kv, at.kinds)
     plan = plan_of(at, policy, threshold)
     if plan.prediction.rows_per_sweep <= threshold:
@@ -87,21 +98,62 @@ def plan_of(at: Situation, policy: Policy, on_demand_rows: int) -> Plan:
     )
 
 
-def _best(at: Situation) -> Policy:
-    """The candidate with the shortest job; none is played whose bound is longer."""
-    best: tuple[float, Policy] | None = None
+def fastest(at: Situation, below: float = math.inf) -> Policy | None:
+    """The candidate with the shortest job; none is played whose bound is longer. None if no job
+    takes less than ``below`` seconds."""
+    best: Policy | None = None
     for least, policy in candidates(at):
-        if best is not None and least >= best[0]:
+        if least >= below:
             break  # and so are all that follow
-        times = at.times_of(policy)
-        if best is not None and _bound(at, times) >= _GAIN * best[0]:
-            continue
-        overlap = at.overlap_of(policy)(min(policy.max_rows, policy.max_seqs * 3 // 2 + 1))
-        seconds = job_seconds(FewRows(times), at.workload, _RANKING_STEPS) * overlap
-        if best is None or seconds < best[0]:
-            best = (seconds, policy)
-    assert best is not None, "the smallest policy fits: its budget was checked"
-    return best[1]
+        seconds = _seconds(at, policy, below)
+        if seconds < below:
+            below, best = seconds, policy
+    return _refined(at, best, below) if best is not None else None
+
+
+def _refined(at: Situation, best: Policy, seconds: float) -> Policy:
+    """The best of what is near, as long as that is better: other numbers of sequences, or of
+    prompt rows beside them."""
+    for _ in range(_ROUNDS if at.is_small else 1):
+        found = [(_seconds(at, policy, seconds), policy) for policy in _near(at, best)]
+        least, policy = min(found, key=lambda pair: pair[0], default=(math.inf, best))
+        if least >= _GAIN * seconds:
+            break
+        seconds, best = least, policy
+    return best
+
+
+def _near(at: Situation, policy: Policy) -> Iterator[Policy]:
+    fixed = at.overrides
+    most, extra = most_seqs(at), policy.max_rows - policy.max_seqs
+    tried = {(policy.max_seqs, policy.max_rows)}
+    counts = () if fixed.max_seqs else _COUNTS[0 if at.is_small else 1 :: 1 if at.is_small else 3]
+    rows = () if fixed.max_rows else _BESIDE[:: 1 if at.is_small else 4]
+    choices = [(round(policy.max_seqs * factor), 1.0) for factor in counts]
+    choices += [(policy.max_seqs, factor) for factor in rows]
+    for seqs, factor in choices:
+        seqs = max(1, min(most, seqs))
+        beside = max(fixed.chunk, round(extra * factor))
+        if (seqs, seqs + beside) not in tried and (fixed.max_rows or seqs + 1) > seqs:
+            tried.add((seqs, seqs + beside))
+            free = policy.compute_rows >= policy.max_rows
+            found = fitted(at, seqs, None if fixed.max_rows else seqs + beside, free=free)
+            if found is not None:
+                yield found
+
+
+def _seconds(at: Situation, policy: Policy, below: float) -> float:
+    """About the job's seconds; infinite if they cannot be clearly fewer than ``below``."""
+    times = at.times_of(policy)
+    if _bound(at, times) >= _GAIN * below:
+        return math.inf
+    overlap = at.overlap_of(policy)
+    if at.is_small:
+        seconds = job_seconds(FewRows(replace(times, overlap=overlap)), at.workload, _RANKING_STEPS)
+    else:
+        typical = min(policy.max_rows, policy.max_seqs * 3 // 2 + 1)
+        seconds = job_seconds(FewRows(times), at.workload, _RANKING_STEPS) * overlap(typical)
+    return seconds * (_TRUST if policy.slot_bytes else 1.0)
 
 
 def _bound(at: Situation, times: SweepTimes) -> float:

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from headrace.errors import BudgetError, HeadraceError, UsageError
+from headrace.errors import HeadraceError, UsageError
 from headrace.planner import rules
 from headrace.planner.baselines import FAMILIES, Published, published
 from headrace.planner.candidates import Situation, least_seconds, smallest
 from headrace.planner.device_fit import Choice, Fit, Fitter
 from headrace.planner.device_notes import device_notes
 from headrace.planner.device_pages import placed
-from headrace.planner.device_search import OWN, DeviceSearch, Traits, own_traits
+from headrace.planner.device_search import OWN, DeviceSearch, Traits
 from headrace.planner.nearest import device_refusal
 from headrace.planner.plan import Baseline, Plan
-from headrace.planner.prices import DevicePrices, Sketches, price
-from headrace.planner.simulate import FewRows, Prediction, predict, simulate, with_interval
-from headrace.planner.tabulated import Tabulated
+from headrace.planner.simulate import (
+    Prediction,
+    predict,
+    predict_with,
+    simulate,
+    with_interval,
+)
 from headrace.specs.policy import DEVICE_SCHEDULES, SCHEDULES, Policy
 from headrace.specs.units import format_bytes
 
@@ -29,7 +33,13 @@ _STEPS = 6000
 _CLOSE = 1.3
 """Families whose closed form is this much slower than the best are not played to be ranked."""
 
-_PLAYED = 2  # of each family
+_PLAYED = 4  # choices in all
+
+
+_NEAR, _ROUNDS, _WORTH = 4, 3, 0.004
+"""Choices played around the best, how often that may go on, and the gain that it takes."""
+
+_TRIED = 40  # of a short job
 
 
 def best_plan(at: Situation) -> Plan:
@@ -62,10 +72,8 @@ def _on_host(at: Situation, plan: Plan, name: str) -> Baseline:
     return Baseline(name, found.policy, found.prediction)
 
 
-def _prediction(at: Situation, policy: Policy, sketches: Sketches | None = None) -> Prediction:
-    return predict(
-        at.model, at.pages, policy, at.hardware, at.workload, kinds=at.kinds, sketches=sketches
-    )
+def _prediction(at: Situation, policy: Policy) -> Prediction:
+    return predict(at.model, at.pages, policy, at.hardware, at.workload, kinds=at.kinds)
 
 
 def _winner(at: Situation, plan: Plan) -> Plan:
@@ -97,14 +105,22 @@ def _seconds(baseline: Baseline) -> float:
     return baseline.prediction.seconds if baseline.prediction else float("inf")
 
 
+_PlayedFit = tuple[float, Fit, Policy]
+
+
+def _job(found: _PlayedFit) -> float:
+    return found[0]
+
+
 class _DeviceSearch:
     """The search of one situation beside an accelerator."""
 
     def __init__(self, at: Situation) -> None:
         self.at = at
-        self.sketches = Sketches()
-        self.search = DeviceSearch(Fitter(at), self.sketches)
+        self.search = DeviceSearch(Fitter(at))
         self._ranked: dict[Traits, list[Fit]] = {}
+        self._best = float("inf")
+        self._alone: Policy | None = None  # the processor's, where it is faster
 
     def plan(self) -> Plan:
         asked = self.at.overrides.schedule
@@ -115,11 +131,20 @@ class _DeviceSearch:
         if own is None:
             if asked in DEVICE_SCHEDULES and asked not in SCHEDULES:
                 raise device_refusal(self.at, asked)
-            plan = rules.best_plan(self.at)
+            alone = self._alone
+            plan = rules.decided(self.at, alone) if alone else rules.best_plan(self.at)
         else:
             plan = self._plan_of(*own)
+        self._best = plan.prediction.seconds
         found = tuple(self._baseline(name, plan) for name in FAMILIES)
-        return self._final(_winner(self.at, replace(plan, baselines=found)))
+        return self._careful(_winner(self.at, replace(plan, baselines=found)))
+
+    @property
+    def _alone_at(self) -> Situation:
+        """The situation for the processor alone, which does not know a device's schedules."""
+        fixed = self.at.overrides
+        known = fixed.schedule is None or fixed.schedule in SCHEDULES
+        return self.at if known else replace(self.at, overrides=replace(fixed, schedule=None))
 
     # -- the planner's own -------------------------------------------------------------------
 
@@ -129,28 +154,53 @@ class _DeviceSearch:
         asked = self.at.overrides.schedule
         if asked is not None and asked not in DEVICE_SCHEDULES:
             return None
-        families = [own_traits(name) for name in OWN] if asked is None else [_traits(asked)]
+        families = OWN if asked is None else _traits(asked)
         best = self._fastest(families)
         if best is None or asked is not None or least_seconds(self.at) >= best[0]:
             return best
-        try:
-            alone = rules.best_plan(self.at)
-        except BudgetError:
+        if self.at.map_of(smallest(self.at)).total_bytes > self.at.budget_bytes:
             return best
-        return best if best[0] <= alone.prediction.seconds else None
+        self._alone = rules.fastest(self.at, below=best[0])
+        return best if self._alone is None else None
 
-    def _fastest(self, families: list[Traits]) -> tuple[float, Policy] | None:
+    def _fastest(self, families: tuple[Traits, ...]) -> tuple[float, Policy] | None:
         ranked = [fits for fits in map(self._fits, families) if fits]
         if not ranked:
             return None
         least = min(fits[0].seconds for fits in ranked)
-        close = [fit for fits in ranked for fit in fits[:_PLAYED] if fit.seconds <= _CLOSE * least]
-        played = self.search.played(close, _STEPS)
-        found = [(seconds, policy) for seconds, _, policy in played]
-        if not found:  # rounding to pages spoiled the best: others may do
-            rest = (fit for fits in ranked for fit in fits[_PLAYED:])
-            found = [(s, p) for s, _, p in _first(self.search.played(rest, _STEPS))]
-        return min(found, key=lambda pair: pair[0], default=None)
+        close = [
+            fit for fits in ranked for fit in _different(fits) if fit.seconds <= _CLOSE * least
+        ]
+        close = sorted(close, key=lambda fit: fit.seconds)[:_PLAYED]
+        if self.at.is_small:
+            some = sorted((fit for fits in ranked for fit in fits), key=lambda fit: fit.seconds)
+            close = list(dict.fromkeys([*close, *self._few(some)]))
+        played = list(self.search.played(close, _STEPS))
+        if not played:  # rounding to pages spoiled the best: others may do
+            rest = (fit for fits in ranked for fit in fits[1:4])
+            played = _first(self.search.played(rest, _STEPS))
+        if not played:
+            return None
+        seconds, _, policy = self._refined(min(played, key=_job))
+        return seconds, policy
+
+    def _refined(self, best: _PlayedFit) -> _PlayedFit:
+        """The best of what is near, as long as that is better."""
+        for _ in range(_ROUNDS if self.at.is_small else 2):
+            near = self._few(self.search.around(best[1]))
+            found = min(self.search.played(near, _STEPS), key=_job, default=best)
+            if found[0] >= (1 - _WORTH) * best[0]:
+                return min(found, best, key=_job)
+            best = found
+        return best
+
+    def _few(self, fits: list[Fit]) -> list[Fit]:
+        """Those worth a play. Of a short job the course is no guide: it is played sweep by sweep,
+        each at its closed form, to tell."""
+        if not self.at.is_small:
+            return fits[:_NEAR]
+        tried = self.search.played(fits[:_TRIED], _STEPS, closed=True)
+        return [fit for _, fit, _ in sorted(tried, key=_job)][:_NEAR]
 
     def _fits(self, traits: Traits) -> list[Fit]:
         if traits not in self._ranked:
@@ -161,9 +211,9 @@ class _DeviceSearch:
         return Plan(
             policy=policy,
             memory=self.search.fitter.map_of(policy),
-            prediction=self._quick(policy),
+            prediction=self._quick(policy, seconds),
             on_demand_rows=0,
-            smallest_bytes=self.at.map_of(smallest(self.at)).total_bytes,
+            smallest_bytes=self._alone_at.map_of(smallest(self._alone_at)).total_bytes,
             notes=device_notes(self.at, policy),
         )
 
@@ -175,36 +225,54 @@ class _DeviceSearch:
         for fit in fits[:4]:
             policy = placed(self.search.fitter, fit)
             if policy is not None:
-                return Baseline(name, policy, self._quick(policy))
-        return Baseline(name, refusal=str(device_refusal(self.at, FAMILIES[name].schedule)))
+                return Baseline(name, policy, self._quick(policy, fit.seconds))
+        return Baseline(name, refusal=self.search.fitter.refusal)
 
     def _published(self, known: Published) -> list[Fit]:
-        seqs = min(known.micro_batch * known.parts, self.at.workload.requests)
-        chunk = self.at.overrides.chunk
-        choice = Choice("cgopipe", seqs, seqs + chunk, min(known.parts, seqs), held=False)
+        rows = known.micro_batch * known.parts
+        seqs = min(rows, self.at.workload.requests)
+        choice = Choice("cgopipe", seqs, rows, known.parts, held=False)
         fit = self.search.fitter.fit(choice)
         return [fit] if fit else []
 
     # -- predictions -------------------------------------------------------------------------
 
-    def _quick(self, policy: Policy) -> Prediction:
-        """A play of a part of the job, corrected by plays of few sweeps."""
-        at = self.at
-        prices = price(at.model, at.pages, policy, at.hardware, self.sketches)
-        assert isinstance(prices, DevicePrices)
-        times = FewRows(Tabulated(prices, self.search.loads(policy)))
-        return with_interval(simulate(times, at.workload, _STEPS), at.hardware)
+    def _quick(self, policy: Policy, seconds: float) -> Prediction:
+        """A play of a part of the job: of a job of about ``seconds`` that is far from the best,
+        or waits for a disk, by the closed form; else corrected by plays of few sweeps."""
+        close = seconds <= _CLOSE * self._best and not policy.on_disk
+        times = self.search.times(policy, played=close)
+        return with_interval(simulate(times, self.at.workload, _STEPS), self.at.hardware)
 
-    def _final(self, plan: Plan) -> Plan:
-        """The chosen policy's prediction, made with care."""
+    def _careful(self, plan: Plan) -> Plan:
+        """``plan`` with a prediction made with care, unless that makes a baseline the faster one:
+        then those that look faster are predicted in the same way."""
         if not plan.policy.on_device:
             return plan
-        return replace(plan, prediction=_prediction(self.at, plan.policy, self.sketches))
+        plan = replace(plan, prediction=self._predict(plan.policy))
+        looks = [b for b in plan.baselines if _seconds(b) < plan.prediction.seconds]
+        again = {b.name: replace(b, prediction=self._predict(b.policy)) for b in looks if b.policy}
+        found = tuple(again.get(b.name, b) for b in plan.baselines)
+        return _winner(self.at, replace(plan, baselines=found))
+
+    def _predict(self, policy: Policy) -> Prediction:
+        times = self.search.times(policy)
+        return predict_with(times, self.at.workload, self.at.hardware)
 
 
-def _traits(schedule: str) -> Traits:
-    return own_traits(schedule) if schedule in OWN else FAMILIES[schedule]
+def _different(fits: list[Fit]) -> list[Fit]:
+    """The best few, each with another number of micro-batches: the closed form hardly sees it."""
+    best: dict[int, Fit] = {}
+    for fit in fits:
+        best.setdefault(fit.choice.parts, fit)
+    return list(best.values())[:2]
 
 
-def _first(found: Iterator[tuple[float, Fit, Policy]]) -> list[tuple[float, Fit, Policy]]:
+def _traits(schedule: str) -> tuple[Traits, ...]:
+    """Families of a schedule that was asked for."""
+    own = tuple(traits for traits in OWN if traits.schedule == schedule)
+    return own or (replace(FAMILIES[schedule], coarse=False),)
+
+
+def _first(found: Iterator[_PlayedFit]) -> list[_PlayedFit]:
     return [each for each, _ in zip(found, range(1), strict=False)]

@@ -15,9 +15,8 @@ from headrace.batching.batcher import Batcher
 from headrace.batching.choice import Choice
 from headrace.batching.limits import Limits
 from headrace.batching.request import Request
-from headrace.planner.prices import DevicePrices, Sketches, price
+from headrace.planner.prices import Sketches, price
 from headrace.planner.sweeps import LaneSeconds, Load
-from headrace.planner.tabulated import Tabulated
 from headrace.planner.thinning import Drawn, part_of, rest_seconds, sample
 from headrace.schedule.tally import Kinds
 from headrace.specs.hardware import DISK, Hardware
@@ -26,7 +25,7 @@ from headrace.specs.pages import Page
 from headrace.specs.policy import Policy
 from headrace.specs.workload import Workload
 
-STEPS = 60_000
+STEPS = 120_000
 """Tokens generated one by one in a simulation, before only a slice of the job is played."""
 
 _MODEL_ERROR = 0.10  # of a measured machine; stock figures are trusted half as much
@@ -103,7 +102,9 @@ class Prediction:
 class Times(Protocol):
     """What is asked of a policy's sweeps: ``Prices``, or anything that answers the same."""
 
-    policy: Policy
+    @property
+    def policy(self) -> Policy:
+        """Whose sweeps they are."""
 
     def seconds(self, load: Load) -> float:
         """A steady sweep."""
@@ -116,6 +117,13 @@ class Times(Protocol):
 
     def bytes_moved(self, load: Load) -> Mapping[str, float]:
         """Bytes by link or memory."""
+
+
+class TimesOf(Protocol):
+    """Times that depend on the load."""
+
+    def of(self, load: Load) -> Times:
+        """Those that hold for ``load``."""
 
 
 def predict(
@@ -141,21 +149,24 @@ def predict(
     drawn = Sketches() if sketches is None else sketches
 
     def times_of(policy: Policy) -> Times:
-        prices = price(model, pages, policy, hardware, drawn, mean_kv, kinds)
-        return Tabulated(prices) if isinstance(prices, DevicePrices) else prices
+        return price(model, pages, policy, hardware, drawn, mean_kv, kinds)
 
     times = FewRows(times_of(policy))
     if on_demand_rows:
         demand = times_of(replace(policy, schedule="on_demand"))
         times = FewRows(times_of(replace(policy, schedule="stream")), demand, on_demand_rows)
-    best = simulate(times, workload)
+    return predict_with(times, workload, hardware)
+
+
+def predict_with(times: FewRows, workload: Workload, hardware: Hardware) -> Prediction:
+    """The same with sweep times that are known already."""
     ends: list[float] = []
     if workload.assumed:
         ends = [
-            simulate(times, _scaled(workload, scale), STEPS // 3).seconds
+            job_seconds(times, _scaled(workload, scale), STEPS // 4)
             for scale in (_SHORTEST, _LONGEST)
         ]
-    return with_interval(best, hardware, ends)
+    return with_interval(simulate(times, workload), hardware, ends)
 
 
 def with_interval(found: Prediction, hardware: Hardware, ends: Sequence[float] = ()) -> Prediction:
@@ -218,8 +229,8 @@ def _played(times: FewRows, workload: Workload, steps: int) -> _Job:
 class Ledger:
     """What the sweeps of a job add up to."""
 
-    def __init__(self, times: FewRows) -> None:
-        self.seconds = self.prefill_seconds = self.bound = 0.0
+    def __init__(self, times: TimesOf) -> None:
+        self.seconds = self.prefill_seconds = 0.0
         self.sweeps = 0
         self._times = times
         self._counts: dict[Load, int] = {}
@@ -319,8 +330,8 @@ class _Job:
         rows = sum([n for _, n in chunks])
         chunk_kv = sum([s.computed + n for s, n in chunks]) // max(1, len(chunks))
         drawn = choice.samples
-        full = Load(decodes * n, kv * n, rows * n, chunk_kv, drawn * n)
-        return Load(*(_rounded(round(amount)) for amount in full))
+        full = (decodes * n, kv * n, rows * n, chunk_kv, drawn * n)
+        return Load(*(rounded(round(amount)) for amount in full))
 
 
 def _longer(found: Prediction, more: float, preemptions: float) -> Prediction:
@@ -392,7 +403,7 @@ def _scaled(workload: Workload, scale: float) -> Workload:
     return replace(workload, gen_lens=lengths, max_lens=workload.limits)
 
 
-def _rounded(count: int) -> int:
+def rounded(count: int) -> int:
     """To the nearest of 16 steps per doubling."""
     step = 1 << max(0, count.bit_length() - 5)
     return (count + step // 2) // step * step

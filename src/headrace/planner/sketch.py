@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from headrace.machines.replay import Score
-from headrace.planner.census import Census, Weights
+from headrace.planner.census import Census, Weights, turn_of
 from headrace.schedule.generate import generate, next_phase
 from headrace.schedule.lanes import H2D, PACKETS
 from headrace.schedule.task import Op, Task
@@ -20,7 +20,7 @@ from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page, Role
 from headrace.specs.policy import Policy
 
-LAYERS = (4, 6)
+LAYERS = (8, 10)
 """Layers of the two sketches that a deeper model is extended from. The first layers still feel
 the seam behind the sweep before; an even number more, and a ring of two layers stands alike."""
 
@@ -39,16 +39,19 @@ _HEAD_GROUPS = 4
 
 
 class Kind(NamedTuple):
-    """Tasks that cost the same: their op, their lane as in LANE_KINDS, their weights."""
+    """Tasks that cost the same: their op, their lane as in LANE_KINDS, their weights, and the turn
+    of their layer (``census.turn_of``; None outside the layers)."""
 
     op: Op
     lane: str
     weights: Weights | None = None
+    turn: int | None = None
 
 
 @dataclass(frozen=True)
 class Shape:
-    """All that a sketch depends on; equal shapes have equal schedules.
+    """All that a sketch depends on; equal shapes have equal schedules. Layers repeat with
+    ``period``, but for the first, which has groups (at home in memory, on disk) of its own.
 
     ``groups`` of streamed expert pages per layer at home in memory, ``read`` of those on disk;
     ``layer`` and ``head``: groups of streamed pages of those kinds. ``on_disk`` names what is read
@@ -57,10 +60,12 @@ class Shape:
 
     schedule: str
     layers: int
+    period: int
     parts: int
     routed: bool
     groups: int
     read: int
+    first: tuple[int, int]
     layer: int
     head: int
     held: bool
@@ -89,7 +94,9 @@ class Sketch:
 
         def kind_of(task: Task) -> Kind:
             lane = LANE_KINDS.get(task.lane.rstrip("0123456789"), task.lane)
-            return Kind(task.op, lane, None if task.page is None else stands[task.page])
+            weights = None if task.page is None else stands[task.page]
+            turn = None if task.layer is None else turn_of(task.layer, shape.period)
+            return Kind(task.op, lane, weights, turn)
 
         depth = -(-shape.ring // max(1, shape.groups + shape.read + shape.layer))
         begun = (i for i, task in enumerate(self.tasks) if (task.layer or 0) > depth)
@@ -98,38 +105,51 @@ class Sketch:
         self._example = {kind_of(task): task for task in self.tasks}
 
     def share(self, kind: Kind, layers: int, parts: int) -> float:
-        """Share of a full sweep's total that one task of ``kind`` takes."""
-        task, share = self._example[kind], 1.0 / self.counts[kind]
+        """Share of a full sweep's total of ``kind`` that one task of it takes."""
+        task, share, shape = self._example[kind], 1.0 / self.counts[kind], self.shape
         step = task.op is Op.BARRIER
-        per_layer = task.layer is not None or step
-        moved = per_layer and task.op in (Op.READ_PAGE, Op.STAGE_PAGE, Op.UPLOAD_PAGE)
-        if per_layer:
-            share *= self.shape.layers / layers
+        if step:
+            share *= shape.layers / layers
+        if kind.turn is not None:
+            share *= _turns(shape.layers, kind.turn, shape.period)
+            share /= _turns(layers, kind.turn, shape.period)
+        moved = kind.turn is not None and task.op in _MOVES
         if task.mb is not None or moved or step:
-            share *= self.shape.parts / parts
+            share *= shape.parts / parts
         return share
+
+
+_MOVES = (Op.READ_PAGE, Op.STAGE_PAGE, Op.UPLOAD_PAGE)
+
+
+def _turns(layers: int, turn: int, period: int) -> int:
+    """How many of ``layers`` have this turn."""
+    return sum(turn_of(layer, period) == turn for layer in range(layers))
 
 
 def shape_of(census: Census, policy: Policy, layers: int, parts: int) -> Shape:
     """The sketch of ``policy``, which computes on the device: ``layers``, ``parts`` micro-batches.
     ``census`` is that of the model's pages under the same policy."""
     model = census.model
-    pinned, read = census.count(Weights.EXPERTS), census.count(Weights.ON_DISK)
+    pinned, read = _each(census, Weights.EXPERTS), _each(census, Weights.ON_DISK)
     own, head = census.streamed(Weights.LAYER), census.streamed(Weights.HEAD)
-    groups = _groups(policy, parts, pinned / model.layers, staged=policy.pageable)
-    slow = _groups(policy, parts, read / model.layers, staged=True)
-    drawn, each = groups + slow + bool(own), (pinned + read + own) / model.layers
-    head_groups = min(_HEAD_GROUPS, head)
+    groups = _groups(policy, parts, pinned.others, staged=policy.pageable)
+    slow = _groups(policy, parts, read.others, staged=True)
+    first = _like(pinned, groups), _like(read, slow)
+    drawn, each = groups + slow + bool(own), pinned.others + read.others + bool(own)
+    most, head_groups = max(drawn, sum(first) + bool(own)), min(_HEAD_GROUPS, head)
     depth = min(policy.ring_slots / each, layers) if each else 2
-    slots = (pinned + read if policy.pageable else read) / model.layers
+    slots = pinned.others + read.others if policy.pageable else read.others
     table = Weights.HEAD if model.tied_embeddings else Weights.TABLE
     return Shape(
         schedule=policy.schedule,
         layers=layers,
+        period=census.period,
         parts=parts,
         routed=model.is_moe or census.count(Weights.BESIDE) > 0,
         groups=groups,
         read=slow,
+        first=first,
         layer=int(bool(own)),
         head=head_groups,
         held=census.count(Weights.HELD) > 0,
@@ -138,7 +158,7 @@ def shape_of(census: Census, policy: Policy, layers: int, parts: int) -> Shape:
         pageable=policy.pageable,
         on_disk=frozenset(w for w in Weights if census.any_on_disk(w)),
         kv_parts=round(policy.device_kv_parts * parts / policy.micro_batches),
-        ring=max(2 * drawn, round(depth * drawn), drawn + head_groups),
+        ring=max(drawn + most, round(depth * drawn), most + head_groups),
         stage=_stage_slots(policy, slots, slow + groups * policy.pageable),
         disk_lanes=policy.disk_lanes,
     )
@@ -154,6 +174,24 @@ def _groups(policy: Policy, parts: int, pages: float, *, staged: bool) -> int:
     least = _STAGED if staged else 2
     here = max(1, round(pages * parts / policy.micro_batches))
     return min(here, max(least, fine.get(policy.schedule, 2)))
+
+
+class _Each(NamedTuple):
+    """Streamed pages of the first layer, and of any other on average."""
+
+    first: int
+    others: float
+
+
+def _each(census: Census, weights: Weights) -> _Each:
+    first, others = census.count(weights, turn=0), max(1, census.model.layers - 1)
+    return _Each(first, (census.count(weights) - first) / others)
+
+
+def _like(pages: _Each, groups: int) -> int:
+    """Groups of the first layer's pages, if the others' make ``groups``."""
+    share = pages.first / pages.others if pages.others else 1.0
+    return max(1, round(share * groups)) if pages.first else 0
 
 
 def _stage_slots(policy: Policy, each: float, drawn: int) -> int:
@@ -180,24 +218,25 @@ def _small(shape: Shape) -> _Small:
         pages.append(Page(len(pages), role, (), 1, layer, expert, part))
 
     add(Role.EMBED, Weights.TABLE)
-    experts = _experts(shape)
+    experts = _experts(shape, shape.groups, shape.read)
     for layer in range(shape.layers):
         add(Role.LAYER, Weights.LAYER, layer)
-        for number, weights in enumerate(experts):
+        here = experts if layer else _experts(shape, *shape.first)
+        for number, weights in enumerate(here):
             expert, part = (number, 0) if shape.routed else (0, number)
             add(Role.EXPERT, weights, layer, expert, part)
     add(Role.FINAL, Weights.FINAL)
     for part in range(max(1, shape.head)):
         add(Role.HEAD, Weights.HEAD, part=part)
-    count = max(2, len(experts)) if shape.routed else 1
+    count = max(2, len(experts), len(_experts(shape, *shape.first))) if shape.routed else 1
     model = ModelSpec("sketch", shape.layers, 1, 1, 1, 1, 1, 1, experts=count)
     return _Small(model, tuple(pages), _policy(shape, stands), stands)
 
 
-def _experts(shape: Shape) -> list[Weights]:
+def _experts(shape: Shape, groups: int, read: int) -> list[Weights]:
     """Pages of one layer: those the processor has, those that stay, streamed ones mixed evenly."""
-    slow = [((i + 0.5) / shape.read, Weights.ON_DISK) for i in range(shape.read)]
-    fast = [((i + 0.5) / shape.groups, Weights.EXPERTS) for i in range(shape.groups)]
+    slow = [((i + 0.5) / read, Weights.ON_DISK) for i in range(read)]
+    fast = [((i + 0.5) / groups, Weights.EXPERTS) for i in range(groups)]
     first = [Weights.BESIDE] * shape.beside + [Weights.HELD] * shape.held
     return [*first, *(weights for _, weights in sorted(slow + fast))]
 

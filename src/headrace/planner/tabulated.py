@@ -7,7 +7,7 @@ of rows that are prompt, which is how the amounts of a sweep go.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise, product
 from typing import NamedTuple
 
@@ -17,8 +17,6 @@ from headrace.specs.policy import Policy
 
 _PER_OCTAVE = 2  # points of the table per doubling of rows, and of tokens attended to
 _SHARES = 4  # steps of the share of prompts
-_PLAYS_PER_OCTAVE = 1
-_PLAY_SHARES = 1
 
 
 class _Point(NamedTuple):
@@ -27,26 +25,22 @@ class _Point(NamedTuple):
     prompts: int
 
 
-class _Axes(NamedTuple):
-    per_octave: int
-    shares: int
-
-
-_TABLE = _Axes(_PER_OCTAVE, _SHARES)
-_PLAYS = _Axes(_PLAYS_PER_OCTAVE, _PLAY_SHARES)
-
-
 @dataclass
 class Tabulated:
     """``simulate.Times`` beside a device. How far play and closed form are apart is played at a
-    few loads, ``typical``, and is linear in the share of prompts between them; or, without them,
-    on a coarser table of its own."""
+    few loads, ``typical``, and is linear in the share of prompts between them."""
 
     prices: DevicePrices
-    typical: tuple[Load, ...] = ()
+    typical: tuple[Load, ...]
+    plays: bool = True
     _counted: dict[_Point, Counted] = field(default_factory=dict, repr=False)
     _known: dict[Load, list[tuple[Counted, float]]] = field(default_factory=dict, repr=False)
-    _apart: dict[_Point, float] = field(default_factory=dict, repr=False)
+    _apart: dict[int, float] = field(default_factory=dict, repr=False)
+
+    @property
+    def closed(self) -> Tabulated:
+        """The closed form alone, from the same table."""
+        return replace(self, plays=False)
 
     @property
     def policy(self) -> Policy:
@@ -83,35 +77,33 @@ class Tabulated:
 
     def _corners(self, load: Load) -> list[tuple[Counted, float]]:
         if load not in self._known:
-            found = _around(load, _TABLE)
+            found = _around(load)
             self._known[load] = [(self._at(point), weight) for point, weight in found]
         return self._known[load]
 
     def _at(self, point: _Point) -> Counted:
         if point not in self._counted:
-            self._counted[point] = self.prices.counted(_load_of(point, _TABLE))
+            self._counted[point] = self.prices.counted(_load_of(point))
         return self._counted[point]
 
     def _ratio(self, load: Load) -> float:
         """Played seconds over those of the closed form."""
-        if self.typical:
-            return self._ratio_between(_share(load))
-        found = _around(load, _PLAYS)
-        return sum(w * self._ratio_at(point, _load_of(point, _PLAYS)) for point, w in found)
-
-    def _ratio_between(self, share: float) -> float:
+        if not self.plays or not self.typical:
+            return 1.0
+        share = _share(load)
         known = sorted((_share(load), place) for place, load in enumerate(self.typical))
-        ratios = [(s, self._ratio_at(_Point(0, 0, n), self.typical[n])) for s, n in known]
+        ratios = [(at, self._ratio_at(place)) for at, place in known]
         for (low, a), (high, b) in pairwise(ratios):
             if share <= high and high > low:
                 return a + (b - a) * max(0.0, share - low) / (high - low)
         return ratios[-1][1]
 
-    def _ratio_at(self, point: _Point, load: Load) -> float:
-        if point not in self._apart:
+    def _ratio_at(self, place: int) -> float:
+        if place not in self._apart:
+            load = self.typical[place]
             estimate = self.prices.estimate(load)
-            self._apart[point] = self.prices.played(load).steady / estimate if estimate else 1.0
-        return self._apart[point]
+            self._apart[place] = self.prices.played(load).steady / estimate if estimate else 1.0
+        return self._apart[place]
 
 
 def _share(load: Load) -> float:
@@ -119,40 +111,40 @@ def _share(load: Load) -> float:
     return load.chunk_rows / max(1, load.rows)
 
 
-def _around(load: Load, axes: _Axes) -> Iterator[tuple[_Point, float]]:
+def _around(load: Load) -> Iterator[tuple[_Point, float]]:
     """Points around ``load``, with their weights."""
     if not load.rows:
         return
     attended = load.decode_kv + load.chunk_rows * max(1, load.chunk_kv)
-    rows = _between(load.rows, axes.per_octave)
-    kv = _between(max(1.0, attended / load.rows), axes.per_octave)
-    share = axes.shares * load.chunk_rows / load.rows
-    low = min(int(share), axes.shares - 1) if axes.shares else 0
+    rows = _between(load.rows)
+    kv = _between(max(1.0, attended / load.rows))
+    share = _SHARES * load.chunk_rows / load.rows
+    low = min(int(share), _SHARES - 1)
     prompts = [(low, 1.0 - (share - low)), (low + 1, share - low)]
     for (r, a), (k, b), (p, c) in product(rows, kv, prompts):
         if a * b * c > 1e-9:
             yield _Point(r, k, p), a * b * c
 
 
-def _between(value: float, per_octave: int) -> list[tuple[int, float]]:
+def _between(value: float) -> list[tuple[int, float]]:
     """The two steps of a geometric grid around ``value``, linear in it."""
-    step = (int(value).bit_length() - 1) * per_octave
-    while _value(step + 1, per_octave) <= value:
+    step = (int(value).bit_length() - 1) * _PER_OCTAVE
+    while _value(step + 1) <= value:
         step += 1
-    low, high = _value(step, per_octave), _value(step + 1, per_octave)
+    low, high = _value(step), _value(step + 1)
     share = min(1.0, max(0.0, (value - low) / max(1, high - low)))
     return [(step, 1.0 - share), (step + 1, share)]
 
 
-def _value(step: int, per_octave: int) -> int:
+def _value(step: int) -> int:
     """Whole numbers, ascending: 1, 2, 3, 4, 6, 8 ..."""
-    octave, part = divmod(step, per_octave)
+    octave, part = divmod(step, _PER_OCTAVE)
     base = 1 << octave
-    return base + base * part // per_octave if base >= per_octave else base + part
+    return base + base * part // _PER_OCTAVE if base >= _PER_OCTAVE else base + part
 
 
-def _load_of(point: _Point, axes: _Axes) -> Load:
-    rows, kv = _value(point.rows, axes.per_octave), _value(point.kv, axes.per_octave)
-    chunk = rows * point.prompts // axes.shares
+def _load_of(point: _Point) -> Load:
+    rows, kv = _value(point.rows), _value(point.kv)
+    chunk = rows * point.prompts // _SHARES
     decodes = rows - chunk
-    return Load(decodes, decodes * kv, chunk, kv if chunk else 0, decodes)
+    return Load(decodes, decodes * kv, chunk, kv if chunk else 0, max(1, decodes))

@@ -37,7 +37,7 @@ def device_sizes(at: Placement, page_bytes: Mapping[int, int]) -> dict[Buffer, S
 def _device(at: Placement, page_bytes: Mapping[int, int]) -> dict[Buffer, int]:
     model, policy = at.model, at.policy
     N, S, mu, D = policy.max_rows, policy.max_seqs, policy.mu, model.hidden
-    kv_row = model.kv_elements * ITEM_BYTES[policy.kv_dtype]
+    kv_row = model.kv_layer_bytes(policy.kv_dtype)
     queries, attended = sent_widths(model)
     held = [p for p in at.pages if p.id in policy.resident or p is at.final]
     sizes = {at.home[page.id]: page_bytes.get(page.id, page.bytes) for page in held}
@@ -69,7 +69,7 @@ def _device(at: Placement, page_bytes: Mapping[int, int]) -> dict[Buffer, int]:
 
 def _pinned(at: Placement) -> dict[Buffer, int]:
     model, policy = at.model, at.policy
-    kv_row = model.kv_elements * ITEM_BYTES[policy.kv_dtype]
+    kv_row = model.kv_layer_bytes(policy.kv_dtype)
     queries, attended = sent_widths(model)
     waiting = [page for page in at.streamed if not at.is_staged(page)]
     sizes = {Buffer("pinned", page.id): page.bytes for page in waiting}
@@ -99,7 +99,7 @@ def _host(at: Placement) -> dict[Buffer, int]:
 
 def _layer_bytes(at: Placement) -> int:
     tokens = at.policy.kv_blocks * at.policy.kv_block
-    return tokens * at.model.kv_elements * ITEM_BYTES[at.policy.kv_dtype]
+    return tokens * at.model.kv_layer_bytes(at.policy.kv_dtype)
 
 
 def _part_bytes(at: Placement) -> int:

@@ -23,7 +23,7 @@ class Alike(NamedTuple):
     """Tasks that cost the same in any sweep: one of them (without its operands), how many."""
 
     task: Task
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count
 
 
 @dataclass(frozen=True)

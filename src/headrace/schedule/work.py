@@ -25,7 +25,7 @@ from headrace.schedule.moves import Moves, to_device
 from headrace.schedule.routing import visit_chance
 from headrace.schedule.task import Op, Schedule, Task
 from headrace.schedule.work_vector import LANE, SEQUENCES, TOKENS, Work
-from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, GPU_FLOPS, HBM, HOST, Hardware
+from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, GPU_FLOPS, HBM, HOST, STAGE, Hardware
 from headrace.specs.model import ITEM_BYTES, Mla, ModelSpec
 from headrace.specs.pages import Page, Role
 from headrace.specs.policy import Policy
@@ -170,7 +170,8 @@ class WorkModel:
 
     def _stage_page(self, task: Task, binding: Binding) -> Work:
         """Read from pageable memory, written to pinned."""
-        return Work({DRAM: 2 * self._page(task).bytes}, binding.rows)
+        count = self._page(task).bytes
+        return Work({DRAM: 2 * count, STAGE: count}, binding.rows)
 
     def _upload_page(self, task: Task, binding: Binding) -> Work:
         return to_device(self._page(task).bytes, binding.rows)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from headrace.errors import UsageError
-from headrace.specs.hardware import HOST, Hardware
+from headrace.specs.hardware import HOST, STAGE, Hardware
 
 TOKENS = "host tokens"
 """Host work per token: turning it into text."""
@@ -44,6 +44,8 @@ def rate_of(hardware: Hardware, roof: str) -> float:
         return 1.0 / seconds if seconds else math.inf
     if roof.startswith(LANE):
         return hardware.lane_rate
+    if roof == STAGE:
+        return hardware.roofs.get(STAGE, math.inf)
     rate = hardware.roofs.get(roof)
     if not rate:
         raise UsageError(

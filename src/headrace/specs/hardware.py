@@ -17,6 +17,7 @@ GPU_FLOPS = "gpu_flops"
 HBM = "hbm"
 H2D = "h2d"
 D2H = "d2h"
+STAGE = "stage"
 
 Curve = tuple[tuple[float, float], ...]
 """(rows, efficiency) points, ascending in rows."""
@@ -38,7 +39,8 @@ class Hardware:
     """Roofs in units per second: FLOP/s, bytes/s; the ``host`` roof is in seconds per second.
 
     A machine with an accelerator has the roofs ``gpu_flops``, ``hbm`` (its memory), ``h2d`` and
-    ``d2h`` (pinned copies over the link, each way) as well. ``capacity`` is bytes per tier:
+    ``d2h`` (pinned copies over the link, each way) as well. ``stage``, if given, caps what copies
+    from pageable into pinned memory reach, which one thread makes. ``capacity`` is bytes per tier:
     ``host``, ``device``, ``disk``, and ``pinned`` where less than all of the host's may be.
 
     ``lane_rate`` caps what one disk request in flight reaches (bytes/s); ``disk`` is the roof

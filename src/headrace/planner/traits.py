@@ -1,0 +1,75 @@
+"""How published runtimes differ from this one in what they do with a policy, not in the policy.
+
+Sources: the published code of MoE-Lightning (Cao et al., arXiv 2411.11217), FlexGen (Sheng et al.,
+arXiv 2303.06865), DeepSpeed ZeRO-Inference (Aminabadi et al., arXiv 2207.00032).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from headrace.errors import UsageError
+from headrace.specs.policy import Policy
+
+STAGE_SLOTS = 2
+"""Pinned buffers that a runtime stages its pages through."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """``schedule`` of decodes and ``prefill_schedule`` of prompts, None: the policy's own.
+
+    ``pageable``: experts lie in pageable memory and pass pinned buffers. ``drain``: the next step
+    starts when the last one has ended. ``own_prefill``: prompts are read in a phase of their own.
+    ``refill``: a request that ends makes room for the next; without it a batch runs to its end.
+    ``padded``: every request is as long as the longest, in prompt and in output.
+    """
+
+    name: str
+    schedule: str | None = None
+    prefill_schedule: str | None = None
+    pageable: bool = False
+    drain: bool = False
+    own_prefill: bool = False
+    refill: bool = True
+    padded: bool = False
+    kv_on_device: float | None = None
+
+    @property
+    def is_published(self) -> bool:
+        """Whether it is not this program's own."""
+        return not self.refill
+
+    def policy(self, policy: Policy, schedule: str | None) -> Policy:
+        """``policy`` as this runtime executes it, under ``schedule`` if one is named."""
+        name = schedule or policy.schedule
+        changed = replace(policy, schedule=name, kv_on_device=0.0)
+        share = policy.kv_on_device if self.kv_on_device is None else self.kv_on_device
+        if changed.attention_on_device and name != "resident":
+            changed = replace(changed, kv_on_device=share)
+        if self.pageable and policy.on_device:
+            slots = max(policy.stage_slots, STAGE_SLOTS)
+            changed = replace(changed, pageable=True, stage_slots=slots)
+        return changed
+
+
+_PUBLISHED = {"drain": True, "own_prefill": True, "refill": False}
+
+RUNTIMES = {
+    traits.name: traits
+    for traits in (
+        Traits("headrace"),
+        Traits("moe-lightning", "cgopipe", "flexgen", pageable=True, **_PUBLISHED),
+        Traits("flexgen", "flexgen", "flexgen", pageable=True, padded=True, **_PUBLISHED),
+        Traits("flexgen_c", "flexgen_c", "flexgen", pageable=True, padded=True, **_PUBLISHED),
+        Traits("zero", "flexgen", "flexgen", padded=True, kv_on_device=1.0, **_PUBLISHED),
+    )
+}
+"""By name, as ``--as`` takes them. What MoE-Lightning prints as (p) is padded besides."""
+
+
+def runtime(name: str) -> Traits:
+    """The traits of runtime ``name``. Raises UsageError."""
+    if name not in RUNTIMES:
+        raise UsageError("--as", expected=" | ".join(RUNTIMES), got=name)
+    return RUNTIMES[name]

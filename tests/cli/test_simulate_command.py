@@ -1,0 +1,121 @@
+"""``headrace simulate`` and ``bench replay``: figures as data and as tables, refusals."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from headrace.cli import replay as view
+from headrace.cli.main import run
+from headrace.cli.output import console
+from headrace.cli.replay import print_replay, replay_report, verdicts
+from headrace.planner.published import read_published
+
+CLASSIC = "batch_size: 504\nmicro_batch_size: 36\nuse_cpu_attention: true\nuse_gpu_ffn: true\n"
+JOB = ("--prompt-len", "77", "--gen-len", "16", "--requests", "504")
+
+
+@pytest.fixture
+def classic(tmp_path: Path) -> str:
+    file = tmp_path / "policy.yaml"
+    file.write_text(CLASSIC)
+    return str(file)
+
+
+def simulated(capsys, *arguments: str) -> dict:
+    command = ["simulate", "mixtral-8x7b", "--hardware", "t4", *JOB, *arguments, "--json"]
+    assert run(command) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_policy_file_is_priced_by_whose_runtime_runs_it(capsys, classic):
+    ours = simulated(capsys, "--policy", classic)
+    theirs = simulated(capsys, "--policy", classic, "--as", "moe-lightning")
+    assert ours["simulated"]
+    assert ours["schedule"] == theirs["schedule"] == "cgopipe"
+    assert theirs["policy"]["pageable"]
+    assert theirs["prediction"]["sweeps"] == 16  # one of prompts, fifteen steps
+    found = ours["prediction"]
+    assert found["job_seconds"] < theirs["prediction"]["job_seconds"]
+    assert found["bound_seconds"] <= found["job_seconds"]
+    assert found["tokens_per_second"] == pytest.approx(504 * 16 / found["job_seconds"])
+    assert found["lanes"][found["bound_by"]]["utilisation"] <= 1.0
+    assert found["time_to_first_token_seconds"]["p99"] <= found["job_seconds"]
+    assert ours["memory"]["device"]["planned_bytes"] < 15e9
+    assert found["bytes_moved"]["h2d"] > 80e9
+
+
+def test_a_schedule_may_be_named_instead(capsys, classic):
+    assert simulated(capsys, "--policy", classic, "--schedule", "flexgen")["schedule"] == "flexgen"
+    zero = simulated(capsys, "--policy", classic, "--as", "zero")
+    assert (zero["schedule"], zero["policy"]["kv_on_device"]) == ("flexgen", 1.0)
+
+
+def test_people_get_tables_and_what_does_not_fit(capsys, tmp_path):
+    file = tmp_path / "p.json"
+    file.write_text('{"schedule": "two_group", "max_seqs": 500, "max_rows": 700, "r_w": 0.4}')
+    command = ["simulate", "mixtral-8x7b", "--hardware", "t4", *JOB, "--policy", str(file)]
+    assert run(command) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "as headrace runs it: simulated" in text
+    assert "moved over h2d" in text
+    assert "does not fit" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("max_seqs: [", "not YAML"),
+        ("- 1", "mapping"),
+        ("max_seqs: &a 4\nmax_rows: *a", "anchors"),
+        ("max_seqs: 4\nschedule: nothing", "cgopipe"),
+        ("max_seqs: .nan", "whole number"),
+    ],
+)
+def test_hostile_policies_are_refused(capsys, tmp_path, text, said):
+    file = tmp_path / "p.yaml"
+    file.write_text(text)
+    command = ["simulate", "mixtral-8x7b", "--hardware", "t4", "--policy", str(file)]
+    assert run(command) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_unknown_runtimes_and_missing_files_are_refused(capsys, classic):
+    base = ["simulate", "mixtral-8x7b", "--hardware", "t4"]
+    assert run([*base, "--policy", classic, "--as", "vllm"]) == 2
+    assert "moe-lightning" in capsys.readouterr().err
+    assert run([*base, "--policy", classic + ".none"]) == 2
+
+
+def few_rows():
+    published = read_published()
+    wanted = [
+        r for r in published.rows if r.gen == 256 and r.system in ("MoE-Lightning", "FlexGen")
+    ]
+    return replace(published, rows=tuple(wanted), ablation=(), carried=())
+
+
+def test_the_replay_prints_every_residual_and_its_misses(capsys, monkeypatch):
+    monkeypatch.setattr(view, "read_published", few_rows)
+    report = replay_report(with_ours=False, say=print)
+    assert json.loads(json.dumps(report))["rows"][0]["residual"] == report["rows"][0]["residual"]
+    print_replay(report, console())
+    out = capsys.readouterr().out
+    assert "gpu_flops_share" in out
+    assert all(f"{row['residual']:+.1%}" in out for row in report["rows"])
+    report["summary"]["worst_error_met"] = False
+    report["swapped"] = [{"task": "MTBench", "gen": 1, "systems": ["A", "B"]}]
+    lines = verdicts(report)
+    assert "MISSED: worst_error" in lines
+    assert lines[-1] == "order: A and B are swapped, MTBench, gen 1"
+
+
+@pytest.mark.slow
+def test_the_whole_replay_runs(capsys):
+    assert run(["bench", "replay", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert len(report["rows"]) == 28
+    assert all(row["gain"] > 0 for row in report["ours"])

@@ -1,0 +1,31 @@
+"""The search finds what an enumeration of a finer grid finds, within 2 %."""
+
+from __future__ import annotations
+
+import pytest
+from planner.problems import best_of, problem
+
+from headrace.planner.search import best_plan
+
+WITHIN = 1.02
+
+
+@pytest.mark.parametrize(("seed", "device"), [(3, False), (3, True)])
+def test_the_plan_is_within_two_percent_of_a_finer_enumeration(seed, device):
+    judge(seed, device, most=60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("device", [False, True], ids=["processor", "device"])
+@pytest.mark.parametrize("seed", range(10))
+def test_twenty_plans_are_within_two_percent_of_a_finer_enumeration(seed, device):
+    judge(seed, device, most=600)
+
+
+def judge(seed: int, device: bool, most: int) -> None:
+    found = problem(seed, device=device)
+    plan = best_plan(found.at)
+    own = found.seconds(plan.policy)
+    best, policy = best_of(found, most)
+    assert own <= WITHIN * best, (plan.policy, policy)

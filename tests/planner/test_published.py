@@ -1,0 +1,120 @@
+"""Published figures: the data file, what prices a row, and that the aims hold."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from headrace.planner.fit import fit, loss
+from headrace.planner.ours import ours
+from headrace.planner.published import (
+    Published,
+    Replay,
+    Replayed,
+    as_published,
+    read_published,
+    summary,
+    swapped,
+)
+from headrace.planner.simulate import Prediction
+from headrace.specs.registry import known_hardware
+
+PUBLISHED = read_published()
+LIGHTNING = [row for row in PUBLISHED.rows if row.system == "MoE-Lightning"]
+
+
+def test_six_named_constants_each_with_a_source() -> None:
+    assert len(PUBLISHED.constants) <= 6
+    assert all(constant.source for constant in PUBLISHED.constants.values())
+    assert sum(constant.fitted for constant in PUBLISHED.constants.values()) == 3
+    assert len(PUBLISHED.rows) == 28
+    assert len(PUBLISHED.ablation) == 4
+
+
+def test_constants_know_the_rows_of_two_lengths_only() -> None:
+    known = [row for row in PUBLISHED.rows if PUBLISHED.fitted_on(row)]
+    assert {(row.task, row.gen) for row in known} == {("MTBench", 32), ("MTBench", 128)}
+    assert [PUBLISHED.fitted_on(row) for row in PUBLISHED.ablation] == [True, False, False, True]
+    assert not any(map(PUBLISHED.fitted_on, PUBLISHED.carried))
+
+
+def test_kernels_reach_their_shares_of_memory_and_of_arithmetic() -> None:
+    t4 = known_hardware("t4").hardware
+    used = as_published(t4, PUBLISHED)
+    assert used.efficiency_of("gpu.moe", 1) == pytest.approx(0.75)
+    many = used.efficiency_of("gpu.moe", 1 << 14)
+    assert many * t4.roofs["gpu_flops"] == pytest.approx(0.77 * 8.1e12, rel=0.01)
+    l4 = as_published(known_hardware("l4").hardware, PUBLISHED)
+    assert l4.efficiency_of("gpu.moe", 1 << 14) == pytest.approx(0.77, rel=0.01)
+    host = as_published(known_hardware("cloud-24core").hardware, PUBLISHED)
+    assert "gpu.moe" not in host.efficiency
+
+
+def found(system: str, published: float, simulated: float, *, fitted: bool = False) -> Replayed:
+    row = replace(LIGHTNING[0], system=system, tokens_per_second=published, gen=10)
+    if system == "FlexGen":
+        row = replace(row, runtime="flexgen")
+    return Replayed(row, Prediction(1.0, 1.0, 1.0, 1, 0, round(simulated)), fitted)
+
+
+def test_misses_and_wrong_orders_are_found() -> None:
+    rows = [found("A", 100, 130), found("B", 110, 121), found("FlexGen", 120, 60)]
+    got = summary([*rows, found("C", 100, 900, fitted=True)])
+    assert got["rows"] == 2
+    assert got["median_error"] == pytest.approx(0.2)
+    assert got["worst_error"] == pytest.approx(0.3)
+    assert got["baselines_worst_factor"] == pytest.approx(2.0)
+    pairs = [(a.row.system, b.row.system) for a, b in swapped(rows)]
+    assert pairs == [("A", "B"), ("A", "FlexGen"), ("B", "FlexGen")]
+
+
+def test_a_row_is_priced_as_its_runtime_runs_it() -> None:
+    replay = Replay(PUBLISHED)
+    padded = next(row for row in PUBLISHED.rows if row.system == "MoE-Lightning(p)")
+    got = replay.rows([padded, LIGHTNING[0]])
+    assert [r.prediction.gen_tokens for r in got] == [504 * 32, 3116 * 32]
+    assert got[0].prediction.prompt_tokens == 504 * 418
+    assert all(abs(r.residual) < 0.25 for r in got)
+    zero = next(row for row in PUBLISHED.rows if row.runtime == "zero")
+    assert replay.predict(zero).gen_tokens == 31212 // 450 * 32
+
+
+def one_row() -> Published:
+    return replace(PUBLISHED, rows=tuple(row for row in LIGHTNING if row.gen == 32))
+
+
+def test_fitting_moves_a_constant_towards_the_published_figure() -> None:
+    """From a card that is said to reach twice what it does."""
+    flops = replace(PUBLISHED.constants["gpu_flops_share"], value=1.0)
+    others = {n: replace(c, fitted=False) for n, c in PUBLISHED.constants.items()}
+    start = replace(one_row(), constants={**others, "gpu_flops_share": flops})
+    values = fit(start)
+    assert values.keys() == {"gpu_flops_share"}
+    assert loss(start, values) < 0.3 * loss(start, {"gpu_flops_share": 1.0})
+    assert 0.5 < values["gpu_flops_share"] < 1.0
+
+
+def test_ours_fits_the_machine_and_says_what_bounds_it() -> None:
+    got = ours(PUBLISHED, next(r for r in LIGHTNING if r.gen == 256), tensor_cores=True)
+    assert got.prediction.bound_by == "link"
+    assert got.gain == pytest.approx(got.prediction.decode_tokens_per_second / 96.7, rel=1e-9)
+    assert got.policy.max_seqs <= 1500
+
+
+@pytest.mark.slow
+def test_the_replay_meets_its_aims() -> None:
+    replay = Replay(PUBLISHED)
+    rows = replay.rows(PUBLISHED.rows)
+    got = summary(rows)
+    assert got["median_error"] <= 0.15
+    assert got["worst_error"] <= 0.25
+    assert got["baselines_worst_factor"] <= 2.0
+    ablation = replay.rows(PUBLISHED.ablation)
+    assert all(abs(r.residual) <= 0.25 for r in ablation)
+    rates = [r.tokens_per_second for r in ablation]
+    assert rates == sorted(rates)
+    assert all(abs(r.residual) <= 0.25 for r in replay.rows(PUBLISHED.carried))
+    assert all(math.isfinite(r.prediction.seconds) for r in rows)
+    assert len(list(swapped(rows))) <= 1
