@@ -152,8 +152,9 @@ def policy_document(policy: Policy) -> dict[str, Any]:
 
 def prediction_document(plan: Plan) -> dict[str, Any]:
     """Seconds and tokens per second. ``tokens_per_second`` counts generated tokens over the whole
-    job, prefill included, as the literature does; ``lanes`` are busy seconds, and ``next`` is the
-    busiest lane after the one that bounds: ``share`` is its busy time over that one's."""
+    job, prefill included, as the literature does; the rates of prefill and decode are over their
+    own shares of it. ``lanes`` are busy seconds, and ``next`` is the busiest lane after the one
+    that bounds: ``share`` is its busy time over that one's."""
     found = plan.prediction
     order = sorted(found.lanes, key=lambda lane: -found.lanes[lane])
     first = found.lanes[order[0]] if order else 0.0
@@ -161,9 +162,9 @@ def prediction_document(plan: Plan) -> dict[str, Any]:
     return {
         "job_seconds": found.seconds,
         "interval": [found.low, found.high],
-        "tokens_per_second": found.gen_tokens / found.seconds if found.seconds else 0.0,
-        "prefill_tokens_per_second": found.prefill_tokens_per_second,
-        "decode_tokens_per_second": found.decode_tokens_per_second,
+        "tokens_per_second": found.decode_tokens_per_second,
+        "prefill_tokens_per_second": found.prefill_phase_tokens_per_second,
+        "decode_tokens_per_second": found.decode_phase_tokens_per_second,
         "bound_by": found.bound_by,
         "bound_busy_share": min(1.0, first / found.seconds) if found.seconds else 0.0,
         "next": None
@@ -172,6 +173,12 @@ def prediction_document(plan: Plan) -> dict[str, Any]:
         "lanes": dict(found.lanes),
         "sweeps": found.sweeps,
         "rows_per_sweep": found.rows_per_sweep,
+        "prefill_seconds": found.prefill_seconds,
+        "bound_seconds": found.bound_seconds,
+        "time_to_first_token_seconds": {
+            name: getattr(found.first_token, name) for name in ("mean", "p50", "p99")
+        },
+        "bytes_moved": dict(found.bytes_moved),
         "bytes_read": found.bytes_read,
         "preemptions": found.preemptions,
         "assumed": found.assumed,
