@@ -52,6 +52,12 @@ def test_shares_are_of_the_rates_they_were_measured_with():
     assert found.roofs == {**STOCK.roofs, **roofs}
 
 
+def test_roofs_of_another_format_are_not_known():
+    made = profile(shape(0.5, weights="int8"))
+    assert made.known_for(MIXTRAL, "f16", False) is None
+    assert profile(shape(0.5)).known_for(MIXTRAL, "f16", True) is not None
+
+
 def test_runs_that_were_compared_make_the_interval():
     made = profile()
     assert made.hardware_for(MIXTRAL, "f16", False).error == half_width((0.1,), 0.02)

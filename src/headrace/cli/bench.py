@@ -311,8 +311,9 @@ def prediction(
 
     from headrace.cli.output import console, emit_json
     from headrace.cli.prediction.draw import SEED, SHAPES
+    from headrace.cli.prediction.kept import Request
     from headrace.cli.prediction.report import markdown, report
-    from headrace.cli.prediction.study import Request, Study
+    from headrace.cli.prediction.study import Study
 
     said = console(stderr=True)
     request = Request(SEED if seed is None else seed, runs, repeats, run_seconds, SHAPES)

@@ -20,7 +20,7 @@ def calibrate(
         typer.Option(
             "--path",
             metavar="DIR",
-            help="A checkpoint, or a folder on the disk to measure: 1.2 GB are written to it and "
+            help="A checkpoint, or a folder on the disk to measure: 1.5 GB are written to it and "
             "deleted again.",
         ),
     ] = Path(),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.planner.profile import Profile, Read, ShapeCurves
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Hardware
-from headrace.specs.units import format_bytes, format_seconds
+from headrace.specs.units import format_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,12 +35,15 @@ SHAPES: Mapping[str, tuple[str, str, Mapping[str, int]]] = {
         | {"ffn_width": 768, "vocab": 8192},
     ),
 }
-"""Measured where no checkpoint is named: architecture, format, sizes. 1.2 GB of files."""
+"""Measured where no checkpoint is named: architecture, format, sizes."""
+
+INTEGERS = ("int8", "int4")
+"""And the last of them in integers. 1.5 GB of files in all."""
 
 READ_SIZES = (1 << 20, 4 << 20, 16 << 20)
 READ_DEPTHS = (1, 2, 4)
 
-_SHAPE_SHARE, _READ_SHARE, _BESIDE_SHARE = 0.7, 0.15, 0.05  # of the seconds asked for
+_SHAPE_SHARE, _READ_SHARE, _BESIDE_SHARE = 0.45, 0.15, 0.05  # of the seconds asked for
 
 
 def calibrate_machine(
@@ -117,6 +120,9 @@ def _checkpoints(path: Path, said: Callable[[str], None]) -> Iterator[dict[str, 
         for number, (name, (arch, dtype, sizes)) in enumerate(SHAPES.items()):
             said(f"writing a checkpoint: {name}")
             opened[name] = _made(folder / str(number), arch, dtype, sizes)
+        for weights in INTEGERS:
+            said(f"writing a checkpoint: {name}, as {weights}")
+            opened[f"{name}, as {weights}"] = _quantized(folder / str(number), weights)
         yield opened
     finally:
         for loaded in opened.values():
@@ -130,6 +136,21 @@ def _made(folder: Path, arch: str, dtype: str, sizes: Mapping[str, Any]) -> Load
 
     make_checkpoint(shape_spec(arch, None, dtype, sizes), folder)
     return Loaded.open(folder)
+
+
+def _quantized(source: Path, weights: str) -> Loaded:
+    """A copy of ``source`` in integers, beside it: nearest ones, no search for better scales."""
+    from time import perf_counter
+
+    from headrace.engine.loaded import Loaded
+    from headrace.engine.probe import usable_threads
+    from headrace.engine.quantizing import Quantizing
+    from headrace.engine.recipe import Recipe
+
+    made = source.with_name(f"{source.name}-{weights}")
+    recipe = Recipe(weights, search=False)
+    Quantizing(source, made, recipe, threads=usable_threads()).run(perf_counter)
+    return Loaded.open(made)
 
 
 def _reads(loaded: Loaded, clock: Callable[[], float], seconds: float) -> Iterator[Read]:
@@ -182,7 +203,7 @@ def _ops_tables(profile: Profile) -> Iterator[Table]:
 
 def _rate_text(name: str, value: float) -> str:
     if name.endswith("seconds"):
-        return format_seconds(value)
+        return f"{value * 1e6:.1f} us"
     return f"{value / 1e9:.0f} GFLOP/s" if name == CPU_FLOPS else f"{format_bytes(value)}/s"
 
 

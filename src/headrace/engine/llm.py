@@ -114,6 +114,7 @@ class LLM:
         """This machine, measured with this model when first asked for."""
         if self._hardware is None:
             self.faults("start.machine")
+            known = self._known()
             measured = measure_machine(
                 self.loaded,
                 self.clock,
@@ -122,12 +123,21 @@ class LLM:
                 activations=self.activations,
                 kv_dtype=self.kv_dtype,
                 capacity_bytes=self.budget,
-                known=None if self.profile is None else self.profile.hardware,
+                known=known,
             )
             residuals = () if self.profile is None else self.profile.residuals
             self._hardware = replace(measured, error=half_width(residuals, measured.noise))
-            self._machine_note = (_machine_said(self.profile, measured),)
+            self._machine_note = (_machine_said(self.profile, known, measured),)
         return self._hardware
+
+    def _known(self) -> Hardware | None:
+        """What the profile says of the machine, if it was made with the threads and kernels that
+        will run."""
+        usual = self.threads == usable_threads() and self.kernels.name == select("auto", 1).name
+        if self.profile is None or not usual:
+            return None
+        streams = sum(self.loaded.page_bytes.values()) > self.budget
+        return self.profile.known_for(self.loaded.model, self.kv_dtype, streams)
 
     @property
     def budget(self) -> int:
@@ -407,11 +417,13 @@ def _is_tokens(prompts: object) -> bool:
     return isinstance(prompts, list | tuple) and bool(prompts) and isinstance(prompts[0], int)
 
 
-def _machine_said(profile: Profile | None, measured: Hardware) -> str:
+def _machine_said(profile: Profile | None, known: Hardware | None, measured: Hardware) -> str:
     """Where the machine's rates come from, for the plan."""
     if profile is None:
         return "machine: measured now, for this job (headrace calibrate keeps a profile)"
-    ratio = measured.roofs[DISK] / profile.hardware.roofs[DISK]
+    if known is None:
+        return f"machine: measured now; the profile of {profile.made} has other formats or threads"
+    ratio = measured.roofs[DISK] / known.roofs[DISK]
     disk = "its disk as fast as then" if ratio == 1 else f"its disk at {ratio:.0%} of what it was"
     runs = len(profile.residuals)
     return f"machine: profile of {profile.made}, {disk}, {runs} runs compared with predictions"

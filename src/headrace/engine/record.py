@@ -21,6 +21,8 @@ MOST_SPANS = 12_000
 
 _EXPERTS = frozenset((Op.EXPERT, Op.EXPERT_UP, Op.EXPERT_DOWN, Op.MOE))
 
+_READS = frozenset((Op.READ_PAGE, Op.READ_ROWS))
+
 log = logging.getLogger("headrace.record")
 
 
@@ -172,7 +174,7 @@ class _Sums(NamedTuple):
 def _divided(schedule: Schedule) -> tuple[list[Task], list[Task]]:
     """The tasks of experts, and the others that compute."""
     experts = [task for task in schedule.tasks if task.op in _EXPERTS]
-    others = [t for t in schedule.tasks if t.op not in _EXPERTS and t.op is not Op.READ_PAGE]
+    others = [t for t in schedule.tasks if t.op not in _EXPERTS and t.op not in _READS]
     return experts, others
 
 

@@ -127,7 +127,9 @@ class Rehearsal:
 
     def play(self, seconds_each: float) -> Iterator[Rehearsed]:
         """Every load for about ``seconds_each``: decodes, then prompt chunks."""
-        for load, extents in self._loads().items():
+        loads = self._loads()
+        self._repeat("first touch of all memory", list(loads.values())[-1], seconds_each)
+        for load, extents in loads.items():
             yield self._repeat(load, extents, seconds_each)
 
     def sample(self) -> float:

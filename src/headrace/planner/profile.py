@@ -91,6 +91,12 @@ class Profile:
             error=half_width(self.residuals, self.hardware.noise),
         )
 
+    def known_for(self, model: ModelSpec, kv_dtype: str, streams: bool) -> Hardware | None:
+        """The same, if a model in ``model``'s format was measured: roofs of arithmetic differ."""
+        if any(shape.weights == weights_of(model) for shape in self.shapes):
+            return self.hardware_for(model, kv_dtype, streams)
+        return None
+
     def with_residuals(self, added: Sequence[float]) -> Profile:
         """The same with runs added, the oldest forgotten."""
         return replace(self, residuals=(*self.residuals, *added)[-MOST_RESIDUALS:])

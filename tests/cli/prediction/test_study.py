@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from headrace.cli.prediction.draw import Shape, draw_cases
+from headrace.cli.prediction.kept import Kept, Predicted, Request
 from headrace.cli.prediction.report import markdown, report
-from headrace.cli.prediction.study import Kept, Predicted, Request, Study
+from headrace.cli.prediction.study import Study
 from headrace.errors import UsageError
 
 SIZES = {"layers": 2, "hidden": 64, "heads": 4, "ffn_width": 128, "vocab": 300}

@@ -9,7 +9,7 @@ from headrace.cli.prediction.verdict import Check, Outcome, Verdict, verdict_of
 from headrace.specs.units import format_bytes
 
 if TYPE_CHECKING:
-    from headrace.cli.prediction.study import Predicted
+    from headrace.cli.prediction.kept import Predicted
 
 Rows = Sequence[tuple["Predicted", Outcome]]
 

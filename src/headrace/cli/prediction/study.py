@@ -7,17 +7,18 @@ as soon as it has ended: the same command goes on where it was cut.
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from headrace.cli.prediction.draw import Case, Shape, draw_cases
+from headrace.cli.prediction.draw import Case, draw_cases
+from headrace.cli.prediction.kept import Kept, Measured, Predicted, Request
+from headrace.cli.prediction.others import Others
 from headrace.cli.prediction.verdict import Outcome
 from headrace.errors import BudgetError, UsageError
 from headrace.specs.sampling import SamplingParams
@@ -50,63 +51,8 @@ DISTURBED, ATTEMPTS = 0.08, 2
 """Share of a core that other programs may take during a run; what is disturbed more is run once
 more, and the less disturbed counts."""
 
-
-@dataclass(frozen=True)
-class Request:
-    """What was asked for. A folder that holds the study of another request is refused."""
-
-    seed: int
-    runs: int
-    repeats: int
-    run_seconds: float
-    shapes: Mapping[str, Shape]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, for the folder."""
-        shapes = {name: [s.arch, s.dtype, dict(s.sizes)] for name, s in self.shapes.items()}
-        return {
-            "seed": self.seed,
-            "runs": self.runs,
-            "repeats": self.repeats,
-            "run_seconds": self.run_seconds,
-            "shapes": shapes,
-        }
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """A case, sized and planned: ``requests`` of it take about as long as was asked for."""
-
-    case: Case
-    requests: int
-    memory: int
-    schedule: str
-    bound_by: str
-    seconds: float
-    low: float
-    high: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return {**self.__dict__, "case": self.case.to_dict()}
-
-    @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Predicted:
-        """From plain data."""
-        return cls(**{**data, "case": Case(**data["case"])})
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One run: wall seconds, the share of the processor that other programs took meanwhile, and
-    busy seconds by lane and op, predicted (lengths as given) beside."""
-
-    index: int
-    repeat: int
-    seconds: float
-    others: float
-    lanes: Mapping[str, Mapping[str, float]]
-    ops: Mapping[str, tuple[float, float]]
+MEASURING_ATTEMPTS = 8
+"""The same for the seconds in which the machine is measured: all predictions rest on them."""
 
 
 class Study:
@@ -220,8 +166,9 @@ class Study:
     def _measured_alone(self, name: str, streams: bool) -> Profile:
         """The same while nobody else works on the machine, as with runs."""
         tried: list[tuple[float, Profile]] = []
-        while len(tried) < self._attempts and (not tried or tried[-1][0] > DISTURBED):
-            others, began = _Others(), self._clock()
+        most = MEASURING_ATTEMPTS * (self._attempts - 1) + 1  # one where none is repeated
+        while len(tried) < most and (not tried or tried[-1][0] > DISTURBED):
+            others, began = Others(), self._clock()
             found = self._measured_with(name, streams)
             tried.append((others.share(self._clock() - began), found))
             if tried[-1][0] > DISTURBED:
@@ -332,7 +279,7 @@ class Study:
             record = llm.new_record()
             prompts = list(_prompts(case, workload, llm.loaded.model.vocab))
             llm.session  # noqa: B018 (taken and loaded before the clock starts)
-            others = _Others()
+            others = Others()
             began = self._clock()
             for _ in llm.events(prompts, record):
                 pass
@@ -379,93 +326,6 @@ class Study:
 
     def _checkpoint(self, name: str) -> Path:
         return self.folder / "checkpoints" / name
-
-
-class Kept:
-    """What the folder holds: the request, the profile, and a line for everything done."""
-
-    def __init__(self, folder: Path, request: Mapping[str, Any], fresh: bool = False) -> None:
-        self._lines = folder / "study.jsonl"
-        self._request = {"kind": "request", **request}
-        if fresh:
-            self._lines.unlink(missing_ok=True)
-        self.cases: dict[str, dict[int, Predicted]] = {"case": {}, "pilot": {}}
-        self.runs: dict[tuple[int, int], Mapping[str, Any]] = {}
-        self.measured: dict[tuple[str, bool], Profile] = {}
-        folder.mkdir(parents=True, exist_ok=True)
-        lines = self._read()
-        for line in lines[1:]:
-            self._take(line)
-        if lines and lines[0] != self._request:
-            raise UsageError(
-                "the folder holds another study",
-                expected=json.dumps(request)[:200],
-                got=json.dumps(lines[0])[:200],
-                hint="another --folder, or --fresh",
-            )
-
-    def add(self, kind: str, data: Mapping[str, Any]) -> None:
-        """Keep one thing done, durably."""
-        if not self._lines.exists():
-            self._append(self._request)
-        line = json.loads(json.dumps({"kind": kind, **data}))
-        self._append(line)
-        self._take(line)
-
-    def seconds_of(self, index: int) -> tuple[float, ...]:
-        """Wall seconds of the runs of one case."""
-        return tuple(run["seconds"] for (at, _), run in sorted(self.runs.items()) if at == index)
-
-    def _take(self, line: Mapping[str, Any]) -> None:
-        data = {k: v for k, v in line.items() if k != "kind"}
-        if line["kind"] == "run":
-            self.runs[data["index"], data["repeat"]] = data
-        elif line["kind"] == "measured":
-            from headrace.planner.profile import profile_from
-
-            self.measured[data["name"], data["streams"]] = profile_from(data["profile"])
-        else:
-            predicted = Predicted.of(data)
-            self.cases[line["kind"]][predicted.case.index] = predicted
-
-    def _read(self) -> list[Any]:
-        """All whole lines; what a cut left torn is dropped."""
-        if not self._lines.exists():
-            return []
-        data = self._lines.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            self._lines.write_bytes(whole)
-        return [json.loads(line) for line in whole.splitlines()]
-
-    def _append(self, line: Mapping[str, Any]) -> None:
-        import os
-
-        with self._lines.open("ab") as file:
-            file.write(json.dumps(line).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-
-class _Others:
-    """Processor seconds of everybody else on this machine, from now on."""
-
-    def __init__(self) -> None:
-        self._before = self._used()
-
-    def share(self, wall: float) -> float:
-        """Share of one core over ``wall`` seconds; 0 where the system does not say."""
-        return max(0.0, self._used() - self._before) / max(wall, 1e-9)
-
-    def _used(self) -> float:
-        import os
-
-        try:
-            fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
-        except OSError:
-            return 0.0
-        busy = sum(int(fields[i]) for i in (1, 2, 3, 6, 7, 8))  # idle and waiting left out
-        return busy / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 def _prompts(case: Case, workload: Workload, vocab: int) -> Iterator[Prompt]:
