@@ -63,11 +63,41 @@ def test_tables_answer_first(checkpoint, capsys):
         assert part in said
 
 
+@pytest.fixture(autouse=True)
+def no_profile(monkeypatch, tmp_path):
+    """Nothing that was calibrated on the machine of the tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def test_this_machine_is_the_default_and_says_what_its_rates_are(checkpoint, capsys):
     found = planned(capsys, str(checkpoint), *JOB, "--memory", "64MB")
     assert found["hardware"]["source"]
     assert found["memory"]["host"]["capacity_bytes"] == 64_000_000
     assert found["policy"]["kernels"] in ("native", "reference")
+
+
+def test_a_calibrated_profile_is_taken_or_passed_over_aloud(checkpoint, capsys, monkeypatch):
+    from dataclasses import replace
+
+    from headrace.errors import UsageError
+    from headrace.planner.profile import Profile
+    from headrace.specs.registry import known_hardware
+
+    measured = replace(known_hardware("laptop-nvme").hardware, measured=True)
+    profile = Profile("2026-11-26", {}, measured)
+    monkeypatch.setattr("headrace.engine.profiles.read_profile", lambda path: profile)
+    found = planned(capsys, str(checkpoint), *JOB, "--memory", "64MB")
+    assert found["hardware"]["measured"]
+    assert "profile of 2026-11-26" in found["hardware"]["source"]
+
+    def damaged(path):
+        raise UsageError("a profile of another machine")
+
+    monkeypatch.setattr("headrace.engine.profiles.read_profile", damaged)
+    assert run(["plan", str(checkpoint), *JOB, "--memory", "64MB"]) == 0
+    captured = capsys.readouterr()
+    assert "not used: a profile of another machine" in captured.err
+    assert "stock figures for its cores" in captured.out
 
 
 def test_no_torch_is_imported(checkpoint, tmp_path):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 
+from headrace.cli.plain_yaml import load_plain
 from headrace.errors import DocumentError, UsageError
 from headrace.planner.hardware_file import hardware_document, read_hardware
 from headrace.specs.registry import all_known_hardware, known_hardware
@@ -118,3 +121,12 @@ def test_a_classic_profile_at_fault_is_refused(hardware):
         read_hardware({"hardware": hardware}, "file")
     with pytest.raises(DocumentError):
         read_hardware({"hardware": CLASSIC}, "file", "other")
+
+
+def test_the_examples_of_the_documentation_are_machines():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "planning.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    own, classic = (load_plain(b) for b in blocks if b.startswith(("like", "hardware")))
+    assert read_hardware(own, "page").efficiency_of("expert", 16) == pytest.approx(0.33)
+    assert read_hardware(own, "page").lane_rate == 1e9
+    assert read_hardware(classic, "page").capacity["device"] == 15_000_000_000

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from headrace import __version__
 from headrace.cli import options
 
 JOB, MACHINE = "The job", "The machine"
@@ -104,6 +105,7 @@ def plan(
             planned.at,
             planned.source.name,
             planned.machine.source,
+            version=__version__,
             any_threads=threads is None and not planned.machine.here,
         )
         write_document(output, content, COMMENT.format(model=model, file=output.name))

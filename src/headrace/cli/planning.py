@@ -65,7 +65,11 @@ class Planned:
 
         plan, machine = self.plan, self.machine
         found: dict[str, Any] = {
-            "model": {"name": self.source.name, "source": self.source.kind},
+            "model": {
+                "name": self.source.name,
+                "source": self.source.kind,
+                "runs": self.source.runs,
+            },
             "hardware": {
                 "name": machine.hardware.name,
                 "source": machine.source,

@@ -46,8 +46,9 @@ def answer_lines(plan: Plan) -> list[str]:
     guess = ", output lengths guessed" if found.assumed else ""
     lines = [
         f"job: {format_seconds(found.seconds)} (90 %: {interval}{guess})",
-        f"{said['tokens_per_second']:.1f} generated tok/s, "
-        f"{said['prefill_tokens_per_second']:.1f} prompt tok/s, over the whole job; "
+        f"{said['tokens_per_second']:.1f} generated tok/s over the whole job "
+        f"(prefill {said['prefill_tokens_per_second']:.1f}, "
+        f"decode {said['decode_tokens_per_second']:.1f} tok/s in their shares of it), "
         f"{found.sweeps} sweeps of {found.rows_per_sweep:.0f} rows",
     ]
     bound = f"bound by {found.bound_by}: busy {said['bound_busy_share']:.0%} of the time"

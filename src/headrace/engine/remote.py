@@ -19,6 +19,7 @@ from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_o
 
 from headrace import __version__
 from headrace.errors import CheckpointError, ModelError
+from headrace.memory.checkpoint import INDEX
 from headrace.memory.headers import (
     MAX_JSON_BYTES,
     Header,
@@ -54,6 +55,7 @@ class HubFiles:
         self._template = template
         self._token = token
         self._kept: dict[str, Piece | None] = {}
+        self._indexed: frozenset[str] = frozenset()
         self._redirects = _Redirects()
         self._opener: OpenerDirector = build_opener(self._redirects)
 
@@ -99,12 +101,11 @@ class HubFiles:
 
     def _shards(self) -> frozenset[str]:
         """Names in the index, once it was fetched."""
-        index = next((p for n, p in self._kept.items() if n.endswith(".index.json")), None)
-        if index is None:
-            return frozenset()
-        with suppress(ValueError, AttributeError, TypeError):
-            return frozenset(json.loads(index.data)["weight_map"].values())
-        return frozenset()
+        piece = self._kept.get(INDEX)
+        if piece is not None and not self._indexed:
+            with suppress(ValueError, KeyError, AttributeError, TypeError):
+                self._indexed = frozenset(json.loads(piece.data)["weight_map"].values())
+        return self._indexed
 
     def _begin(self, name: str) -> Piece | None:
         """The first bytes of a file (all of a JSON file); None if there is no such file."""

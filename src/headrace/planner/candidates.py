@@ -27,7 +27,7 @@ LEAST_SLOTS = 3
 MOST_ROWS = 4096
 MOST_SEQS = 2048
 ROWS_PER_MICRO_BATCH = 512
-SMALL_TOKENS = 1000
+SMALL_TOKENS, SMALL_REQUESTS = 1000, 16
 RESIDENT_ROWS = 512  # prompt rows beside decodes when nothing is read: enough for full speed
 _FREE_CHUNKS = 4  # of prompts in a sweep, where arithmetic sets no limit
 _RING_SHARE = 0.5  # of what is left for weights, at most
@@ -79,8 +79,10 @@ class Situation:
 
     @property
     def is_small(self) -> bool:
-        """Whether the job is so short that single sweeps show, and plays cost next to nothing."""
-        return self.workload.gen_tokens <= SMALL_TOKENS
+        """Whether the job is so short that single sweeps show, and plays cost next to nothing; of
+        fewer requests there is little to choose."""
+        job = self.workload
+        return job.gen_tokens <= SMALL_TOKENS and job.requests >= SMALL_REQUESTS
 
     @cached_property
     def decode_kv(self) -> int:
@@ -125,8 +127,8 @@ def smallest(at: Situation) -> Policy:
 
 
 def candidates(at: Situation) -> Iterator[tuple[float, Policy]]:
-    """Policies that fit, each with a time that no policy of as many sequences or fewer of the
-    later ones takes less than: least first; ``smallest`` last, if it fits."""
+    """Policies that fit, each with a bound of all jobs with as many sequences at once, the least
+    bound first; ``smallest`` last, if it fits."""
     bounds = _Bounds(at)
     counts = sorted(_sequence_counts(at), key=lambda seqs: (bounds.of(seqs), -seqs))
     for seqs in counts:
@@ -142,7 +144,7 @@ def candidates(at: Situation) -> Iterator[tuple[float, Policy]]:
 
 
 def least_seconds(at: Situation) -> float:
-    """No policy of the processor alone makes the job shorter."""
+    """No policy of the processor alone makes the job shorter, unless it reads on demand."""
     bounds = _Bounds(at)
     return min(bounds.of(seqs) for seqs in _sequence_counts(at))
 
@@ -154,6 +156,7 @@ class _Bounds:
     def __init__(self, at: Situation) -> None:
         self._job = at.workload
         self._rows = at.overrides.max_rows or MOST_ROWS
+        self._beside = _FREE_CHUNKS * at.overrides.chunk
         whole = with_residency(at, _policy(at, 1, 1, 1), at.residency.everything(), 0)
         ideal = replace(at.hardware, efficiency={}, task_seconds=0.0)
         policy = replace(whole, max_rows=1 << 20, micro_batches=1)
@@ -165,7 +168,7 @@ class _Bounds:
     def of(self, seqs: int) -> float:
         """No job with ``seqs`` sequences at once takes less. A sweep of more rows takes less per
         row, and of more draws less per draw."""
-        job, rows = self._job, max(self._rows, seqs)
+        job, rows = self._job, max(self._rows, seqs + self._beside)
         drawn = self._sweep(Load(seqs, seqs, samples=seqs)) * job.gen_tokens / seqs
         return max(drawn, self._sweep(Load(rows)) * (job.prompt_tokens + job.gen_tokens) / rows)
 

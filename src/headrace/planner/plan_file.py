@@ -12,7 +12,6 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from hashlib import blake2b
 from typing import Any
 
-from headrace import __version__
 from headrace.batching.blocks import blocks_for
 from headrace.errors import DocumentError, HeadraceError
 from headrace.planner.candidates import LEAST_SLOTS, Situation
@@ -106,11 +105,18 @@ def layout_key(model: ModelSpec, pages: tuple[Page, ...]) -> str:
 
 
 def plan_document(
-    plan: Plan, at: Situation, model: str, hardware: str, *, any_threads: bool = False
+    plan: Plan,
+    at: Situation,
+    model: str,
+    hardware: str,
+    *,
+    version: str = "",
+    any_threads: bool = False,
 ) -> dict[str, Any]:
     """``plan`` as plain data, complete enough to be read, compared and run.
 
-    ``model`` and ``hardware`` say where both came from; ``any_threads`` leaves their number open.
+    ``model`` and ``hardware`` say where both came from, ``version`` who planned; ``any_threads``
+    leaves the number of threads open.
     """
     policy = policy_document(plan.policy)
     if any_threads:
@@ -118,7 +124,7 @@ def plan_document(
     return {
         "kind": KIND,
         "format": FORMAT,
-        "versions": {"headrace": __version__},
+        "versions": {"headrace": version},
         "model": {
             "name": model,
             "architecture": at.model.architecture,
@@ -146,8 +152,9 @@ def policy_document(policy: Policy) -> dict[str, Any]:
 
 def prediction_document(plan: Plan) -> dict[str, Any]:
     """Seconds and tokens per second. ``tokens_per_second`` counts generated tokens over the whole
-    job, prefill included, as the literature does; ``lanes`` are busy seconds, and ``next`` is the
-    busiest lane after the one that bounds: ``share`` is its busy time over that one's."""
+    job, prefill included, as the literature does; the rates of prefill and decode are over their
+    own shares of it. ``lanes`` are busy seconds, and ``next`` is the busiest lane after the one
+    that bounds: ``share`` is its busy time over that one's."""
     found = plan.prediction
     order = sorted(found.lanes, key=lambda lane: -found.lanes[lane])
     first = found.lanes[order[0]] if order else 0.0
@@ -155,9 +162,9 @@ def prediction_document(plan: Plan) -> dict[str, Any]:
     return {
         "job_seconds": found.seconds,
         "interval": [found.low, found.high],
-        "tokens_per_second": found.gen_tokens / found.seconds if found.seconds else 0.0,
-        "prefill_tokens_per_second": found.prefill_tokens_per_second,
-        "decode_tokens_per_second": found.decode_tokens_per_second,
+        "tokens_per_second": found.decode_tokens_per_second,
+        "prefill_tokens_per_second": found.prefill_phase_tokens_per_second,
+        "decode_tokens_per_second": found.decode_phase_tokens_per_second,
         "bound_by": found.bound_by,
         "bound_busy_share": min(1.0, first / found.seconds) if found.seconds else 0.0,
         "next": None
@@ -166,6 +173,12 @@ def prediction_document(plan: Plan) -> dict[str, Any]:
         "lanes": dict(found.lanes),
         "sweeps": found.sweeps,
         "rows_per_sweep": found.rows_per_sweep,
+        "prefill_seconds": found.prefill_seconds,
+        "bound_seconds": found.bound_seconds,
+        "time_to_first_token_seconds": {
+            name: getattr(found.first_token, name) for name in ("mean", "p50", "p99")
+        },
+        "bytes_moved": dict(found.bytes_moved),
         "bytes_read": found.bytes_read,
         "preemptions": found.preemptions,
         "assumed": found.assumed,

@@ -27,6 +27,7 @@ from headrace.specs.workload import Workload
 
 _RANKING_STEPS = 20_000
 _ROUNDS = 3
+_FEW = 8  # requests: of fewer there is nothing to choose near the best
 _COUNTS = (0.6, 0.75, 0.8, 0.87, 0.93, 1.07, 1.15, 1.3, 1.6)
 _BESIDE = (0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 0.9, 0.97, 1.5, 2.0, 3.0)
 """Factors of the sequences, and of the prompt rows, of policies near one."""
@@ -114,7 +115,8 @@ def fastest(at: Situation, below: float = math.inf) -> Policy | None:
 def _refined(at: Situation, best: Policy, seconds: float) -> Policy:
     """The best of what is near, as long as that is better: other numbers of sequences, or of
     prompt rows beside them."""
-    for _ in range(_ROUNDS if at.is_small else 1):
+    rounds = _ROUNDS if at.is_small else 1
+    for _ in range(rounds if at.workload.requests >= _FEW else 0):
         found = [(_seconds(at, policy, seconds), policy) for policy in _near(at, best)]
         least, policy = min(found, key=lambda pair: pair[0], default=(math.inf, best))
         if least >= _GAIN * seconds:

@@ -10,7 +10,7 @@ from headrace.errors import HeadraceError
 from headrace.planner.candidates import Situation
 from headrace.planner.plan import Plan
 from headrace.planner.search import best_plan
-from headrace.specs.forms import MATRICES, Form
+from headrace.specs.forms import FLOATS, MATRICES, Form
 from headrace.specs.hardware import D2H, DISK, GPU_FLOPS, H2D, HBM, Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import page_layout
@@ -115,7 +115,8 @@ def quantised(model: ModelSpec, dtype: str) -> ModelSpec | None:
     """``model`` with the matrices of its layers as integers, as ``headrace quantize`` makes them:
     a scale for each row of int8, for the largest fitting group of int4. None where they are
     integers already, or stored in another small format."""
-    if model.integers is not None or model.expert_dtype is not None:
+    small = model.integers is not None or model.expert_dtype is not None
+    if small or model.weight_dtype not in FLOATS:
         return None
     group = None
     if dtype == "u4":
