@@ -58,7 +58,7 @@ def test_tables_answer_first(checkpoint, capsys):
     arguments = ["plan", str(checkpoint), *JOB, "--hardware", "cpu-2core", "--compare"]
     assert run(arguments) == 0
     said = capsys.readouterr().out
-    assert said.splitlines()[2].startswith("job: ")
+    assert [line[:5] for line in said.splitlines()].index("job: ") <= 5  # long paths wrap
     for part in ("90 %", "bound by", "kv cache", "this plan", "one_by_one", "stock figures"):
         assert part in said
 

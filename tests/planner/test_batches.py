@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from test_prices import MACHINE, MODEL, policy
+from tests.planner.test_prices import MACHINE, MODEL, policy
 
 from headrace.errors import UsageError
 from headrace.planner.batches import simulate_as

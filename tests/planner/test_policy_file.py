@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_prices import MACHINE, MODEL
+from tests.planner.test_prices import MACHINE, MODEL
 
 from headrace.errors import HeadraceError, UsageError
 from headrace.planner.peaks import tier_peaks

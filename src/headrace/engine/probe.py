@@ -36,6 +36,9 @@ SECONDS = 6.0
 READ_BYTES = 64_000_000
 """What is read at a time while the disk is measured."""
 
+SWEPT_BYTES, LEAST_SWEPT = 256 << 20, 64 << 20
+"""Memory read from end to end: well beyond the caches, but no more than the run may take."""
+
 _READ_SHARE, _PLAY_SHARE = 0.1, 0.04  # of the seconds, for each depth and for each load
 
 Clock = Callable[[], float]
@@ -72,13 +75,14 @@ def measure_machine(
         activations=activations,
     )
     torch.set_num_threads(torch_threads(kept.policy))
+    memory = _SweepMemory(threads, min(SWEPT_BYTES, max(LEAST_SWEPT, capacity_bytes)))
     try:
         with torch.inference_mode():
             return measure(
                 Probes(
                     read_rate=ReadRate(loaded, clock, _READ_SHARE * seconds),
                     sgemm=_Product(kept.model, kept.policy),
-                    sweep_memory=_SweepMemory(threads),
+                    sweep_memory=memory,
                     rehearse=lambda: (one.tasks for one in kept.play(_PLAY_SHARE * seconds)),
                     sample=kept.sample,
                     task=kept.idle_tasks,
@@ -89,6 +93,7 @@ def measure_machine(
                 known=known,
             )
     finally:
+        memory.close()
         kept.close()
         torch.set_num_threads(before)
 
@@ -154,7 +159,7 @@ class _SweepMemory:
     """Memory read from end to end by all threads: an arena's, in large pages as a run's. It is
     touched beforehand: page faults are not the memory's time."""
 
-    def __init__(self, threads: int, size: int = 256 << 20) -> None:
+    def __init__(self, threads: int, size: int = SWEPT_BYTES) -> None:
         self._arena = Arena("sweep", size)
         self._block = torch.frombuffer(self._arena.take("all", size), dtype=torch.float32)
         self._block.fill_(1.0)
@@ -167,6 +172,11 @@ class _SweepMemory:
         else:
             self._block.sum()
         return float(self._block.nbytes)
+
+    def close(self) -> None:
+        """Give the memory back: the run's own comes after it."""
+        self._block = torch.empty(0)
+        self._arena.close()
 
 
 class Contention(NamedTuple):
