@@ -108,7 +108,8 @@ def _never() -> float:
 def test_what_no_roof_explains_is_timed_by_row_and_task():
     toy = Toy()
     loads = [
-        [[Timed("read_rows", 4, {DISK: 1.0, "lane:rows": 1.0}, 0.008)] * 3],
+        [[Timed("read_rows", 20, {DISK: 1.0, "lane:rows": 1.0}, 0.04)] * 3],
+        [[Timed("read_rows", 1, {DISK: 1.0, "lane:rows": 1.0}, 0.5)] * 9],
         [[Timed(SPARED, 1.0, {}, 30e-6), Timed("expert", 1, {DRAM: 1e8}, 1.0)]],
     ]
     probes = replace(toy.probes(), rehearse=lambda: loads)

@@ -86,11 +86,10 @@ class Rehearsal:
     ) -> None:
         self.model, self.table = loaded.first_layers(_layers(loaded, room_bytes))
         pages = self.table.pages
-        tables = {p.id for p in pages if p.role in ("embed", "head")}
-        experts = [p.id for p in pages if p.expert is not None]
-        through = {*experts[::2], *tables}
+        through = self._streamed(room_bytes)
         slot = self.table.max_slot_bytes(through)
-        slots = min(max(RING_SLOTS, -(-RING_BYTES // slot)), max(RING_SLOTS, len(through)))
+        wanted = min(-(-RING_BYTES // slot), room_bytes // (4 * slot), len(through))
+        slots = max(RING_SLOTS, wanted)
         self.policy = Policy(
             schedule="stream" if streams else "resident",
             max_rows=MAX_ROWS,
@@ -152,6 +151,16 @@ class Rehearsal:
         schedule = self._schedule(0)
         self._idle.append(schedule, Sweep(0)).wait()
         return float(len(schedule.tasks))
+
+    def _streamed(self, room_bytes: int) -> set[int]:
+        """Pages that pass through the ring: tables, and experts but every other one, of which as
+        many stay as half the room holds."""
+        room, through = room_bytes // 2, set[int]()
+        for number, page in enumerate(p for p in self.table.pages if p.expert is not None):
+            room -= self.table.slot_bytes(page.id) if number % 2 else 0
+            if number % 2 == 0 or room < 0:
+                through.add(page.id)
+        return through | {p.id for p in self.table.pages if p.role in ("embed", "head")}
 
     def _loads(self) -> dict[str, list[tuple[int, int]]]:
         """Name -> (rows, tokens after them) of each sequence."""

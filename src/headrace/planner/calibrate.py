@@ -79,16 +79,21 @@ def measure(
         capacity=dict(capacity or {}),
         efficiency=curves(loads, base.roofs),
         task_seconds=base.task_seconds + spared,
-        row_read_seconds=_typical(loads, "read_rows", base.row_read_seconds),
+        row_read_seconds=_typical(loads, "read_rows", base.row_read_seconds, MANY_ROWS),
         noise=max(base.noise, watch.noise),
     )
 
 
-def _typical(loads: Iterable[Sweeps], op: str, otherwise: float) -> float:
-    """Seconds per row of an op's tasks, their median."""
+def _typical(loads: Iterable[Sweeps], op: str, otherwise: float, least: float = 1.0) -> float:
+    """Seconds per row of an op's tasks of ``least`` rows or more, their median."""
     tasks = (task for sweeps in loads for sweep in sweeps for task in sweep)
-    found = [task.seconds / task.rows for task in tasks if task.op == op and task.rows]
+    found = [task.seconds / task.rows for task in tasks if task.op == op and task.rows >= least]
     return statistics.median(found) if found else otherwise
+
+
+MANY_ROWS = 16
+"""Rows of a table that are fetched together from which each takes as long as any other: of a few,
+one waits for the disk's latency and the others beside it."""
 
 
 SPARED = "spared"
