@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from headrace.planner.calibrate import Probes, Timed, curves, measure
+from headrace.planner.calibrate import SPARED, Probes, Timed, curves, measure
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST
 
 
@@ -103,3 +103,18 @@ def test_known_roofs_are_kept_unless_the_disk_is_another(rate: float, disk: floa
 
 def _never() -> float:
     raise AssertionError("this was known")
+
+
+def test_what_no_roof_explains_is_timed_by_row_and_task():
+    toy = Toy()
+    loads = [
+        [[Timed("read_rows", 4, {DISK: 1.0, "lane:rows": 1.0}, 0.008)] * 3],
+        [[Timed(SPARED, 1.0, {}, 30e-6), Timed("expert", 1, {DRAM: 1e8}, 1.0)]],
+    ]
+    probes = replace(toy.probes(), rehearse=lambda: loads)
+    found = measure(probes, toy.clock)
+    assert found.row_read_seconds == pytest.approx(0.002)
+    assert found.task_seconds == pytest.approx(20e-6 + 30e-6)
+    assert SPARED not in found.efficiency
+    again = measure(replace(probes, rehearse=lambda: loads), toy.clock, known=found)
+    assert again.task_seconds == found.task_seconds, "it was in there already"

@@ -280,6 +280,29 @@ def peers(
         print(text)
 
 
+def replay(
+    ours: Annotated[
+        bool, typer.Option("--ours/--no-ours", help="Also what our own schedules would give.")
+    ] = True,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Fit the fitted constants again first: a minute.")
+    ] = False,
+    json: options.Json = False,
+    config: options.Config = None,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Price published rows of other runtimes, residuals and misses included. Simulated."""
+    from headrace.cli.output import console, emit_json
+    from headrace.cli.replay import print_replay, replay_report
+
+    stderr = console(stderr=True)
+    report = replay_report(with_ours=ours, fitted_anew=fit, say=lambda text: stderr.print(text))
+    if json:
+        emit_json(report)
+    else:
+        print_replay(report, console())
+
+
 def prediction(
     runs: Annotated[int, typer.Option("--runs", min=1, help="Runs drawn.")] = 30,
     seed: Annotated[
@@ -332,26 +355,3 @@ def prediction(
         print(table, end="")
     if not all(check["holds"] for check in found["verdict"]["checks"]):
         raise typer.Exit(1)
-
-
-def replay(
-    ours: Annotated[
-        bool, typer.Option("--ours/--no-ours", help="Also what our own schedules would give.")
-    ] = True,
-    fit: Annotated[
-        bool, typer.Option("--fit", help="Fit the fitted constants again first: a minute.")
-    ] = False,
-    json: options.Json = False,
-    config: options.Config = None,
-    verbose: options.Verbose = 0,
-) -> None:
-    """Price published rows of other runtimes, residuals and misses included. Simulated."""
-    from headrace.cli.output import console, emit_json
-    from headrace.cli.replay import print_replay, replay_report
-
-    stderr = console(stderr=True)
-    report = replay_report(with_ours=ours, fitted_anew=fit, say=lambda text: stderr.print(text))
-    if json:
-        emit_json(report)
-    else:
-        print_replay(report, console())

@@ -102,6 +102,7 @@ def make_app() -> typer.Typer:
     benches.command("schedules", cls=Command)(bench.schedules)
     benches.command("kernels", cls=Command)(bench.kernels)
     benches.command("peers", cls=Command)(bench.peers)
+    benches.command("replay", cls=Command)(bench.replay)
     benches.command("prediction", cls=Command)(bench.prediction)
     benches.command("replay", cls=Command)(bench.replay)
     app.add_typer(benches, name="bench")

@@ -12,6 +12,7 @@ from headrace.engine.sweep import Sweep
 from headrace.machines.trace import RunTotals, SweepTrace
 from headrace.memory.pages import PageTable
 from headrace.schedule.binding import Binding
+from headrace.schedule.tally import Alike
 from headrace.schedule.task import Op, Schedule, Task
 from headrace.schedule.work import WorkModel
 from headrace.specs.hardware import CPU_FLOPS, DISK, Hardware
@@ -61,6 +62,7 @@ class Record:
     _disk_until: float = 0.0
     _last_end: float | None = None
     _spans: int = 0
+    _kinds: dict[str, tuple[list[Alike], list[Alike]]] = field(default_factory=dict, repr=False)
     _expert_sums: dict[tuple[str, int], _Sums] = field(default_factory=dict, repr=False)
 
     def add(self, trace: SweepTrace) -> None:
@@ -131,7 +133,9 @@ class Record:
         are."""
         known = Binding(binding.extents, binding.samples)
         key = schedule.name, known.rows
-        experts, others = _divided(schedule)
+        if schedule.name not in self._kinds:
+            self._kinds[schedule.name] = self._divided(schedule)
+        experts, others = self._kinds[schedule.name]
         if key not in self._expert_sums:
             self._expert_sums[key] = self._sum(experts, known)
         each = self._expert_sums[key], self._sum(others, known)
@@ -140,17 +144,33 @@ class Record:
                 self.predicted[op] = self.predicted.get(op, 0.0) + seconds
         return sum(found.flops for found in each)
 
-    def _sum(self, tasks: Iterable[Task], binding: Binding) -> _Sums:
+    def _sum(self, tasks: Iterable[Alike], binding: Binding) -> _Sums:
         flops, seconds = 0.0, dict[str, float]()
-        for task in tasks:
+        for task, count in tasks:
             work = self.work.work(task, binding)
-            flops += work.amounts.get(CPU_FLOPS, 0.0)
+            flops += count * work.amounts.get(CPU_FLOPS, 0.0)
             if self.hardware is not None:
                 op = task.op.value
                 share = self.hardware.efficiency_of(op, work.rows)
                 alone = max(work.seconds(self.hardware, share).values(), default=0.0)
-                seconds[op] = seconds.get(op, 0.0) + alone
+                seconds[op] = seconds.get(op, 0.0) + count * alone
         return _Sums(flops, seconds)
+
+    def _divided(self, schedule: Schedule) -> tuple[list[Alike], list[Alike]]:
+        """The tasks of experts, and the others that compute; those that cost the same, whatever
+        the load, once. A sweep is added while the next one runs: this must be quick."""
+        pages = {page.id: page.bytes for page in self.table.pages}
+        window = self.work.model.window_of
+        groups: dict[tuple[object, ...], list[Task]] = {}
+        for task in schedule.tasks:
+            size, layer = pages.get(task.page or 0) if task.page is not None else None, task.layer
+            seen = None if layer is None else (window(layer), self.work.model.is_routed(layer))
+            key = (task.op, task.lane, task.mb, size, task.expert is None, seen)
+            groups.setdefault(key, []).append(task)
+        alike = [Alike(tasks[0], len(tasks)) for tasks in groups.values()]
+        experts = [each for each in alike if each.task.op in _EXPERTS]
+        others = [e for e in alike if e.task.op not in _EXPERTS and e.task.op not in _READS]
+        return experts, others
 
     def _needed(self, trace: SweepTrace, sweep: Sweep) -> int:
         """Bytes of pages that are not resident and that some row used, and of distinct rows."""
@@ -169,13 +189,6 @@ class _Sums(NamedTuple):
 
     flops: float
     seconds: dict[str, float]
-
-
-def _divided(schedule: Schedule) -> tuple[list[Task], list[Task]]:
-    """The tasks of experts, and the others that compute."""
-    experts = [task for task in schedule.tasks if task.op in _EXPERTS]
-    others = [t for t in schedule.tasks if t.op not in _EXPERTS and t.op not in _READS]
-    return experts, others
 
 
 def _used(task: Task, sweep: Sweep) -> bool:

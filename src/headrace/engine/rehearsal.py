@@ -9,6 +9,7 @@ they are used again. Decodes and prompt chunks are played apart.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from headrace.machines.trace import SweepTrace
 from headrace.memory.arena import Arena
 from headrace.models.bodies import make_bodies
 from headrace.models.workspace import Workspace
-from headrace.planner.calibrate import Timed
+from headrace.planner.calibrate import ALONE, SPARED, Timed
 from headrace.planner.memory_map import arena_bytes
 from headrace.schedule.generate import generate, next_phase
 from headrace.schedule.sizes import buffer_sizes
@@ -42,7 +43,10 @@ CONTEXT = 192
 COLD_BYTES = 256 << 20
 """Weights of the layers played, where the model has as many: caches are smaller."""
 
-RING_SLOTS, LANES = 6, 2
+RING_SLOTS, RING_BYTES, LANES = 6, 96 << 20, 2
+"""Slots of the ring at least, and its bytes where the model streams as many: into a ring that the
+cache holds a disk reads faster than into a run's."""
+
 VARIANTS = 8
 """Batches of different tokens of one load: rows of the embedding table are cold in a run, too."""
 
@@ -85,13 +89,15 @@ class Rehearsal:
         tables = {p.id for p in pages if p.role in ("embed", "head")}
         experts = [p.id for p in pages if p.expert is not None]
         through = {*experts[::2], *tables}
+        slot = self.table.max_slot_bytes(through)
+        slots = min(max(RING_SLOTS, -(-RING_BYTES // slot)), max(RING_SLOTS, len(through)))
         self.policy = Policy(
             schedule="stream" if streams else "resident",
             max_rows=MAX_ROWS,
             max_seqs=min(MAX_ROWS, max(16, (64 << 20) // (self.model.vocab * 4))),
             resident=frozenset(p.id for p in pages) - (through if streams else frozenset()),
-            ring_slots=RING_SLOTS if streams else 0,
-            slot_bytes=self.table.max_slot_bytes(through) if streams else 0,
+            ring_slots=slots if streams else 0,
+            slot_bytes=slot if streams else 0,
             disk_lanes=LANES,
             kv_blocks=64 * CONTEXT // 16,
             kv_dtype=kv_dtype,
@@ -131,6 +137,8 @@ class Rehearsal:
         self._repeat("first touch of all memory", list(loads.values())[-1], seconds_each)
         for load, extents in loads.items():
             yield self._repeat(load, extents, seconds_each)
+        if self.policy.ring_slots:
+            yield self.reads_alone()
 
     def sample(self) -> float:
         """Draw greedily for as many rows as there are logits; returns their number."""
@@ -152,8 +160,9 @@ class Rehearsal:
         chunks = [(64, 64), (64, 128), (64, 192), (64, 64)]
         return {
             **decodes,
-            "1 chunk of 16": [(16, 16)],
+            "4 prompts of 16": [(16, 16)] * 4,
             "1 chunk of 64": [(64, 64)],
+            "16 prompts of 16": [(16, 16)] * 16,
             "4 chunks of 64": chunks,
             "8 chunks of 64": 2 * chunks,
         }
@@ -182,8 +191,22 @@ class Rehearsal:
         once = max(self._clock() - began, 1e-6)
         count = max(LEAST_REPEATS, min(MOST_REPEATS, int(seconds / once)))
         traces = self._sweep_traces(count)
-        timed = tuple((*self._timed(trace), *self._read(trace)) for trace in traces)
+        reads = self._reads_of(traces)
+        timed = tuple((*self._timed(trace), *reads) for trace in traces)
         return Rehearsed(load, timed, *_reads(traces))
+
+    def reads_alone(self) -> Rehearsed:
+        """Sweeps of ``one_by_one``: a page at a time is read, and nothing goes on beside it."""
+        self._batches = [self._batch_of([(1, CONTEXT)], 0)]
+        policy = replace(self.policy, schedule="one_by_one")
+        schedule = generate(self.model, self.table.pages, policy, self._phase)
+        self._phase = next_phase(self.table.pages, policy, self._phase)
+        traces = []
+        for _ in range(LEAST_REPEATS):
+            traces.append(self._machine.append(schedule, Sweep(self._sweeps)).wait())
+            self._sweeps += 1
+        reads = tuple(each._replace(op=ALONE) for each in self._reads_of(traces))
+        return Rehearsed("reads alone", (reads,), *_reads(traces))
 
     def _sweep_traces(self, count: int) -> list[SweepTrace]:
         """``count`` sweeps, two in flight."""
@@ -212,15 +235,17 @@ class Rehearsal:
         for span in trace.spans:
             task = trace.schedule.tasks[span.task]
             amounts, rows = self._work.work(task, sweep.binding)
-            if task.op is not Op.READ_PAGE and any(amounts.values()):
+            if any(amounts.values()) and task.op is not Op.READ_PAGE:
                 yield Timed(task.op.value, rows, amounts, span.end - span.start)
+            elif task.expert is not None and task.op is not Op.READ_PAGE:
+                yield Timed(SPARED, 1.0, {}, span.end - span.start)
 
-    def _read(self, trace: SweepTrace) -> Iterator[Timed]:
-        """All reads of a sweep as one: lanes of a disk are busy together."""
-        moved, seconds = _reads([trace])
-        if moved:
-            rows = sum(m.rows for m in self._batches[0].micro_batches)
-            yield Timed(Op.READ_PAGE.value, rows, {DISK: moved}, seconds)
+    def _reads_of(self, traces: Sequence[SweepTrace]) -> tuple[Timed, ...]:
+        """All reads of some sweeps as one: lanes of a disk are busy together, and a sweep's first
+        reads beside the last ones of the sweep before."""
+        moved, seconds = _reads(traces)
+        rows = sum(m.rows for m in self._batches[0].micro_batches)
+        return (Timed(Op.READ_PAGE.value, rows, {DISK: moved}, seconds),) if moved else ()
 
     def _own_bodies(self) -> dict[Op, Body]:
         """What the engine does around the arithmetic, for a batch that never ends."""

@@ -69,15 +69,33 @@ def measure(
     still is what it was. Costs the reads, the rehearsal and a few times ``seconds_each``."""
     watch = _Watch(clock, seconds_each)
     if known is None:
-        known = _roofs(probes, watch, name, depths)
+        base = _roofs(probes, watch, name, depths)
     else:
-        known = _checked(probes, known, max(depths[:2]))
+        base = _checked(probes, known, max(depths[:2]))
+    loads = list(probes.rehearse())
+    spared = _typical(loads, SPARED, 0.0) if known is None else 0.0  # known tasks have it in them
     return replace(
-        known,
+        base,
         capacity=dict(capacity or {}),
-        efficiency=curves(probes.rehearse(), known.roofs),
-        noise=max(known.noise, watch.noise),
+        efficiency=curves(loads, base.roofs),
+        task_seconds=base.task_seconds + spared,
+        row_read_seconds=_typical(loads, "read_rows", base.row_read_seconds),
+        noise=max(base.noise, watch.noise),
     )
+
+
+def _typical(loads: Iterable[Sweeps], op: str, otherwise: float) -> float:
+    """Seconds per row of an op's tasks, their median."""
+    tasks = (task for sweeps in loads for sweep in sweeps for task in sweep)
+    found = [task.seconds / task.rows for task in tasks if task.op == op and task.rows]
+    return statistics.median(found) if found else otherwise
+
+
+SPARED = "spared"
+"""Tasks of experts that nobody came to: they cost what every body costs, whatever it does."""
+
+ALONE = "read_page alone"
+"""Reads of a page at a time, with nothing beside them."""
 
 
 STEADY = 0.25
@@ -143,7 +161,7 @@ def _points(sweeps: Sweeps, roofs: Mapping[str, float]) -> dict[str, tuple[float
     for sweep in sweeps:
         sums: dict[str, list[float]] = {}
         for op, rows, amounts, seconds in sweep:
-            if rows and amounts.keys() <= roofs.keys():
+            if rows and amounts and amounts.keys() <= roofs.keys():
                 least = max(amount / roofs[roof] for roof, amount in amounts.items())
                 total = sums.setdefault(op, [0.0, 0.0, 0.0])
                 for i, part in enumerate((least, seconds, rows * least)):

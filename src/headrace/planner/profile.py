@@ -34,7 +34,8 @@ class Read(NamedTuple):
 @dataclass(frozen=True)
 class ShapeCurves:
     """How close a model of this shape comes to the roofs, op by op. ``streams``: measured beside
-    reads, experts passing through a ring. ``roofs`` are the rates that the shares are of."""
+    reads, experts passing through a ring. ``roofs`` are the rates that the shares are of;
+    ``task_seconds`` and ``row_read_seconds`` as in Hardware."""
 
     weights: str
     hidden: int
@@ -45,13 +46,19 @@ class ShapeCurves:
     streams: bool
     efficiency: Mapping[str, Curve]
     roofs: Mapping[str, float]
+    task_seconds: float
+    row_read_seconds: float
 
     @classmethod
     def of(cls, model: ModelSpec, kv_dtype: str, streams: bool, hardware: Hardware) -> ShapeCurves:
         """Those of ``hardware``, measured with ``model``."""
         sizes = (model.hidden, model.ffn_width, model.q_size, model.kv_size)
         roofs = {roof: hardware.roofs[roof] for roof in (CPU_FLOPS, DRAM)}
-        return cls(weights_of(model), *sizes, kv_dtype, streams, dict(hardware.efficiency), roofs)
+        return cls(
+            *(weights_of(model), *sizes, kv_dtype, streams, dict(hardware.efficiency), roofs),
+            hardware.task_seconds,
+            hardware.row_read_seconds,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -88,6 +95,8 @@ class Profile:
             self.hardware,
             roofs={**self.hardware.roofs, **nearest.roofs},
             efficiency=nearest.efficiency,
+            task_seconds=nearest.task_seconds,
+            row_read_seconds=nearest.row_read_seconds,
             error=half_width(self.residuals, self.hardware.noise),
         )
 
@@ -168,6 +177,7 @@ def _hardware(data: Any) -> Hardware:
         row_seconds=_seconds(data["row_seconds"]),
         token_seconds=_seconds(data["token_seconds"]),
         sequence_seconds=_seconds(data["sequence_seconds"]),
+        row_read_seconds=_seconds(data["row_read_seconds"]),
         task_seconds=_seconds(data["task_seconds"]),
         measured=data["measured"] is True,
         noise=_between(data["noise"], 0.0, 1000.0),
@@ -186,6 +196,8 @@ def shape_from(data: Any) -> ShapeCurves:
         streams=data["streams"] is True,
         efficiency={_text(op): _curve(points) for op, points in data["efficiency"].items()},
         roofs={roof: _rate(data["roofs"][roof]) for roof in (CPU_FLOPS, DRAM)},
+        task_seconds=_seconds(data["task_seconds"]),
+        row_read_seconds=_seconds(data["row_read_seconds"]),
     )
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from headrace.batching.microbatch import used_micro_batches
+from headrace.planner.calibrate import ALONE
 from headrace.schedule.binding import Binding, Extent
 from headrace.schedule.tally import Kinds, tally
 from headrace.schedule.task import Op, Task
@@ -80,6 +81,7 @@ class SweepTimes:
     _samples: dict[int, float] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        self.hardware = as_run(self.hardware, self.policy)
         self._work = WorkModel(self.model, self.pages, self.policy)
         counted = tally(self.kinds or Kinds(self.model, self.pages), self.policy)
         self._head = [each for each in counted if each.task.op in _PER_SAMPLE]
@@ -206,6 +208,15 @@ class SweepTimes:
 
     def _seconds_on(self, roof: str, amount: float) -> float:
         return amount / rate_of(self.hardware, roof)
+
+
+def as_run(hardware: Hardware, policy: Policy) -> Hardware:
+    """The machine as ``policy`` meets it: of ``one_by_one`` reads have the disk to themselves, one
+    at a time."""
+    alone = hardware.efficiency.get(ALONE)
+    if policy.schedule != "one_by_one" or alone is None:
+        return hardware
+    return replace(hardware, efficiency={**hardware.efficiency, Op.READ_PAGE.value: alone})
 
 
 def _between(at: Callable[[int], float], value: int) -> float:

@@ -24,7 +24,7 @@ from headrace.schedule.lanes import GPU
 from headrace.schedule.moves import Moves, to_device
 from headrace.schedule.routing import visit_chance
 from headrace.schedule.task import Op, Schedule, Task
-from headrace.schedule.work_vector import LANE, SEQUENCES, TOKENS, Work
+from headrace.schedule.work_vector import LANE, ROW_READS, SEQUENCES, TOKENS, Work
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, GPU_FLOPS, HBM, HOST, STAGE, Hardware
 from headrace.specs.model import ITEM_BYTES, Mla, ModelSpec
 from headrace.specs.pages import Page, Role
@@ -151,7 +151,8 @@ class WorkModel:
         moved = binding.row_bytes
         if moved is None:
             moved = binding.rows * (math.ceil((row - 1) / BLOCK) + 1) * BLOCK
-        return _disk(task.lane, moved, binding.rows)
+        amounts, rows = _disk(task.lane, moved, binding.rows)
+        return Work({**amounts, ROW_READS: binding.rows}, rows)
 
     def _read_page(self, task: Task, binding: Binding) -> Work:
         page = self._page(task)
