@@ -25,6 +25,7 @@ from headrace.specs.policy import Policy
 from headrace.specs.scratch import READ_SLACK
 from headrace.specs.units import format_bytes
 
+_SAME_TASKS = ("cgopipe", "fastdecode", "one_by_one")
 _UPLOADS = (Op.UPLOAD_PAGE,)
 
 
@@ -65,6 +66,7 @@ class Fitter:
         self.budgets = Budgets(device, at.budget_bytes, capacity.get("pinned"), at.disk_bytes)
         self.job = JobShape.of(at.workload, at.decode_kv)
         self._rooms: dict[tuple[object, ...], tuple[float, float]] = {}
+        self._known: dict[tuple[object, ...], Totals] = {}
 
     def fit(self, choice: Choice) -> Fit | None:
         """``choice`` with the best split of experts; None if it cannot fit."""
@@ -117,6 +119,14 @@ class Fitter:
     # -- costs -------------------------------------------------------------------------------
 
     def _totals(self, policy: Policy, shares: Split | Shares, load: Load) -> Totals:
+        """Of a sweep; schedules that are made of the same tasks share theirs."""
+        alike = "cpu" if policy.schedule in _SAME_TASKS else policy.schedule
+        key = (alike, policy.micro_batches, policy.device_kv_parts, *shares[:3], load)
+        if key not in self._known:
+            self._known[key] = self._counted(policy, shares, load)
+        return self._known[key]
+
+    def _counted(self, policy: Policy, shares: Split | Shares, load: Load) -> Totals:
         census = self.divisible.census(Shares(shares.resident, shares.cpu, shares.disk))
         beside, read = shares.cpu > 0, shares.disk > 0
         kinds = kinds_of(policy, self.divisible.turns, rows_read=True, cpu=beside, disk=read)
