@@ -14,6 +14,7 @@ from headrace.planner.sweeps import Load, SweepTimes, as_run
 from headrace.schedule.binding import Binding
 from headrace.schedule.generate import generate, next_phase
 from headrace.schedule.lanes import GPU
+from headrace.schedule.routing import visit_chance
 from headrace.schedule.tally import Kinds
 from headrace.schedule.task import Task
 from headrace.schedule.work import WorkModel
@@ -21,6 +22,9 @@ from headrace.specs.hardware import Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page
 from headrace.specs.policy import Policy
+
+FEW_VISITED = 0.5
+"""Share of the experts that are visited, below which sweeps of on_demand are played by page."""
 
 MOST_TASKS = 1500
 """Of sweeps played page by page; of longer ones as many layers are played as make about as many."""
@@ -66,10 +70,12 @@ class PlayedOverlap:
         return max(1.0, self._seconds(load) / least) if least else 1.0
 
     def _seconds(self, load: Load) -> float:
-        """A steady sweep: a sketch of it, or, where single pages wait for the router, page by page:
-        of many layers, the line through two shorter models."""
-        layers = self.model.layers
-        if self.policy.schedule != "on_demand":
+        """A steady sweep: a sketch of it, or, where few pages wait for the router, page by page: of
+        many layers, the line through two shorter models. Once most experts are visited, shares of
+        all pages are as good as whole ones."""
+        layers, model = self.model.layers, self.model
+        few = model.is_moe and visit_chance(model.experts, model.top_k, load.rows) < FEW_VISITED
+        if self.policy.schedule != "on_demand" or not few:
             return self._sketch.play(load)
         tasks = 2 * sum(1 for page in self.pages if page.layer is not None)
         long = max(4, min(layers, layers * MOST_TASKS // max(1, tasks)))
