@@ -16,6 +16,7 @@ from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from headrace.cli.documents import document_text, read_document
 from headrace.cli.main import make_command
 from headrace.cli.settings import key_of, leaves, read_config, settings_for
 from headrace.engine.bodies import error_line
@@ -27,7 +28,9 @@ from headrace.memory.headers import parse_object, read_header
 from headrace.memory.pages import PageTable
 from headrace.models.load import architecture, checkpoint_spec
 from headrace.planner.candidates import Situation
+from headrace.planner.hardware_file import hardware_document, read_hardware
 from headrace.planner.plan import Overrides
+from headrace.planner.plan_file import follow, plan_document, read_plan
 from headrace.planner.rules import best_plan
 from headrace.planner.stored import restore_plan, store_plan
 from headrace.schedule.generate import generate
@@ -119,8 +122,31 @@ def settings(data: bytes) -> None:
         settings_for(command, content, _command(), "settings.yaml")
 
 
+def plan_file(data: bytes) -> None:
+    """A plan that ``run-batch --plan`` is given, and the schedule of the run that follows it."""
+    path = _folder() / "plan.yaml"
+    path.write_bytes(data)
+    at = _situation()
+    found = follow(read_plan(read_document(path), "plan.yaml"), at, "plan.yaml")
+    generate(at.model, at.pages, found.policy)
+
+
+def hardware(data: bytes) -> None:
+    """A machine in a file, in our own form or the classic one, and a plan for it."""
+    path = _folder() / "hardware.yaml"
+    path.write_bytes(data)
+    machine = read_hardware(read_document(path), "hardware.yaml")
+    best_plan(replace(_situation(), hardware=replace(machine, roofs=_host_only(machine.roofs))))
+
+
+def _host_only(roofs: Mapping[str, float]) -> dict[str, float]:
+    """Without an accelerator a plan takes a millisecond, and reads the same fields."""
+    return {roof: roofs[roof] for roof in ("cpu_flops", "dram", "disk", "host")}
+
+
 TARGETS: Mapping[str, Target] = {
-    t.__name__: t for t in (header, index, config, tokenizer, line, plan, settings)
+    t.__name__: t
+    for t in (header, index, config, tokenizer, line, plan, settings, plan_file, hardware)
 }
 
 
@@ -146,7 +172,20 @@ def seeds() -> dict[str, list[bytes]]:
         "line": [json.dumps(request).encode(), json.dumps(plain).encode()],
         "plan": [json.dumps(stored).encode()],
         "settings": [yaml, options],
+        "plan_file": [document_text(plan_document(best_plan(at), at, "m", "stock")).encode()],
+        "hardware": [
+            document_text(hardware_document(at.hardware)).encode(),
+            b"like: cpu-2core\nroofs: {disk: 2GB/s}\ncapacity: {host: 8GB}\n",
+            _CLASSIC,
+        ],
     }
+
+
+_CLASSIC = b"""hardware: {gpu_memory: 16384, cpu_memory: 65536, gpu_bandwidth: 320,
+  cpu_bandwidth: 99, cpu_to_gpu_bandwidth: 16, gpu_compute: 65, cpu_compute: 2}
+models: {m: {num_layers: 2}}
+policies: {p: {batch_size: 36, micro_batch_size: 4}}
+"""
 
 
 _TOKENIZER: Mapping[str, Any] = {

@@ -5,6 +5,7 @@
     HeadraceError                  exit 1   anything below
     |-- UsageError                 exit 2   a flag, parameter or setting that cannot be honoured
     |   |-- BudgetError            exit 2   the memory budget is too small; says which is not
+    |   |-- DocumentError          exit 2   a plan or hardware file that cannot be used
     |   `-- ParameterError         exit 2   a sampling parameter out of range
     |-- ModelError                 exit 2   the model cannot be used
     |   |-- UnsupportedModelError  exit 2   an architecture, feature or format we do not run
@@ -66,6 +67,10 @@ class BudgetError(UsageError):
     def __init__(self, message: str, *, smallest_bytes: int, **details: object) -> None:
         self.smallest_bytes = smallest_bytes
         super().__init__(message, **details)  # type: ignore[arg-type]
+
+
+class DocumentError(UsageError):
+    """A plan or hardware file is malformed, out of range, or not for this model or machine."""
 
 
 class ParameterError(UsageError):

@@ -33,11 +33,16 @@ def test_report_and_what_inspect_and_run_batch_say(model, tmp_path, capsys):
     assert (report["format"], report["group"]) == ("int4 in groups of 32", 32)
     assert report["bits_per_integer_weight"] == pytest.approx(4.5, abs=0.1)
     assert 0.02 < report["relative_error"] < 0.15
-    assert [set(layer) for layer in report["layers"]] == [{"layer", "attention", "experts"}] * 2
+    names = {"layer", "attention", "experts", "output"}
+    assert [set(layer) for layer in report["layers"]] == [names] * 2
+    for layer in report["layers"]:
+        assert 0 < layer["output"]["f32"] < 1
+        assert layer["output"]["int8"] != layer["output"]["f32"]
     found = report["perplexity"]
     assert (found["text"], found["tokens"] > 100) == (str(text), True)
     assert found["change"]["f32"] == pytest.approx(found["f32"] / found["source"] - 1)
     assert abs(found["change"]["f32"]) < 0.2
+    assert 0 < found["change_error"]["f32"] < 0.1
 
     _, seen = told(capsys, "inspect", made)
     assert seen["integers"] == {"dtype": "u4", "group": 32, "scale": "bf16", "zeros": False}

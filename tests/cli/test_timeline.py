@@ -88,6 +88,24 @@ def test_bars_are_to_scale_on_one_axis():
     assert reads[0] == reads[1] == pytest.approx(2 * experts[0], rel=0.01)
 
 
+def test_bubbles_of_the_lane_that_bounds_are_outlined():
+    picture = timeline_svg({}, lanes_of([trace(0.0), trace(3.5, 1)]), title="t")
+    root = ElementTree.fromstring(picture)
+    outlined = [r for r in root.iter(f"{SVG}rect") if r.get("class") == "u"]
+    hovers = [t.text for r in outlined for t in r.iter(f"{SVG}title")]
+    assert hovers == ["disk is idle: 1.5 s", "disk is idle: 1.5 s"]
+    assert "disk bounds it and is idle 43% of the time" in picture
+
+
+def test_a_chrome_trace_has_a_row_of_bubbles_that_are_no_tasks():
+    chrome = chrome_trace([trace(0.0)], [trace(0.0)])
+    idle = [e for e in chrome["traceEvents"] if e.get("cat") == "bubbles"]
+    assert [(e["ts"], e["dur"]) for e in idle] == [(2e6, 1.5e6)] * 2
+    rows = [e["args"]["name"] for e in chrome["traceEvents"] if e["name"] == "thread_name"]
+    assert rows.count("bubbles of disk") == 2
+    assert lanes_of_chrome(chrome)[0].keys() == {"disk0", "cpu", "host"}
+
+
 def test_empty_halves_are_drawn_as_such():
     ElementTree.fromstring(timeline_svg({}, {}))
     assert "nothing to show" in timeline_svg({}, lanes_of([trace(0.0)]))

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from headrace.engine.probe import _Bench, measure_machine, usable_threads
-from headrace.schedule.task import Buffer, Op
+from headrace.engine.probe import measure_contention, measure_machine, usable_threads
+from headrace.engine.rehearsal import Rehearsal
 
 from .engines import PROMPTS, greedy, lane_threads, least_memory, open_llm, workload
 
@@ -44,24 +44,50 @@ def test_a_measured_machine_makes_a_plan_that_runs(mixtral):
     assert lane_threads() <= before
 
 
+@pytest.mark.parametrize("streams", [False, True])
 @pytest.mark.parametrize("case", ["mixtral-e8", "llama-mha-tied-biases"])
-def test_each_op_is_timed_on_its_own_page_and_every_row_counts(checkpoint_of, case):
+def test_a_rehearsal_times_what_a_run_does(checkpoint_of, case, streams):
     with open_llm(checkpoint_of(case)) as llm:
-        bench = _Bench(llm.loaded, threads=1, kernels="auto", kv_dtype="f32")
-        probes = bench.ops()
-        probes["logits"].run(1)
-        head = bench.workspace.view(Buffer("slot")).clone()
-        probes["expert"].run(4)
-        expert = bench.workspace.view(Buffer("slot"))
-        assert not expert.equal(head), "the expert was multiplied with the head's weights"
-        assert bench.filled == bench.tasks[Op.EXPERT].page
-        for rows in (4, 64):
-            amounts = probes["expert"].amounts(rows)
-            model = bench.model
-            assert amounts["cpu_flops"] == 2 * rows * 3 * model.hidden * model.ffn_width
-        assert bench.sample() == bench.policy.max_seqs
-        bench.close()
+        kept = Rehearsal(
+            llm.loaded,
+            time.perf_counter,
+            streams=streams,
+            room_bytes=1 << 30,
+            threads=1,
+            kv_dtype="f32",
+            kernels="auto",
+            activations="int8",
+        )
+        played = {one.load: one for one in kept.play(0.0)}
+        assert kept.sample() == kept.policy.max_seqs
+        assert kept.idle_tasks() > kept.model.layers
+        kept.close()
+    model = kept.model
+    assert model.layers >= 2
+    expert = "expert" if streams else "moe"
+    for load, rows in (("4 decodes", 4), ("64 decodes", 64), ("1 chunk of 64", 64)):
+        sweeps = played[load].tasks
+        assert len(sweeps) >= 3
+        for sweep in sweeps:
+            experts = [t for t in sweep if t.op in (expert, "expert_up", "expert_down")]
+            flops = sum(t.amounts["cpu_flops"] for t in experts)
+            assert (
+                flops == 2 * rows * model.top_k * 3 * model.hidden * model.ffn_width * model.layers
+            )
+            attended = [t for t in sweep if t.op == "attn"]
+            assert len(attended) == model.layers
+            assert all((t.rows > 1) == load.startswith("1 chunk") for t in attended)
+        reads = played[load].read_bytes
+        assert (reads > 0) == streams
+        assert (played[load].read_seconds > 0) == streams
 
 
 def test_threads_are_the_cores_this_process_may_use():
     assert usable_threads() >= 1
+
+
+def test_contention_is_a_share_of_each_alone(mixtral):
+    with open_llm(mixtral) as llm:
+        found = measure_contention(llm.loaded, time.perf_counter, 1, 0.02)
+    assert 0 < found.reads <= 1
+    assert 0 < found.arithmetic <= 1

@@ -11,6 +11,7 @@ from headrace.engine.answers import Prompt
 from headrace.engine.engine import SweepEnd
 from headrace.engine.summary import summarise
 from headrace.engine.timeline import planned_traces
+from headrace.schedule.binding import Binding
 from headrace.schedule.task import Op
 
 from .engines import (
@@ -49,6 +50,21 @@ def test_flops_are_those_of_every_task_as_it_was_routed(run):
     for trace, amounts in zip(record.traces, record.sweeps, strict=True):
         totals = record.work.sweep_work(trace.schedule, trace.sweep.binding)
         assert amounts.flops == pytest.approx(totals["cpu_flops"], rel=1e-12)
+
+
+def test_predicted_seconds_are_those_of_every_task_that_computes(run):
+    _, record, _ = run
+    expected: dict[str, float] = {}
+    for trace in record.traces:
+        known = Binding(trace.sweep.binding.extents, trace.sweep.binding.samples)
+        for task in trace.schedule.tasks:
+            if task.op not in (Op.READ_PAGE, Op.READ_ROWS):
+                work = record.work.work(task, known)
+                share = STOCK.efficiency_of(task.op.value, work.rows)
+                alone = max(work.seconds(STOCK, share).values(), default=0.0)
+                expected[task.op.value] = expected.get(task.op.value, 0.0) + alone
+    assert record.predicted == pytest.approx(expected)
+    assert record.predicted["expert"] > 0
 
 
 def test_needed_are_pages_that_rows_used_and_rows_of_the_table(run):

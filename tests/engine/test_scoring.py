@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from headrace.engine import scoring
+from headrace.engine.layer_outputs import KEPT_TOKENS, LayerOutputs
 from headrace.engine.loaded import Loaded
-from headrace.engine.scoring import perplexity
+from headrace.engine.scoring import Score, perplexity
 from headrace.errors import BudgetError, UsageError
 from tests.models.tiny import reference
 
@@ -44,6 +45,38 @@ def test_perplexity_is_that_of_transformers_whatever_the_memory(case, checkpoint
         found = score(folder, memory=memory, on_tokens=heard.append)
         assert found.perplexity == pytest.approx(right, rel=2e-3)  # KV is rounded to f16
         assert found.tokens == len(tokens) - 1 == sum(heard)
+
+
+def test_outputs_of_layers_are_those_of_transformers(mixtral):
+    with closing(Loaded.open(mixtral)) as loaded:
+        tokens = loaded.tokenizer.encode(TEXT)
+    with torch.no_grad():
+        states = reference(mixtral)(torch.tensor([tokens]), output_hidden_states=True).hidden_states
+    outputs = score(mixtral).outputs
+    assert outputs.step > 1
+    for layer in range(outputs.layers - 1):  # the last state of theirs is normed
+        rows = torch.stack(outputs.rows[layer])
+        right = states[layer + 1][0, :-1][:: outputs.step]
+        torch.testing.assert_close(rows, right, rtol=5e-3, atol=5e-3)
+    assert len(outputs.rows[outputs.layers - 1]) == len(outputs.rows[0]) <= KEPT_TOKENS
+
+
+def test_error_of_an_output_is_relative_to_it():
+    one, other = LayerOutputs(1, 1), LayerOutputs(1, 1)
+    one.rows[0] = [torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])]
+    other.rows[0] = [torch.tensor([3.0, 1.0]), torch.tensor([0.0, 4.0])]
+    assert one.relative_error(other, 0) == pytest.approx(0.2)
+    assert one.relative_error(one, 0) == 0
+
+
+def test_change_of_perplexity_and_its_standard_error():
+    before = Score((-1.0, -2.0, -3.0, -2.0), LayerOutputs(1, 1))
+    after = Score((-1.1, -2.1, -3.3, -2.3), LayerOutputs(1, 1))
+    change = before.change(after)
+    assert change.relative == pytest.approx(after.perplexity / before.perplexity - 1)
+    # losses 0.1, 0.1, 0.3, 0.3: mean 0.2, standard deviation 0.2 / sqrt(3), of the mean half of it
+    assert change.error == pytest.approx(math.exp(0.2) * 0.1 / math.sqrt(3))
+    assert before.change(before) == (0.0, 0.0)
 
 
 def test_long_texts_are_scored_in_windows(mixtral, monkeypatch):

@@ -18,6 +18,7 @@ from fuzz.targets import TARGETS, seeds
 from headrace.errors import HeadraceError
 
 NAMES = list(TARGETS)
+YAML = ("settings", "plan_file", "hardware")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ JSON = st.recursive(
 )
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "settings"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in YAML])
 @settings(max_examples=30, deadline=None)
 @given(JSON)
 def test_any_json(name: str, tree: object) -> None:
@@ -83,7 +84,8 @@ def test_any_json(name: str, tree: object) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.text(alphabet="ab:-[]{}&*!|>'\"\n #,1.", max_size=60) | st.binary(max_size=40))
 def test_any_yaml(text: str | bytes) -> None:
-    run("settings", text.encode() if isinstance(text, str) else text)
+    for name in YAML:
+        run(name, text.encode() if isinstance(text, str) else text)
 
 
 def test_the_watch_notices_a_slow_input() -> None:

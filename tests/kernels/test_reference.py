@@ -201,7 +201,8 @@ def test_attention_over_pages_equals_softmax_over_all_keys(case):
     (kv_heads, share), block, d = case["heads"], case["block"], 6
     needed = [-(-(rows + start) // block) for rows, start in case["pieces"]]
     free = torch.randperm(sum(needed) + 2, generator=generator).tolist()
-    cache = torch.full((2, len(free), block, kv_heads, d), torch.nan, dtype=case["dtype"])
+    shape = (2, len(free), kv_heads, block, d)
+    cache = KvCache(torch.full(shape, torch.nan, dtype=case["dtype"]))
     total = sum(rows for rows, _ in case["pieces"])
     q = torch.randn(total, kv_heads * share * d, generator=generator)
     wanted, pieces, row = torch.empty_like(q), [], 0
@@ -209,14 +210,27 @@ def test_attention_over_pages_equals_softmax_over_all_keys(case):
         blocks = [free.pop() for _ in range(count)]
         kv = torch.randn(2, rows + start, kv_heads, d, generator=generator).to(case["dtype"])
         for position in range(rows + start):
-            cache[:, blocks[position // block], position % block] = kv[:, position]
+            for half in (0, 1):
+                place = cache.half(half)[blocks[position // block], :, position % block]
+                place.copy_(kv[half, position])
         pieces.append(Piece(row, rows, start, blocks))
         wanted[row : row + rows] = naive(q[row : row + rows], kv.float(), start, case["window"])
         row += rows
     out = torch.full_like(q, torch.nan)
     groups = reference.plan_attention(pieces, case["tile"], block, case["window"])
-    reference.attend(q, KvCache(cache), groups, out, memory(), case["tile"], case["window"])
+    reference.attend(q, cache, groups, out, memory(), case["tile"], case["window"])
     close(out, wanted)
+
+
+def test_keys_lie_turned_and_read_as_if_they_did_not():
+    cache = KvCache(torch.zeros(2, 3, 2, 4, 5))
+    cache.half(0)[1, 1, 2] = torch.arange(5.0)
+    cache.half(1)[1, 1, 2] = torch.arange(5.0)
+    assert torch.equal(cache.values[0, 1, 1].flatten()[2::4], torch.arange(5.0))  # [d, block]
+    assert torch.equal(cache.values[1, 1, 1, 2], torch.arange(5.0))
+    latent = KvCache(cache.values[1:])
+    assert latent.half(0).shape == cache.half(0).shape == (3, 2, 4, 5)
+    assert torch.equal(latent.half(0), cache.half(1))
 
 
 def naive(q, kv, start, window):

@@ -55,8 +55,10 @@ def test_diff_sets_predicted_beside_measured() -> None:
 def test_chrome_trace_shows_planned_lanes_beside_measured_ones() -> None:
     data = json.loads(json.dumps(chrome_trace([FIRST, SECOND], predicted=[FIRST])))
     names = [e["args"]["name"] for e in data["traceEvents"] if e["ph"] == "M"]
-    assert names == ["planned", "disk0", "cpu", "measured", "disk0", "cpu"]
-    spans = [e for e in data["traceEvents"] if e["ph"] == "X" and e["pid"] == 2]
+    lanes = ["disk0", "cpu", "bubbles of disk"]
+    assert names == ["planned", *lanes, "measured", *lanes]
+    events = [e for e in data["traceEvents"] if e["ph"] == "X" and e["pid"] == 2]
+    spans = [e for e in events if e["cat"] != "bubbles"]
     assert [(e["tid"], e["ts"], e["dur"]) for e in spans] == [
         (1, 0.0, 2e6),
         (2, 2e6, 1e6),

@@ -16,7 +16,7 @@ from headrace.memory.kvcache import kv_shape, kv_tensors, tensor  # noqa: E402
 def test_a_layer_of_kv_fills_its_bytes(dtype: str, item: int) -> None:
     policy = Policy("resident", 4, 4, kv_blocks=5, kv_block=8, kv_dtype=dtype)
     model = small_model()
-    assert kv_shape(model, policy) == (2, 5, 8, 1, 12)
+    assert kv_shape(model, policy) == (2, 5, 1, 8, 12)
     with Arena("host", 1 << 16) as arena:
         kv, scales = kv_tensors(arena.take("kv", 2 * 5 * 8 * 12 * item), model, policy)
         assert scales is None
@@ -35,7 +35,7 @@ def test_integers_and_their_scales_fill_the_bytes_of_a_layer() -> None:
     memory = memoryview(bytearray(count))
     values, scales = kv_tensors(memory, model, policy)
     assert scales is not None
-    assert (values.shape, scales.shape) == (kv_shape(model, policy), (2, 5, 3, 1))
+    assert (values.shape, scales.shape) == (kv_shape(model, policy), (2, 5, 1, 3))
     values.fill_(1)
     assert (scales == 0).all()
     assert values.nbytes + scales.nbytes == count == sum(b == 1 for b in memory) + scales.nbytes

@@ -26,7 +26,7 @@ def test_views_have_the_shapes_that_buffer_documents(runner):
     assert view(Buffer("q")).shape == (32, model.q_size)
     assert view(Buffer("logits")).shape == (8, model.vocab)
     assert view(Buffer("rows")).dtype == torch.bfloat16
-    assert view(Buffer("kv", 1)).values.shape == (2, 512, 4, model.kv_heads, model.head_dim)
+    assert view(Buffer("kv", 1)).values.shape == (2, 512, model.kv_heads, 4, model.head_dim)
     assert view(Buffer("routing", 0)).ids.shape == (32, model.top_k)
     assert view(Buffer("requests")) is None
 

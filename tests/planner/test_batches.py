@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from test_prices import MACHINE, MODEL, policy
 
 from headrace.errors import UsageError
 from headrace.planner.batches import simulate_as
@@ -15,6 +14,7 @@ from headrace.planner.sweeps import Load
 from headrace.planner.traits import RUNTIMES, Traits, runtime
 from headrace.specs.pages import page_layout
 from headrace.specs.workload import Workload
+from tests.planner.test_prices import MACHINE, MODEL, policy
 
 PAGES = page_layout(MODEL)
 JOB = Workload.uniform(96, 20, 8)

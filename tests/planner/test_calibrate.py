@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from headrace.planner.calibrate import OpProbe, Probes, measure
+from headrace.planner.calibrate import SPARED, Probes, Timed, curves, measure
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST
 
 
@@ -22,17 +24,19 @@ class Toy:
         return units
 
     def probes(self) -> Probes:
-        def amounts(rows: int) -> dict[str, float]:
-            return {CPU_FLOPS: 1e8 * rows, DRAM: 1e8}
-
-        def run(rows: int) -> None:
-            self.spend(2 * max(1e8 * rows / 100e9, 1e8 / 20e9), 0)
+        def timed(rows: int, slower: float) -> Timed:
+            amounts = {CPU_FLOPS: 1e8 * rows, DRAM: 1e8}
+            least = max(1e8 * rows / 100e9, 1e8 / 20e9)
+            return Timed("expert", rows, amounts, slower * least)
 
         return Probes(
             read_rate=lambda depth: {1: 0.6e9, 2: 0.9e9, 4: 0.8e9}[depth],
             sgemm=lambda: self.spend(0.01, 1e9),
             sweep_memory=lambda: self.spend(0.05, 1e9),
-            ops={"expert": OpProbe(run, amounts, rows=(1, 16, 256))},
+            rehearse=lambda: (
+                [[timed(rows, slower)] * 3 for slower in (1.9, 2.0, 9.0)] for rows in (1, 16, 256)
+            ),
+            task=lambda: self.spend(0.001, 50),
             sample=lambda: int(self.spend(0.002, 100)),
         )
 
@@ -47,6 +51,7 @@ def test_roofs_and_efficiencies_are_recovered():
     assert found.roofs[HOST] == 1.0
     assert found.lane_rate == 0.6e9
     assert found.row_seconds == pytest.approx(20e-6)
+    assert found.task_seconds == pytest.approx(20e-6)
     assert found.capacity == {"host": 5}
     for rows in (1, 16, 256):
         assert found.efficiency_of("expert", rows) == pytest.approx(0.5)
@@ -58,8 +63,59 @@ def test_a_share_never_exceeds_the_roof():
         read_rate=lambda depth: 1e9,
         sgemm=lambda: toy.spend(1.0, 1e9),
         sweep_memory=lambda: toy.spend(1.0, 1e9),
-        ops={"expert": OpProbe(lambda rows: toy.spend(1e-3, 0), lambda rows: {CPU_FLOPS: 1e9})},
+        rehearse=lambda: [[[Timed("expert", 1, {CPU_FLOPS: 1e9}, 1e-3)]]],
     )
     found = measure(slow_roof, toy.clock)
     assert found.efficiency_of("expert", 7) == 1.0
     assert found.row_seconds > 0
+
+
+def test_tasks_of_one_load_count_together_and_rows_by_what_they_take():
+    roofs = {DRAM: 1.0}
+    sweep = [
+        Timed("expert", 1, {DRAM: 1.0}, 2.0),
+        Timed("expert", 3, {DRAM: 3.0}, 6.0),
+        Timed("expert", 0, {DRAM: 1.0}, 50.0),  # nobody came
+        Timed("commit", 3, {"host tokens": 1.0}, 1.0),  # a roof that was not measured
+    ]
+    found = curves([[sweep]], roofs)
+    assert found["expert"] == ((2.5, 0.5),)
+    assert found["moe"] == found["expert_up"] == found["expert"], "nothing else is known of them"
+    assert "commit" not in found
+
+
+def test_points_of_equal_rows_are_one():
+    loads = [[[Timed("attn", 0.5, {DRAM: 1.0}, took)]] for took in (2.0, 4.0)]
+    assert curves(loads, {DRAM: 1.0}) == {"attn": ((1.0, 0.375),)}
+
+
+@pytest.mark.parametrize(("rate", "disk"), [(0.9e9, 0.9e9), (1.0e9, 0.9e9), (1.8e9, 1.8e9)])
+def test_known_roofs_are_kept_unless_the_disk_is_another(rate: float, disk: float):
+    toy = Toy()
+    known = measure(toy.probes(), toy.clock)
+    probes = replace(toy.probes(), read_rate=lambda depth: rate, sgemm=_never, sample=_never)
+    found = measure(probes, toy.clock, known=known)
+    assert found.roofs[DISK] == pytest.approx(disk)
+    assert found.lane_rate == pytest.approx(known.lane_rate * disk / 0.9e9)
+    assert found.roofs[CPU_FLOPS] == known.roofs[CPU_FLOPS]
+    assert "expert" in found.efficiency
+
+
+def _never() -> float:
+    raise AssertionError("this was known")
+
+
+def test_what_no_roof_explains_is_timed_by_row_and_task():
+    toy = Toy()
+    loads = [
+        [[Timed("read_rows", 20, {DISK: 1.0, "lane:rows": 1.0}, 0.04)] * 3],
+        [[Timed("read_rows", 1, {DISK: 1.0, "lane:rows": 1.0}, 0.5)] * 9],
+        [[Timed(SPARED, 1.0, {}, 30e-6), Timed("expert", 1, {DRAM: 1e8}, 1.0)]],
+    ]
+    probes = replace(toy.probes(), rehearse=lambda: loads)
+    found = measure(probes, toy.clock)
+    assert found.row_read_seconds == pytest.approx(0.002)
+    assert found.task_seconds == pytest.approx(20e-6 + 30e-6)
+    assert SPARED not in found.efficiency
+    again = measure(replace(probes, rehearse=lambda: loads), toy.clock, known=found)
+    assert again.task_seconds == found.task_seconds, "it was in there already"

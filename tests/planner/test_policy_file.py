@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_prices import MACHINE, MODEL
 
 from headrace.errors import HeadraceError, UsageError
 from headrace.planner.peaks import tier_peaks
@@ -16,6 +15,7 @@ from headrace.specs.hardware import Hardware
 from headrace.specs.pages import page_layout
 from headrace.specs.policy import DEVICE_SCHEDULES, Policy
 from headrace.specs.workload import Workload
+from tests.planner.test_prices import MACHINE, MODEL
 
 PAGES = page_layout(MODEL)
 EXPERTS = [p for p in PAGES if p.expert is not None]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import shutil
 import tempfile
 import time
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from headrace.cli.output import warn
 from headrace.cli.plan_view import plan_dict, plan_text, print_plan
 from headrace.cli.progress import show_progress
+from headrace.errors import HeadraceError
 from headrace.specs.workload import Workload
 
 if TYPE_CHECKING:
@@ -22,14 +25,20 @@ if TYPE_CHECKING:
 
     from headrace.engine.jobs import Job
     from headrace.engine.llm import LLM
+    from headrace.engine.summary import RunSummary
     from headrace.planner.plan import Plan
+    from headrace.planner.plan_file import PlanFile
+
+LEAST_SECONDS = 5.0
+"""Shorter runs say little about predictions: how they begin and end counts too much."""
 
 log = logging.getLogger("headrace.run_batch")
 
 
 @dataclass(frozen=True)
 class BatchRun:
-    """What ``run-batch`` was asked to do. ``console`` gets plan and progress."""
+    """What ``run-batch`` was asked to do. ``console`` gets plan and progress; ``asked`` is a plan
+    file, and its name, to follow."""
 
     llm: LLM
     model: str
@@ -40,6 +49,7 @@ class BatchRun:
     fresh: bool
     max_tokens: int
     console: Console
+    asked: tuple[PlanFile, str] | None = None
 
     def dry_run(self) -> dict[str, Any]:
         """Print the plan for what is left to do; the output is not touched."""
@@ -63,17 +73,38 @@ class BatchRun:
                 held() as stop,
             ):
                 done = run_job(self.llm, job, progress=progress, trace_path=trace, stop=stop)
+        self._remember(done)
         summary = done.to_dict()
         log.info("summary %s", summary)
         if trace is not None and trace.is_file():
             self._draw(trace)
         return summary
 
+    def _remember(self, done: RunSummary) -> None:
+        """Keep what ``verify`` needs, and how far the prediction was from the run. The answers
+        are safe: what cannot be kept costs a warning."""
+        from headrace.engine.profiles import keep_profile, profile_path
+        from headrace.engine.runs import keep_run
+        from headrace.planner.profile import ShapeCurves
+
+        llm = self.llm
+        streams = sum(llm.loaded.page_bytes.values()) > llm.budget
+        shape = ShapeCurves.of(llm.loaded.model, llm.kv_dtype, streams, llm.hardware)
+        try:
+            keep_run(self.output, done, shape)
+            long = done.wall_seconds >= LEAST_SECONDS and done.predicted_after_seconds > 0
+            if llm.profile is not None and long:
+                residual = math.log(done.wall_seconds / done.predicted_after_seconds)
+                keep_profile(profile_path(os.environ), llm.profile.with_residuals([residual]))
+        except (HeadraceError, OSError) as error:
+            log.warning("the run was not recorded: %s", error)
+            warn(f"the run was not recorded: {error}")
+
     def _plan(self, job: Job) -> tuple[Plan, Workload]:
         """The plan, printed; with the workload that it is for."""
         from headrace.engine.batch import plan_job
 
-        plan, shape = plan_job(self.llm, job)
+        plan, shape = plan_job(self.llm, job, self.asked)
         print_plan(plan, self.console)
         for line in self._about(job, shape):
             self.console.print(f"note: {line}")

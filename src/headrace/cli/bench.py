@@ -301,3 +301,57 @@ def replay(
         emit_json(report)
     else:
         print_replay(report, console())
+
+
+def prediction(
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Runs drawn.")] = 30,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Drawn from. Default: the study's own.")
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Of each; medians count.")] = 3,
+    run_seconds: Annotated[
+        float, typer.Option("--run-seconds", min=1, metavar="S", help="About what a run lasts.")
+    ] = 60.0,
+    folder: Annotated[
+        Path, typer.Option("--folder", help="Holds checkpoints (5 GB) and what is done so far.")
+    ] = Path("prediction-study"),
+    prepare: Annotated[bool, typer.Option("--prepare", help="Only make the checkpoints.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over; the checkpoints stay.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The table, in Markdown.")
+    ] = None,
+    json: options.Json = False,
+    config: options.Config = None,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Predict runs drawn from a seed, run them, and say how far off the predictions were.
+
+    The same command goes on where it was cut. Exit code 1 when a figure misses its bound.
+    """
+    from time import perf_counter
+
+    from headrace.cli.output import console, emit_json
+    from headrace.cli.prediction.draw import SEED, SHAPES
+    from headrace.cli.prediction.kept import Request
+    from headrace.cli.prediction.report import markdown, report
+    from headrace.cli.prediction.study import Study
+
+    said = console(stderr=True)
+    request = Request(SEED if seed is None else seed, runs, repeats, run_seconds, SHAPES)
+    with Study(folder, request, perf_counter, said.print, fresh=fresh) as study:
+        study.prepare()
+        if prepare:
+            return
+        rows = study.run()
+        about = study.about()
+    found, table = report(rows), markdown(rows, about)
+    if output is not None:
+        output.write_text(table, encoding="utf-8")
+    if json:
+        emit_json(found)
+    else:
+        print(table, end="")
+    if not all(check["holds"] for check in found["verdict"]["checks"]):
+        raise typer.Exit(1)

@@ -13,6 +13,7 @@ from headrace.specs.units import parse_size
 
 if TYPE_CHECKING:
     from headrace.engine.llm import LLM
+    from headrace.planner.profile import Profile
 
 
 @contextmanager
@@ -45,7 +46,22 @@ def open_llm(
         schedule=schedule,
         kv_dtype=kv_dtype,
         activations=activations,
+        profile=_profile(),
         **settings,
     )
     with closing(llm):
         yield llm
+
+
+def _profile() -> Profile | None:
+    """This machine's profile; a damaged one, or another machine's, costs a warning."""
+    import os
+
+    from headrace.cli.output import warn
+    from headrace.engine.profiles import profile_path, read_profile
+
+    try:
+        return read_profile(profile_path(os.environ))
+    except UsageError as error:
+        warn(f"{error.message}; the machine is measured instead ({error.hint})")
+        return None

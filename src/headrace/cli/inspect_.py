@@ -8,7 +8,9 @@ from headrace.cli import options
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="A checkpoint folder or a registry name.")],
+    model: Annotated[
+        str, typer.Argument(help="A checkpoint folder, a registry name, or a repo id.")
+    ],
     check_weights: Annotated[
         bool,
         typer.Option(
@@ -16,6 +18,7 @@ def inspect(
             help="Read all weights and list tensors that hold NaN or infinity (then exit 1).",
         ),
     ] = False,
+    revision: options.Revision = None,
     json: options.Json = False,
     config: options.Config = None,
     verbose: options.Verbose = 0,
@@ -24,7 +27,7 @@ def inspect(
     from headrace.cli.inspection import inspect_model
     from headrace.cli.output import console, emit_json
 
-    found = inspect_model(model, check_weights)
+    found = inspect_model(model, check_weights, revision)
     if json:
         emit_json(found.to_dict())
     else:

@@ -58,17 +58,19 @@ class Inspection:
         }
 
 
-def inspect_model(name: str, check_weights: bool = False) -> Inspection:
+def inspect_model(
+    name: str, check_weights: bool = False, revision: str | None = None
+) -> Inspection:
     """Gather what is said of a model. Reads headers, and all weights when they are to be
     checked; raises ModelError, UsageError, StorageError."""
-    source = find_model(name)
+    source = find_model(name, revision)
     checkpoint = source.checkpoint
-    if checkpoint is None and check_weights:
+    if source.folder is None and check_weights:
         raise UsageError("--check-weights", expected="a checkpoint folder", got=name)
     pages = source.pages
     return Inspection(
         source.name,
-        "registry" if checkpoint is None else "local folder",
+        source.kind,
         source.model,
         pages,
         sum(page.bytes for page in pages) if checkpoint is None else checkpoint.total_bytes,

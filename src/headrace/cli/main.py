@@ -10,7 +10,19 @@ import typer
 from typer.main import get_command
 
 from headrace import __version__
-from headrace.cli import bench, doctor, generate, inspect_, quantize, roofline, run_batch, simulate
+from headrace.cli import (
+    bench,
+    calibrate,
+    doctor,
+    generate,
+    inspect_,
+    plan,
+    quantize,
+    roofline,
+    run_batch,
+    simulate,
+    verify,
+)
 from headrace.cli.interrupt import end_on_interrupt, leave_interrupted
 from headrace.cli.output import discard_results, flush_results, show_error, warn
 from headrace.cli.settings import bind_environment, unknown_variables
@@ -75,7 +87,10 @@ def make_app() -> typer.Typer:
     app = _typer(help=HELP)
     app.callback()(_root)
     app.command("doctor", cls=Command)(doctor.doctor)
+    app.command("calibrate", cls=Command)(calibrate.calibrate)
+    app.command("verify", cls=Command)(verify.verify)
     app.command("inspect", cls=Command)(inspect_.inspect)
+    app.command("plan", cls=Command)(plan.plan)
     app.command("generate", cls=Command)(generate.generate)
     app.command("roofline", cls=Command)(roofline.roofline)
     app.command("simulate", cls=Command)(simulate.simulate)
@@ -87,6 +102,8 @@ def make_app() -> typer.Typer:
     benches.command("schedules", cls=Command)(bench.schedules)
     benches.command("kernels", cls=Command)(bench.kernels)
     benches.command("peers", cls=Command)(bench.peers)
+    benches.command("replay", cls=Command)(bench.replay)
+    benches.command("prediction", cls=Command)(bench.prediction)
     benches.command("replay", cls=Command)(bench.replay)
     app.add_typer(benches, name="bench")
     return app

@@ -70,6 +70,24 @@ Schedule = Annotated[
         rich_help_panel=RUN,
     ),
 ]
+AnySchedule = Annotated[
+    str | None,
+    typer.Option(
+        "--schedule",
+        metavar="NAME",
+        help="A schedule to plan with. Default: the planner's choice.",
+        rich_help_panel=RUN,
+    ),
+]
+Hardware = Annotated[
+    str,
+    typer.Option(
+        "--hardware",
+        metavar="auto|NAME|FILE.yaml",
+        help="This machine, one of the registry (t4, l4, ...), or one in a file.",
+        rich_help_panel=RUN,
+    ),
+]
 Seed = Annotated[
     int, typer.Option("--seed", help="Seed of all random choices.", rich_help_panel=RUN)
 ]

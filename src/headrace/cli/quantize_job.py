@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PASSAGE = Path(__file__).with_name("passage.txt")
-"""The bundled text: nine short passages of plain English, about 900 tokens, made for this."""
+"""Nine short passages of plain English, about 900 tokens, made for this."""
+
+PAGES = Path(__file__).with_name("pages.txt")
+"""Sentences of the documentation, about 2200 tokens: with the passages, the bundled text."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for. ``text`` None: the bundled passage."""
+    """What was asked for. ``text`` None: the bundled text."""
 
     model: str
     output: Path
@@ -64,7 +67,13 @@ def run_quantize(settings: Settings, console: Console) -> dict[str, Any]:
         made = job.run(perf_counter, progress)
     report = {"model": settings.model, **_made(made, job.model.layers)}
     if settings.evaluate:
-        report["perplexity"] = _compare(settings, source, made.folder, console)
+        before, after = _scores(settings, source, made.folder, console)
+        report["perplexity"] = _compared(settings, before, after)
+        for entry in report["layers"]:
+            entry["output"] = {
+                name: before.outputs.relative_error(score.outputs, entry["layer"])
+                for name, score in after.items()
+            }
     return report
 
 
@@ -93,9 +102,12 @@ def _made(made: Quantized, layers: int) -> dict[str, Any]:
     }
 
 
-def _compare(settings: Settings, source: Path, made: Path, console: Console) -> dict[str, Any]:
-    """Perplexity of the source, and of the integers with both kinds of activations."""
-    text = (settings.text or PASSAGE).read_text(encoding="utf-8", errors="replace")
+def _scores(
+    settings: Settings, source: Path, made: Path, console: Console
+) -> tuple[Score, dict[str, Score]]:
+    """The text with the source, and with the integers and both kinds of activations."""
+    files = (PASSAGE, PAGES) if settings.text is None else (settings.text,)
+    text = "\n\n".join(f.read_text(encoding="utf-8", errors="replace") for f in files)
     memory = settings.memory or default_budget().budget_bytes
     threads = settings.threads or usable_threads()
 
@@ -119,13 +131,19 @@ def _compare(settings: Settings, source: Path, made: Path, console: Console) -> 
     after = {}
     for activations in ACTIVATIONS:
         with _scoring(console, f"perplexity, activations in {activations}") as on_tokens:
-            after[activations] = score(made, activations, on_tokens).perplexity
+            after[activations] = score(made, activations, on_tokens)
+    return before, after
+
+
+def _compared(settings: Settings, before: Score, after: Mapping[str, Score]) -> dict[str, Any]:
+    changes = {name: before.change(score) for name, score in after.items()}
     return {
-        "text": "the bundled passage" if settings.text is None else str(settings.text),
+        "text": "the bundled text" if settings.text is None else str(settings.text),
         "tokens": before.tokens,
         "source": before.perplexity,
-        **after,
-        "change": {name: value / before.perplexity - 1 for name, value in after.items()},
+        **{name: score.perplexity for name, score in after.items()},
+        "change": {name: change.relative for name, change in changes.items()},
+        "change_error": {name: change.error for name, change in changes.items()},
     }
 
 

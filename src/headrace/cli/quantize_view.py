@@ -33,19 +33,25 @@ def _facts(report: Mapping[str, Any]) -> Table:
     if found is not None:
         table.add_row("perplexity", f"{found['source']:.4f} of {found['text']}, before")
         for name, change in found["change"].items():
-            after = f"{found[name]:.4f}, {change:+.2%} with activations in {name}"
+            error = found["change_error"][name]
+            after = f"{found[name]:.4f}, {change:+.2%} ± {error:.2%} with activations in {name}"
             table.add_row("", after)
     return table
 
 
 def _layers(report: Mapping[str, Any]) -> Table:
-    table = Table("layer", "attention", "experts", box=None, padding=(0, 2, 0, 0))
+    """Error of each layer's weights and, where a text was read, of what the layer puts out."""
+    layers = report["layers"]
+    outputs = list(layers[0].get("output", ())) if layers else []
+    titles = ("layer", "attention", "experts", *(f"output, {name}" for name in outputs))
+    table = Table(*titles, box=None, padding=(0, 2, 0, 0))
     for column in table.columns:
         column.justify = "right"
-    for layer in report["layers"]:
-        table.add_row(str(layer["layer"]), *(_percent(layer[n]) for n in ("attention", "experts")))
+    for layer in layers:
+        shares = [layer["attention"], layer["experts"], *(layer["output"][n] for n in outputs)]
+        table.add_row(str(layer["layer"]), *(_percent(share) for share in shares))
     if report["head_error"] is not None:
-        table.add_row("head", _percent(report["head_error"]), "")
+        table.add_row("head", _percent(report["head_error"]))
     return table
 
 

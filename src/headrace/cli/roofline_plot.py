@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from headrace.cli.roofline_points import Chart
+from headrace.cli.roofline_points import Chart, OperatingPoint
 from headrace.errors import UsageError
 from headrace.planner.roofline import cross_roof, memory_roof
 
@@ -35,7 +35,8 @@ def write_plot(chart: Chart, title: str, file: Path) -> None:
 def _draw(chart: Chart, title: str, axes: Any) -> None:
     home, near = chart.levels
     link = cross_roof(chart.levels, 1, 0, 1.0)
-    xs = [point.intensity for point in chart.points]
+    plan = () if chart.operating is None else chart.operating.points
+    xs = [point.intensity for point in (*chart.points, *plan)]
     low, high = min([1.0, *xs]) / 2, max([near.flops / link, *xs]) * 3
     grid = [low * (high / low) ** (i / _STEPS) for i in range(_STEPS + 1)]
 
@@ -57,7 +58,19 @@ def _draw(chart: Chart, title: str, axes: Any) -> None:
             axes.axhline(roof, color="0.8", linewidth=0.8)
             axes.annotate("P1", (point.turning.p1, point.turning.p1 * link), color="0.3")
             axes.annotate("P2", (point.turning.p2, roof), color="0.3")
+    if chart.operating is not None:
+        _mark_plan(chart.operating, axes)
     axes.set(xscale="log", yscale="log", title=title, ylabel="FLOP/s")
     axes.set_xlabel(f"FLOP per byte that leaves the {home.name}")
     axes.legend(fontsize=7, loc="lower right")
     axes.grid(True, which="major", color="0.92")
+
+
+def _mark_plan(found: OperatingPoint, axes: Any) -> None:
+    """The plan's own N and mu: a star for each operation, and what it is on."""
+    for number, point in enumerate(found.points):
+        reached = point.reaches[point.best].flops_per_second
+        name = f"plan: {point.operation.name}, N = {found.rows}, mu = {found.mu}"
+        style = {"markersize": 13, "markeredgecolor": "black", "markeredgewidth": 0.8}
+        label = f"{name}: on the {point.best}"
+        axes.plot([point.intensity], [reached], f"C{3 + number}*", label=label, **style)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from headrace.errors import UsageError
@@ -20,6 +20,7 @@ from headrace.planner.roofline import (
 )
 from headrace.specs.hardware import Hardware, Level
 from headrace.specs.model import KV_FORMATS, ModelSpec
+from headrace.specs.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,24 @@ class Point:
 
 
 @dataclass(frozen=True)
+class OperatingPoint:
+    """Where a plan works: N rows a sweep, at most mu of them a kernel, and the operations there."""
+
+    schedule: str
+    rows: int
+    mu: int
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
 class Chart:
-    """Levels from ``home`` on, the balance ratio of the outermost, and all points."""
+    """Levels from ``home`` on, the balance ratio of the outermost, all points, and those of a
+    plan where there is one."""
 
     levels: tuple[Level, ...]
     balance: float | None
     points: tuple[Point, ...]
+    operating: OperatingPoint | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: FLOP/s, bytes/s, FLOP per byte."""
@@ -55,6 +68,7 @@ class Chart:
             "levels": [level._asdict() for level in self.levels],
             "balance_ratio": self.balance,
             "points": [_point_dict(point) for point in self.points],
+            "operating_point": None if self.operating is None else _operating(self.operating),
         }
 
 
@@ -79,6 +93,26 @@ def chart_of(
         found = layer_operations(model, batch, min(batch, micro_batch), context, kv_dtype)
         points += [_point(levels, operation, batch) for operation in found]
     return Chart(levels, balance_ratio(levels, 1, 0), tuple(points))
+
+
+def with_plan(chart: Chart, model: ModelSpec, policy: Policy, context: int) -> Chart:
+    """``chart`` with the operating point of ``policy``: decodes over ``context`` tokens."""
+    rows, mu = policy.max_rows, policy.mu
+    found = layer_operations(model, rows, mu, context, policy.kv_dtype)
+    points = tuple(_point(chart.levels, each, rows) for each in found if each.name != _PROMPT)
+    return replace(chart, operating=OperatingPoint(policy.schedule, rows, mu, points))
+
+
+_PROMPT = "attention, prompt"  # depends on neither N nor mu
+
+
+def _operating(found: OperatingPoint) -> dict[str, Any]:
+    return {
+        "schedule": found.schedule,
+        "rows": found.rows,
+        "micro_batch": found.mu,
+        "points": [_point_dict(point) for point in found.points],
+    }
 
 
 def _point(levels: Sequence[Level], operation: Operation, batch: int) -> Point:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
-from headrace.cli.roofline_points import Chart
+from headrace.cli.roofline_points import Chart, Point
 from headrace.planner.roofline import cross_roof, memory_roof
 
 WIDTH, HEIGHT = 72, 18
@@ -20,19 +20,22 @@ def print_chart(chart: Chart, title: str, console: Console) -> None:
     for line in plot_lines(chart):
         console.print(line, markup=False)
     console.print(_table(chart))
+    if chart.operating is not None:
+        found = chart.operating
+        plan = f"{found.schedule}, N = {found.rows}, mu = {found.mu}"
+        console.print(f"capitals: the operating point of the plan ({plan})", markup=False)
 
 
 def plot_lines(chart: Chart) -> list[str]:
     """Roofs over intensity where the data lives, both logarithmic. ``.`` the home's own roof,
-    ``/`` the link, ``-`` the other level's arithmetic; a letter per operation, at its best."""
+    ``/`` the link, ``-`` the other level's arithmetic; a letter per operation, at its best,
+    a capital for those of the plan."""
     home, near = chart.levels
-    marks = [
-        (point.intensity, point.reaches[point.best].flops_per_second) for point in chart.points
-    ]
-    xs = [x for x, _ in marks]
+    marks = [(letter, point.intensity, _best(point)) for letter, point in _lettered(chart)]
+    xs = [x for _, x, _ in marks]
     low, high = min([0.5, *xs]) / 2, max([near.flops / cross_roof(chart.levels, 1, 0, 1), *xs]) * 2
     top = max(near.flops, home.flops) * 2
-    bottom = min(cross_roof(chart.levels, 1, 0, low), *(y for _, y in marks))
+    bottom = min(cross_roof(chart.levels, 1, 0, low), *(y for *_, y in marks))
     grid = [[" "] * WIDTH for _ in range(HEIGHT)]
 
     def put(x: float, y: float, mark: str) -> None:
@@ -51,8 +54,8 @@ def plot_lines(chart: Chart) -> list[str]:
         for column in range(WIDTH):
             x = low * (high / low) ** (column / (WIDTH - 1))
             put(x, roof(x), mark)
-    for number, (x, y) in enumerate(marks):
-        put(x, y, _letter(number))
+    for letter, x, y in marks:
+        put(x, y, letter)
     body = [
         f"{_flops(top * (bottom / top) ** (r / (HEIGHT - 1))):>9} |{''.join(line).rstrip()}"
         if r % 6 == 0
@@ -69,10 +72,10 @@ def _table(chart: Chart) -> Table:
     heads = ("", "operation", "N", f"I {home.name}", f"I {near.name}", "P1", "P2")
     for head in (*heads, f"on {home.name}", f"on {near.name}", "best", "bound there"):
         table.add_column(head, justify="left" if head in ("", "operation", "best") else "right")
-    for number, point in enumerate(chart.points):
+    for letter, point in _lettered(chart):
         turning = point.turning
         table.add_row(
-            _letter(number),
+            letter,
             point.operation.name,
             str(point.batch),
             f"{point.intensity:.3g}",
@@ -87,8 +90,15 @@ def _table(chart: Chart) -> Table:
     return table
 
 
-def _letter(number: int) -> str:
-    return chr(ord("a") + number % 26)
+def _lettered(chart: Chart) -> list[tuple[str, Point]]:
+    """Points with their letters, those of the plan last: they are drawn over others."""
+    plan = () if chart.operating is None else chart.operating.points
+    small = [(chr(ord("a") + i % 26), point) for i, point in enumerate(chart.points)]
+    return small + [(chr(ord("A") + i), point) for i, point in enumerate(plan)]
+
+
+def _best(point: Point) -> float:
+    return point.reaches[point.best].flops_per_second
 
 
 def _flops(rate: float) -> str:

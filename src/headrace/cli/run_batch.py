@@ -21,6 +21,15 @@ def run_batch(
     output: Annotated[Path, typer.Option("--output", "-o", help="JSONL, in order of completion.")],
     revision: options.Revision = None,
     memory: options.Memory = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan",
+            metavar="FILE",
+            help="Run this plan as it stands (headrace plan -o FILE), or refuse.",
+            rich_help_panel=options.RUN,
+        ),
+    ] = None,
     schedule: options.Schedule = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="A trial run of the first N lines.")
@@ -64,27 +73,39 @@ def run_batch(
     check_trace(trace, input, output)
     said = console(stderr=True)
     points = faults_of(faults)
+    settings: dict[str, Any] = {
+        "schedule": schedule,
+        "kv_dtype": kv_cache_dtype,
+        "max_seqs": max_num_seqs,
+        "max_rows": max_num_batched_tokens,
+        "threads": threads,
+        "kernels": kernels,
+        "activations": activations,
+    }
+    asked = None
+    if plan is not None:
+        from headrace.cli.followed import read_plan_file, settings_of
+
+        asked = read_plan_file(plan)
+        settings = settings_of(asked, plan.name, settings)
     with (
         log_beside(output, keep=not dry_run),
         open_llm(
             model,
             memory=memory,
             revision=revision,
-            schedule=schedule,
             seed=seed,
-            kv_dtype=kv_cache_dtype,
-            max_seqs=max_num_seqs,
-            max_rows=max_num_batched_tokens,
             max_model_len=max_model_len,
-            threads=threads,
-            kernels=kernels,
-            activations=activations,
             faults=points,
+            **settings,
         ) as llm,
     ):
         log.info("headrace %s", " ".join(sys.argv[1:]))
         name = Path(model).resolve().name
-        run = BatchRun(llm, name, input, output, limit, retry_errors, fresh, max_tokens, said)
+        follow = None if asked is None or plan is None else (asked, plan.name)
+        run = BatchRun(
+            llm, name, input, output, limit, retry_errors, fresh, max_tokens, said, follow
+        )
         result: dict[str, Any] = run.dry_run() if dry_run else run.run(trace)
     if json:
         emit_json(result)

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from headrace.cli.documents import read_document
 from headrace.errors import UsageError
 
 PREFIX = "HEADRACE_"
@@ -42,25 +43,8 @@ def load_config(ctx: Any, value: Path | None) -> Path | None:
 
 
 def read_config(path: Path) -> Mapping[str, Any]:
-    """The mapping in a YAML file. Raises UsageError when it is not one, or not plain: anchors
-    (which can stand for endless lists), tags and repeated keys are refused."""
-    from headrace.cli.plain_yaml import NotPlainError, load_plain
-
-    try:
-        with path.open("rb") as file:
-            text = file.read(MAX_CONFIG_BYTES + 1)
-        if len(text) > MAX_CONFIG_BYTES:
-            raise UsageError(f"{path} is too large", expected=f"at most {MAX_CONFIG_BYTES} bytes")
-        content = load_plain(text.decode("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError("cannot read the configuration file", got=f"{path}: {error}") from error
-    except NotPlainError as error:
-        raise UsageError(f"{path} is not YAML", got=str(error)) from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}", expected="a mapping of options", got=type(content).__name__)
-    return content
+    """The mapping in a YAML file. Raises UsageError when it is not one, or not plain."""
+    return read_document(path, MAX_CONFIG_BYTES)
 
 
 def settings_for(

@@ -13,9 +13,7 @@ def simulate(
     policy: Annotated[
         Path, typer.Option("--policy", metavar="FILE", help="YAML or JSON; see docs/commands.md.")
     ],
-    hardware: Annotated[
-        str, typer.Option("--hardware", metavar="NAME", help="A machine of the registry.")
-    ],
+    hardware: options.Hardware,
     schedule: Annotated[
         str | None,
         typer.Option("--schedule", metavar="NAME", help="Instead of the policy's own."),
@@ -36,11 +34,11 @@ def simulate(
     verbose: options.Verbose = 0,
 ) -> None:
     """Price a policy: time, rates, what bounds it, busy lanes, memory. Nothing is run."""
+    from headrace.cli.hardware_source import find_machine
     from headrace.cli.model_source import find_model
     from headrace.cli.output import console, emit_json
     from headrace.cli.simulated import Question, answer, print_answer
     from headrace.planner.traits import runtime as runtime_of
-    from headrace.specs.registry import known_hardware
     from headrace.specs.workload import Workload
 
     found = find_model(model)
@@ -48,7 +46,7 @@ def simulate(
         name=found.name,
         model=found.model,
         pages=found.pages,
-        hardware=known_hardware(hardware).hardware,
+        hardware=find_machine(hardware).hardware,
         workload=Workload.uniform(requests, prompt_len, gen_len),
         policy=policy,
         schedule=schedule,

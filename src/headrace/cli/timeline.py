@@ -1,8 +1,9 @@
 """A timeline as one self-contained SVG: predicted lanes above the measured ones.
 
 Both halves share the time axis, so a bar that is longer below than above took longer than
-planned; background showing between bars is idle time (a bubble). The file follows the
-reader's light or dark setting and names each bar on hover.
+planned. Bubbles, time in which what bounds the half stands idle, are outlined in its lanes; other
+gaps are background. The file follows the reader's light or dark setting and names each bar on
+hover.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
+from headrace.machines.bubbles import Bubbles, bubbles
+from headrace.machines.trace import BUBBLES
 from headrace.schedule.task import Op
 from headrace.specs.units import format_seconds
 
@@ -49,11 +52,15 @@ COLOURS = {
 LEFT, RIGHT, ROW, BAR, WIDTH = 92, 58, 26, 18, 1000
 """Pixels: lane names, busy shares, lane pitch, bar height, whole width."""
 
+LEAST_BUBBLE = 1.0
+"""Pixels of the narrowest bubble that is outlined; narrower ones count in the share."""
+
 STYLE = """
 text{font:12px system-ui,sans-serif;fill:#24292f}
 .t{font-size:14px;font-weight:600}.m{fill:#57606a}.b{fill:#f0f2f4}.g{stroke:#d0d7de}
 @media(prefers-color-scheme:dark){text{fill:#e6edf3}.m{fill:#9da7b3}.b{fill:#21262d}
 .g{stroke:#444c56}}
+.u{fill:#d55e00;fill-opacity:.18;stroke:#d55e00;stroke-width:1}
 """
 
 
@@ -73,7 +80,7 @@ Lanes = Mapping[str, Sequence[Bar]]
 
 def lanes_of_chrome(trace: Mapping[str, Any]) -> tuple[dict[str, list[Bar]], ...]:
     """(planned, measured) lanes of a Chrome trace as ``machines.trace.chrome_trace`` makes it."""
-    events = trace["traceEvents"]
+    events = [e for e in trace["traceEvents"] if e.get("cat") != BUBBLES]
     names = {(e["name"], e["pid"], e["tid"]): e["args"]["name"] for e in events if e["ph"] == "M"}
     halves: dict[str, dict[str, list[Bar]]] = {"planned": {}, "measured": {}}
     for e in sorted((e for e in events if e["ph"] == "X"), key=lambda e: float(e["ts"])):
@@ -130,14 +137,31 @@ def timeline_svg(predicted: Lanes, measured: Lanes, *, title: str = "") -> str:
 
 def _half(name: str, lanes: Lanes, duration: float, y: int) -> list[str]:
     took = format_seconds(_end(lanes)) if lanes else "nothing to show"
+    found = bubbles({lane: [(b.start, b.end) for b in bars] for lane, bars in lanes.items()})
+    if found is not None:
+        took += f", {found.resource} bounds it and is idle {found.share:.0%} of the time"
     parts = [f'<text class="t" x="8" y="{y + 14}">{name} <tspan class="m">{took}</tspan></text>']
     for row, (lane, bars) in enumerate(sorted(lanes.items())):
         top = y + 24 + row * ROW
         parts.append(f'<text x="{LEFT - 8}" y="{top + 13}" text-anchor="end">{escape(lane)}</text>')
         parts.append(_box(LEFT, top, WIDTH - LEFT - RIGHT, 'class="b"'))
         parts += [_bar(bar, duration, top) for bar in join_thin(bars, duration)]
+        if found is not None and lane in found.lanes:
+            parts += _bubbles(found, duration, top)
         share = f"{busy_share(bars, _end(lanes)):.0%}"
         parts.append(f'<text class="m" x="{WIDTH - RIGHT + 8}" y="{top + 13}">{share}</text>')
+    return parts
+
+
+def _bubbles(found: Bubbles, duration: float, top: int) -> list[str]:
+    """Outlines of the gaps that are wide enough to be seen."""
+    scale = (WIDTH - LEFT - RIGHT) / duration
+    parts = []
+    for start, end in found.gaps:
+        if (end - start) * scale >= LEAST_BUBBLE:
+            hover = f"<title>{found.resource} is idle: {format_seconds(end - start)}</title>"
+            x, width = LEFT + start * scale, (end - start) * scale
+            parts.append(_box(x, top, width, 'class="u"', hover))
     return parts
 
 
@@ -186,6 +210,9 @@ def _legend(y: int) -> list[str]:
         x = LEFT + i * 110
         parts.append(f'<rect x="{x}" y="{y}" width="12" height="12" fill="{colour}"/>')
         parts.append(f'<text x="{x + 18}" y="{y + 11}">{kind}</text>')
+    x = LEFT + len(COLOURS) * 110
+    parts.append(f'<rect class="u" x="{x}" y="{y}" width="12" height="12"/>')
+    parts.append(f'<text x="{x + 18}" y="{y + 11}">bubble</text>')
     return parts
 
 

@@ -22,6 +22,7 @@ from headrace.engine.timeline import planned_traces
 from headrace.errors import HeadraceError, LineError, ParameterError
 from headrace.machines.trace import write_chrome_trace
 from headrace.planner.plan import Plan
+from headrace.planner.plan_file import PlanFile
 from headrace.planner.prefixes import prefix_tokens_shared
 from headrace.specs.workload import Workload
 
@@ -54,11 +55,18 @@ class JobShape:
     sampled: int
 
 
-def plan_job(llm: LLM, job: Job) -> tuple[Plan, JobShape]:
-    """Plan what is left of ``job``; the plan stored with its output is kept if it can be."""
+def plan_job(
+    llm: LLM, job: Job, asked: tuple[PlanFile, str] | None = None
+) -> tuple[Plan, JobShape]:
+    """Plan what is left of ``job``; the plan stored with its output is kept if it can be.
+
+    ``asked``, a plan file and its name, is followed as it stands instead, or refused.
+    """
     shape = job_shape(llm, job)
     # Only lines at fault are left: they need no sweep, but their error lines are due.
     workload = shape.workload if shape.workload.requests else Workload.uniform(1, 1, 1)
+    if asked is not None:
+        return llm.follow(*asked, workload), shape
     return llm.plan(workload, (job.plan or {}).get("kept")), shape
 
 

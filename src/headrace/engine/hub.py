@@ -7,7 +7,9 @@ import re
 import shutil
 from pathlib import Path
 
+from headrace.engine.remote import HubFiles, gated, no_answer, no_repository, no_revision
 from headrace.errors import ModelError, UsageError
+from headrace.memory.checkpoint import INDEX, SINGLE, Checkpoint
 from headrace.specs.units import format_bytes
 
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -42,6 +44,42 @@ def local_folder(model: str | Path, revision: str | None = None) -> Path:
     return _download(str(model), revision)
 
 
+def hub_checkpoint(repo: str, revision: str | None = None) -> tuple[Checkpoint, bool]:
+    """The index of a repository, and whether its files are here: in the shared cache if an earlier
+    download left them, else its JSON files and the headers of its shards are fetched, no weights.
+
+    Honours HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE. Raises ModelError and its kinds.
+    """
+    from huggingface_hub import constants
+
+    cached = _cached_snapshot(Path(constants.HF_HUB_CACHE), repo, revision)
+    if cached is not None:
+        return Checkpoint.open(cached), True
+    if constants.HF_HUB_OFFLINE:
+        raise no_answer(repo, "HF_HUB_OFFLINE is set")
+    from huggingface_hub import get_token
+
+    files = HubFiles(repo, revision or "main", _template(constants.ENDPOINT), get_token())
+    return Checkpoint.read(files, Path(repo)), False
+
+
+def _template(endpoint: str) -> str:
+    return endpoint.rstrip("/") + "/{repo_id}/resolve/{revision}/{filename}"
+
+
+def _cached_snapshot(cache: Path, repo: str, revision: str | None) -> Path | None:
+    """The snapshot of a revision in the cache, if configuration and weights are both there."""
+    place = cache / f"models--{repo.replace('/', '--')}"
+    asked = revision or "main"
+    try:
+        commit = (place / "refs" / asked).read_text().strip()
+    except (OSError, ValueError):
+        commit = asked
+    folder = place / "snapshots" / commit
+    weights = any((folder / name).is_file() for name in (SINGLE, INDEX))
+    return folder if weights and (folder / "config.json").is_file() else None
+
+
 def _download(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -55,26 +93,18 @@ def _download(repo: str, revision: str | None) -> Path:
         _check_disk(repo, revision)
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(FILES)))
     except GatedRepoError as error:
-        raise ModelError(
-            f"{repo} is gated",
-            got="no access with the token at hand",
-            hint="accept its terms on the hub, then set HF_TOKEN",
-        ) from error
+        raise gated(repo) from error
     except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"no model {repo} on the hub", hint="check the name; a private one needs HF_TOKEN"
-        ) from error
+        raise no_repository(repo) from error
     except RevisionNotFoundError as error:
-        raise ModelError(
-            f"{repo} has no such revision", expected="a branch, tag or commit", got=revision
-        ) from error
+        raise no_revision(repo, revision) from error
     except HFValidationError as error:
         raise ModelError("not a repo id", expected="org/name", got=repo) from error
     except ModelError:
         raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise _no_answer(repo, error) from error
+            raise no_answer(repo, type(error).__name__) from error
         raise ModelError(
             f"{repo} cannot be stored in the Hugging Face cache",
             got=error.strerror,
@@ -82,15 +112,7 @@ def _download(repo: str, revision: str | None) -> Path:
             "what was fetched is kept",
         ) from error
     except Exception as error:  # whatever the network library of this version of the hub raises
-        raise _no_answer(repo, error) from error
-
-
-def _no_answer(repo: str, error: Exception) -> ModelError:
-    return ModelError(
-        f"{repo} is neither a folder here nor in the cache, and the hub does not answer",
-        got=type(error).__name__,
-        hint="a local folder, or HF_HUB_OFFLINE=0 and a network",
-    )
+        raise no_answer(repo, type(error).__name__) from error
 
 
 def _check_disk(repo: str, revision: str | None) -> None:

@@ -22,12 +22,15 @@ from headrace.errors import BudgetError, UsageError
 from headrace.kernels.select import select
 from headrace.memory.tiers import DefaultBudget, default_budget, free_bytes
 from headrace.planner.candidates import Situation
+from headrace.planner.interval import half_width
 from headrace.planner.plan import Overrides, Plan
+from headrace.planner.plan_file import PlanFile, follow
+from headrace.planner.profile import Profile
 from headrace.planner.rules import best_plan
 from headrace.planner.stored import restore_plan, store_plan
 from headrace.schedule.work import WorkModel
 from headrace.specs.faults import Faults, no_faults
-from headrace.specs.hardware import Hardware
+from headrace.specs.hardware import DISK, Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.sampling import SamplingParams
 from headrace.specs.units import format_bytes, parse_size
@@ -43,8 +46,8 @@ class LLM:
     ``memory`` is bytes or a size as "8GiB"; None takes the default budget. ``schedule``,
     ``max_seqs`` (sequences in a sweep) and ``max_rows`` (tokens in a sweep) override the plan's
     choice. ``activations`` says what integer weights are multiplied with: ``int8`` (the default
-    where there are some) or ``f32``. ``hardware`` spares the measurement of this machine;
-    ``faults`` are for tests. The
+    where there are some) or ``f32``. ``hardware`` spares the measurement of this machine,
+    ``profile`` the part of it that does not depend on the model; ``faults`` are for tests. The
     first use measures, plans, and takes the memory; later calls keep the plan while it suits.
     Not thread-safe. Use as a context manager, or ``close`` it.
     """
@@ -65,6 +68,7 @@ class LLM:
         activations: str | None = None,
         direct: bool | None = None,
         hardware: Hardware | None = None,
+        profile: Profile | None = None,
         faults: Faults = no_faults,
     ) -> None:
         self.clock: Callable[[], float] = time.perf_counter  # noqa: TID251 (the outermost layer)
@@ -92,7 +96,9 @@ class LLM:
         )
         self._asked_memory = self._budget = None if memory is None else parse_size(memory)
         self._budget_note: tuple[str, ...] = ()
+        self._machine_note: tuple[str, ...] = ()
         self._hardware = hardware
+        self.profile = profile
         self._plan: Plan | None = None
         self._planned: Workload | None = None  # what the plan was made for
         self._own_plan = False  # nobody asked for this plan: it may change as prompts do
@@ -108,7 +114,8 @@ class LLM:
         """This machine, measured with this model when first asked for."""
         if self._hardware is None:
             self.faults("start.machine")
-            self._hardware = measure_machine(
+            known = self._known()
+            measured = measure_machine(
                 self.loaded,
                 self.clock,
                 threads=self.threads,
@@ -116,8 +123,21 @@ class LLM:
                 activations=self.activations,
                 kv_dtype=self.kv_dtype,
                 capacity_bytes=self.budget,
+                known=known,
             )
+            residuals = () if self.profile is None else self.profile.residuals
+            self._hardware = replace(measured, error=half_width(residuals, measured.noise))
+            self._machine_note = (_machine_said(self.profile, known, measured),)
         return self._hardware
+
+    def _known(self) -> Hardware | None:
+        """What the profile says of the machine, if it was made with the threads and kernels that
+        will run."""
+        usual = self.threads == usable_threads() and self.kernels.name == select("auto", 1).name
+        if self.profile is None or not usual:
+            return None
+        streams = sum(self.loaded.page_bytes.values()) > self.budget
+        return self.profile.known_for(self.loaded.model, self.kv_dtype, streams)
 
     @property
     def budget(self) -> int:
@@ -161,9 +181,25 @@ class LLM:
         at = self._situation(workload)
         kept = restore_plan(stored, at, self._asked_memory)
         plan = kept or best_plan(at)
-        notes = (*self._budget_note, *self._format_note(), *plan.notes)
+        notes = (*self._budget_note, *self._machine_note, *self._format_note(), *plan.notes)
         self._plan = replace(plan, notes=notes)
         self._planned, self._own_plan = workload, False
+        self.faults("start.plan")
+        return self._plan
+
+    def follow(self, asked: PlanFile, name: str, workload: Workload) -> Plan:
+        """Run under the plan of a file called ``name``, as it stands, from now on. Open this object
+        with the plan's own threads, kernels, activations and KV format.
+
+        Raises DocumentError where the plan cannot be honoured with this model, machine or job.
+        """
+        self._end_session()
+        asked.check_model(self.loaded.model, self.loaded.pages, name)
+        policy = replace(asked.policy, kernels=self.kernels.name, threads=self.threads)
+        plan = follow(replace(asked, policy=policy), self._situation(workload), name)
+        said = f"the plan of {name}, as it stands"
+        notes = (*self._budget_note, *self._machine_note, *self._format_note(), *plan.notes, said)
+        self._plan, self._planned, self._own_plan = replace(plan, notes=notes), workload, False
         self.faults("start.plan")
         return self._plan
 
@@ -238,7 +274,7 @@ class LLM:
         """An empty record of a run under the current plan."""
         policy = self.current_plan.policy
         work = WorkModel(self.loaded.model, self.loaded.pages, policy)
-        return Record(self.loaded.table, work, keep_traces)
+        return Record(self.loaded.table, work, keep_traces, hardware=self._hardware)
 
     @property
     def current_plan(self) -> Plan:
@@ -379,6 +415,18 @@ def _check_free(plan: Plan) -> None:
 
 def _is_tokens(prompts: object) -> bool:
     return isinstance(prompts, list | tuple) and bool(prompts) and isinstance(prompts[0], int)
+
+
+def _machine_said(profile: Profile | None, known: Hardware | None, measured: Hardware) -> str:
+    """Where the machine's rates come from, for the plan."""
+    if profile is None:
+        return "machine: measured now, for this job (headrace calibrate keeps a profile)"
+    if known is None:
+        return f"machine: measured now; the profile of {profile.made} has other formats or threads"
+    ratio = measured.roofs[DISK] / known.roofs[DISK]
+    disk = "its disk as fast as then" if ratio == 1 else f"its disk at {ratio:.0%} of what it was"
+    runs = len(profile.residuals)
+    return f"machine: profile of {profile.made}, {disk}, {runs} runs compared with predictions"
 
 
 def _said(budget: DefaultBudget) -> str:

@@ -66,9 +66,9 @@ class Loaded:
         """Page id -> bytes of memory it takes."""
         return {page.id: self.table.slot_bytes(page.id) for page in self.pages}
 
-    def one_layer(self) -> tuple[ModelSpec, PageTable]:
-        """The model cut down to its first layer, on the same files: enough to time every op."""
-        model = replace(self.model, layers=1)
+    def first_layers(self, count: int) -> tuple[ModelSpec, PageTable]:
+        """The model cut down to ``count`` layers, on the same files: enough to time every op."""
+        model = replace(self.model, layers=count)
         names = architecture(self.checkpoint.config).tensor_name
         pages = checkpoint_pages(self.checkpoint, model)
         return model, PageTable(pages, self.checkpoint, names, model, self.reader)

@@ -12,6 +12,7 @@ from headrace.engine.sweep import Sweep
 from headrace.machines.trace import RunTotals, SweepTrace
 from headrace.memory.pages import PageTable
 from headrace.schedule.binding import Binding
+from headrace.schedule.tally import Alike
 from headrace.schedule.task import Op, Schedule, Task
 from headrace.schedule.work import WorkModel
 from headrace.specs.hardware import CPU_FLOPS, DISK, Hardware
@@ -20,6 +21,8 @@ MOST_SPANS = 12_000
 """Spans kept for a timeline: an overnight job has many millions, which no budget counts."""
 
 _EXPERTS = frozenset((Op.EXPERT, Op.EXPERT_UP, Op.EXPERT_DOWN, Op.MOE))
+
+_READS = frozenset((Op.READ_PAGE, Op.READ_ROWS))
 
 log = logging.getLogger("headrace.record")
 
@@ -39,9 +42,10 @@ class Record:
     """Totals of one run. ``keep_traces`` keeps the spans of its first sweeps, for a timeline:
     all of them up to MOST_SPANS, and the log says when there were more.
 
-    ``disk_seconds`` is the time in which at least one page was being read: lanes of the same
-    disk are busy together. ``bytes_read`` counts sweeps cut short as well, ``before`` is where
-    the batcher's counters stood when the run began.
+    ``predicted`` sums, by op, what the tasks that compute were expected to take on ``hardware``
+    with the rows they had. ``disk_seconds`` is the time in which at least one page was being read:
+    lanes of the same disk are busy together. ``bytes_read`` counts sweeps cut short as well,
+    ``before`` is where the batcher's counters stood when the run began.
     """
 
     table: PageTable
@@ -51,12 +55,15 @@ class Record:
     sweeps: list[SweepAmounts] = field(default_factory=list)
     bytes_read: int = 0
     disk_seconds: float = 0.0
+    hardware: Hardware | None = None
+    predicted: dict[str, float] = field(default_factory=dict)
     traces: list[SweepTrace] = field(default_factory=list)
     before: Counters = field(default_factory=Counters)
     _disk_until: float = 0.0
     _last_end: float | None = None
     _spans: int = 0
-    _expert_flops: dict[tuple[str, int], float] = field(default_factory=dict, repr=False)
+    _kinds: dict[str, tuple[list[Alike], list[Alike]]] = field(default_factory=dict, repr=False)
+    _expert_sums: dict[tuple[str, int], _Sums] = field(default_factory=dict, repr=False)
 
     def add(self, trace: SweepTrace) -> None:
         """Count a sweep that has ended. Sweeps arrive in order."""
@@ -121,17 +128,49 @@ class Record:
                 self._disk_until = max(self._disk_until, span.end)
 
     def _flops(self, schedule: Schedule, binding: Binding) -> float:
-        """FLOPs of a sweep. Those of its experts are worked out once per number of rows: a row
-        visits as many experts of a layer, all of one size, whichever they are."""
+        """FLOPs of a sweep; adds to ``predicted``. Those of its experts are worked out once per
+        number of rows: a row visits as many experts of a layer, all of one size, whichever they
+        are."""
         known = Binding(binding.extents, binding.samples)
         key = schedule.name, known.rows
-        experts, others = _divided(schedule)
-        if key not in self._expert_flops:
-            self._expert_flops[key] = self._sum_flops(experts, known)
-        return self._expert_flops[key] + self._sum_flops(others, known)
+        if schedule.name not in self._kinds:
+            self._kinds[schedule.name] = self._divided(schedule)
+        experts, others = self._kinds[schedule.name]
+        if key not in self._expert_sums:
+            self._expert_sums[key] = self._sum(experts, known)
+        each = self._expert_sums[key], self._sum(others, known)
+        for found in each:
+            for op, seconds in found.seconds.items():
+                self.predicted[op] = self.predicted.get(op, 0.0) + seconds
+        return sum(found.flops for found in each)
 
-    def _sum_flops(self, tasks: Iterable[Task], binding: Binding) -> float:
-        return sum(self.work.work(task, binding).amounts.get(CPU_FLOPS, 0.0) for task in tasks)
+    def _sum(self, tasks: Iterable[Alike], binding: Binding) -> _Sums:
+        flops, seconds = 0.0, dict[str, float]()
+        for task, count in tasks:
+            work = self.work.work(task, binding)
+            flops += count * work.amounts.get(CPU_FLOPS, 0.0)
+            if self.hardware is not None:
+                op = task.op.value
+                share = self.hardware.efficiency_of(op, work.rows)
+                alone = max(work.seconds(self.hardware, share).values(), default=0.0)
+                seconds[op] = seconds.get(op, 0.0) + count * alone
+        return _Sums(flops, seconds)
+
+    def _divided(self, schedule: Schedule) -> tuple[list[Alike], list[Alike]]:
+        """The tasks of experts, and the others that compute; those that cost the same, whatever
+        the load, once. A sweep is added while the next one runs: this must be quick."""
+        pages = {page.id: page.bytes for page in self.table.pages}
+        window = self.work.model.window_of
+        groups: dict[tuple[object, ...], list[Task]] = {}
+        for task in schedule.tasks:
+            size, layer = pages.get(task.page or 0) if task.page is not None else None, task.layer
+            seen = None if layer is None else (window(layer), self.work.model.is_routed(layer))
+            key = (task.op, task.lane, task.mb, size, task.expert is None, seen)
+            groups.setdefault(key, []).append(task)
+        alike = [Alike(tasks[0], len(tasks)) for tasks in groups.values()]
+        experts = [each for each in alike if each.task.op in _EXPERTS]
+        others = [e for e in alike if e.task.op not in _EXPERTS and e.task.op not in _READS]
+        return experts, others
 
     def _needed(self, trace: SweepTrace, sweep: Sweep) -> int:
         """Bytes of pages that are not resident and that some row used, and of distinct rows."""
@@ -145,11 +184,11 @@ class Record:
         return pages + len({t for s in segments for t in s.tokens}) * self.table.row_bytes()
 
 
-def _divided(schedule: Schedule) -> tuple[list[Task], list[Task]]:
-    """The tasks of experts, and the others that compute."""
-    experts = [task for task in schedule.tasks if task.op in _EXPERTS]
-    others = [t for t in schedule.tasks if t.op not in _EXPERTS and t.op is not Op.READ_PAGE]
-    return experts, others
+class _Sums(NamedTuple):
+    """FLOPs of some tasks, and predicted seconds by op."""
+
+    flops: float
+    seconds: dict[str, float]
 
 
 def _used(task: Task, sweep: Sweep) -> bool:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import stdev
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from headrace.batching.batch import Batch, MicroBatch, Segment
+from headrace.engine.layer_outputs import LayerOutputs
 from headrace.engine.loaded import Loaded
 from headrace.engine.session import lanes_as_threads
 from headrace.engine.sweep import Sweep
@@ -39,13 +42,38 @@ WINDOW = 1024
 MOST_ROWS = 256
 
 
+class Change(NamedTuple):
+    """By which part perplexity grew, and the standard error of that: how much another text of the
+    same kind and length might have said."""
+
+    relative: float
+    error: float
+
+
 @dataclass(frozen=True)
 class Score:
-    """Tokens of a text that were predicted, and how well: exp of the mean negative
-    log-probability is the perplexity."""
+    """Log-probabilities of the tokens of a text, each given those before it, and the
+    ``outputs`` of the layers for some of them."""
 
-    tokens: int
-    perplexity: float
+    logprobs: tuple[float, ...]
+    outputs: LayerOutputs
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were predicted."""
+        return len(self.logprobs)
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log-probability."""
+        return math.exp(-sum(self.logprobs) / self.tokens)
+
+    def change(self, after: Score) -> Change:
+        """What became of the same text: exp of the mean loss of log-probability, less 1."""
+        lost = [b - a for b, a in zip(self.logprobs, after.logprobs, strict=True)]
+        ratio = math.exp(sum(lost) / len(lost))
+        error = stdev(lost) / math.sqrt(len(lost)) if len(lost) > 1 else math.inf
+        return Change(ratio - 1, ratio * error)
 
 
 def perplexity(
@@ -70,14 +98,15 @@ def perplexity(
     window = min(WINDOW, loaded.model.max_positions, len(tokens))
     overrides = Overrides(threads=threads, kernels=kernels, activations=activations)
     policy, arena_bytes = scoring_policy(loaded, window, memory, overrides)
-    scorer = Scorer(loaded, policy, arena_bytes, clock)
+    outputs = LayerOutputs.of(loaded.model.layers, len(tokens))
+    scorer = Scorer(loaded, policy, arena_bytes, clock, outputs)
     try:
         scored: list[float] = []
         for start in range(0, len(tokens) - 1, window):
             scored += scorer.logprobs(tokens[start : start + window], on_tokens)
     finally:
         scorer.close()
-    return Score(len(scored), math.exp(-sum(scored) / len(scored)))
+    return Score(tuple(scored), outputs)
 
 
 def scoring_policy(
@@ -108,9 +137,17 @@ def scoring_policy(
 
 
 class Scorer:
-    """Holds the memory and the lanes of one policy. ``close`` gives them back."""
+    """Holds the memory and the lanes of one policy. ``close`` gives them back. ``outputs`` keeps
+    what the layers put out."""
 
-    def __init__(self, loaded: Loaded, policy: Policy, arena_bytes: int, clock: Clock) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        policy: Policy,
+        arena_bytes: int,
+        clock: Clock,
+        outputs: LayerOutputs | None = None,
+    ) -> None:
         self.loaded = loaded
         self.policy = policy
         self.arena = Arena("host", arena_bytes)
@@ -126,6 +163,8 @@ class Scorer:
             raise
         own: Mapping[Op, Body] = {Op.BIND: _nothing, Op.SAMPLE: self._score, Op.COMMIT: _nothing}
         bodies = {**make_bodies(loaded.model, loaded.table, policy), **own}
+        if outputs is not None:
+            bodies = outputs.watch(bodies)
         self._machine = lanes_as_threads(bodies, space, clock)
 
     def logprobs(

@@ -112,7 +112,7 @@ def summarise(
         direct_io=llm.loaded.reader.mode == "direct",
         direct_io_reason=llm.loaded.reader.reason,
         lanes=_lanes(record, after.lanes if after else {}),
-        ops={name: busy._asdict() for name, busy in record.totals.ops.items()},
+        ops=_ops(record),
         tiers={
             "host": {
                 "planned_bytes": plan.memory.total_bytes,
@@ -125,6 +125,18 @@ def summarise(
         roofs={name: hardware.roofs[name] for name in (DISK, CPU_FLOPS)},
         policy=policy,
     )
+
+
+def _ops(record: Record) -> dict[str, dict[str, float]]:
+    """Busy seconds and tasks of every op; of those that compute, the seconds predicted."""
+    predicted = record.predicted
+    return {
+        name: {
+            **busy._asdict(),
+            **({"predicted_seconds": predicted[name]} if name in predicted else {}),
+        }
+        for name, busy in record.totals.ops.items()
+    }
 
 
 def _lanes(record: Record, predicted: Mapping[str, float]) -> dict[str, dict[str, float]]:

@@ -7,7 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TextIO
 
+from headrace.machines.bubbles import bubbles
 from headrace.schedule.task import Schedule
+
+BUBBLES = "bubbles"
+"""Category of the events of a Chrome trace that are no tasks."""
 
 
 class Span(NamedTuple):
@@ -154,6 +158,30 @@ def _events(
             yield from _process(process, found)
 
 
+def _bubbles(process: int, thread: int, traces: list[SweepTrace]) -> Iterable[dict[str, Any]]:
+    """A row below the lanes: where the one that bounds the run stands idle."""
+    lanes: dict[str, list[tuple[float, float]]] = {}
+    for trace in traces:
+        for index, start, end in trace.spans:
+            lanes.setdefault(trace.schedule.tasks[index].lane, []).append((start, end))
+    found = bubbles(lanes)
+    if found is None:
+        return
+    origin = min(trace.start for trace in traces)
+    yield _named("thread_name", f"{BUBBLES} of {found.resource}", process, thread)
+    for start, end in found.gaps:
+        yield {
+            "ph": "X",
+            "name": f"{found.resource} is idle",
+            "cat": BUBBLES,
+            "pid": process,
+            "tid": thread,
+            "ts": (start - origin) * 1e6,
+            "dur": (end - start) * 1e6,
+            "args": {},
+        }
+
+
 def _process(process: int, traces: list[SweepTrace]) -> Iterable[dict[str, Any]]:
     origin = min(trace.start for trace in traces)
     lanes = list(dict.fromkeys(lane for trace in traces for lane in trace.schedule.lanes))
@@ -172,6 +200,7 @@ def _process(process: int, traces: list[SweepTrace]) -> Iterable[dict[str, Any]]
                 "dur": (span.end - span.start) * 1e6,
                 "args": {"sweep": trace.index, "task": span.task},
             }
+    yield from _bubbles(process, len(lanes) + 1, traces)
 
 
 def _named(what: str, name: str, process: int, thread: int = 0) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from headrace.errors import BudgetError, HeadraceError
 from headrace.specs.units import format_bytes
 
-_HUGE_FROM = 64 << 20
+HUGE_FROM = 64 << 20
+"""Arenas of as many bytes ask for huge memory pages."""
 
 
 class Region(NamedTuple):
@@ -40,7 +41,7 @@ class Arena:
             raise HeadraceError(
                 f"cannot map {format_bytes(capacity_bytes)} for tier {tier}", got=str(fault)
             ) from fault
-        if capacity_bytes >= _HUGE_FROM:
+        if capacity_bytes >= HUGE_FROM:
             self._ask_for_huge_pages(self._map)
 
     @property

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from headrace.errors import CheckpointError
 from headrace.memory.folder import inside
 from headrace.memory.headers import (
     MAX_CONFIG_BYTES,
+    MAX_JSON_BYTES,
     Header,
     open_regular,
     read_header,
@@ -46,6 +47,27 @@ class TensorEntry(NamedTuple):
     nbytes: int
 
 
+class Files(Protocol):
+    """Where the small files of a checkpoint come from: a folder, or a hub. Every method raises
+    CheckpointError for what is malformed or not there; ``str()`` says where it is."""
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        ...
+
+    def document(self, name: str, most_bytes: int) -> dict[str, Any]:
+        """The JSON object in a file of at most so many bytes."""
+        ...
+
+    def headers(self, names: Sequence[str]) -> tuple[Header, ...]:
+        """The header of each of these safetensors files."""
+        ...
+
+    def listing(self) -> list[str]:
+        """Names of all files, for a message."""
+        ...
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """The index of one checkpoint folder. ``config`` is config.json as it stands."""
@@ -67,15 +89,23 @@ class Checkpoint:
         root = Path(folder)
         if not root.is_dir():
             raise CheckpointError("not a checkpoint", expected="a folder", got=str(root))
-        config = read_json(inside(root, "config.json"), MAX_CONFIG_BYTES)
-        generation = inside(root, "generation_config.json")
-        weight_map = _weight_map(root)
+        return cls.read(_Folder(root), root)
+
+    @classmethod
+    def read(cls, files: Files, root: Path) -> Checkpoint:
+        """Index the checkpoint whose small files are ``files``; ``root`` is where the shards are,
+        or will be. Raises as ``open``."""
+        config = files.document("config.json", MAX_CONFIG_BYTES)
+        weight_map = _weight_map(files)
         names = [SINGLE] if weight_map is None else sorted(set(weight_map.values()))
-        headers = tuple(read_header(inside(root, name)) for name in names)
+        headers = files.headers(names)
+        generation = "generation_config.json"
         return cls(
             folder=root,
             config=config,
-            generation_config=_optional(generation),
+            generation_config=(
+                files.document(generation, MAX_CONFIG_BYTES) if files.has(generation) else {}
+            ),
             files=tuple(root / name for name in names),
             file_bytes=tuple(h.file_bytes for h in headers),
             tensors=_tensors(names, headers, weight_map),
@@ -119,31 +149,49 @@ class Checkpoint:
                     os.posix_fadvise(descriptor, at // 4096 * 4096, 8192, os.POSIX_FADV_DONTNEED)
 
 
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path, MAX_CONFIG_BYTES) if path.exists() else {}
+class _Folder:
+    """The files of a local folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def has(self, name: str) -> bool:
+        return (self._root / name).exists()
+
+    def document(self, name: str, most_bytes: int) -> dict[str, Any]:
+        return read_json(inside(self._root, name), most_bytes)
+
+    def headers(self, names: Sequence[str]) -> tuple[Header, ...]:
+        return tuple(read_header(inside(self._root, name)) for name in names)
+
+    def listing(self) -> list[str]:
+        return sorted(p.name for p in self._root.iterdir())
+
+    def __str__(self) -> str:
+        return str(self._root)
 
 
-def _weight_map(root: Path) -> dict[str, str] | None:
-    """Tensor name -> shard name; None when the folder holds a single file (which wins)."""
-    if (root / SINGLE).exists():
+def _weight_map(files: Files) -> dict[str, str] | None:
+    """Tensor name -> shard name; None when there is a single file (which wins)."""
+    if files.has(SINGLE):
         return None
-    if not (root / INDEX).exists():
+    if not files.has(INDEX):
         raise CheckpointError(
-            f"no weights in {root}",
+            f"no weights in {files}",
             expected=f"{SINGLE} or {INDEX}",
-            got=_what_is_there(root),
+            got=_what_is_there(files.listing()),
             hint="only safetensors is read; pickled weights (.bin, .pt) never are",
         )
-    weight_map = read_json(inside(root, INDEX)).get("weight_map")
+    weight_map = files.document(INDEX, MAX_JSON_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"weight_map of {INDEX}", expected="tensor names and file names")
     shards = {_checked_name(shard) for shard in weight_map.values()}
     if len(shards) > MAX_FILES:
         raise CheckpointError("too many shards", expected=f"at most {MAX_FILES}", got=len(shards))
     for shard in shards:
-        if not (root / shard).exists():
+        if not files.has(shard):
             raise CheckpointError(
-                f"shard {shard!r} is missing from {root}", hint="download the checkpoint again"
+                f"shard {shard!r} is missing from {files}", hint="download the checkpoint again"
             )
     return weight_map
 
@@ -179,6 +227,5 @@ def _tensors(
     return found
 
 
-def _what_is_there(root: Path) -> str:
-    names = sorted(p.name for p in root.iterdir())
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "an empty folder"
+def _what_is_there(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"

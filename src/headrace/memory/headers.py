@@ -12,7 +12,7 @@ import math
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -61,35 +61,53 @@ class Header:
     file_bytes: int
     digest: bytes
 
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of all tensors: the rest of the file is header."""
+        return sum(entry.nbytes for entry in self.tensors.values())
+
+
+Read = Callable[[int, int], bytes]
+"""(nbytes, offset) -> the bytes there, all of them, or an error."""
+
 
 def read_header(path: Path) -> Header:
     """Parse and validate the header of one safetensors file; the data is not touched.
 
+    Raises CheckpointError as ``parse_header`` does."""
+    with open_regular(path) as (descriptor, size):
+        header = parse_header(lambda n, at: _pread(descriptor, n, at, path), size, path.name)
+        _forget(descriptor, size - header.data_bytes)
+    return header
+
+
+def parse_header(read: Read, size: int, name: str) -> Header:
+    """The header of a safetensors file of ``size`` bytes called ``name``; ``read`` fetches two
+    pieces of it, its length and its text.
+
     Tensors must tile the data section exactly: no hole, no overlap, no byte left over, as
     the safetensors library demands. Raises CheckpointError.
     """
-    with open_regular(path) as (descriptor, size):
-        if size < 8:
-            raise CheckpointError(f"{path.name} is truncated", expected=">= 8 bytes", got=size)
-        length = int.from_bytes(_pread(descriptor, 8, 0, path), "little")
-        if length > MAX_HEADER_BYTES:
-            raise CheckpointError(
-                f"header of {path.name} is too long",
-                expected=f"at most {MAX_HEADER_BYTES} bytes",
-                got=length,
-                hint="the file may not be safetensors, or be damaged; download it again",
-            )
-        if 8 + length > size:
-            raise CheckpointError(
-                f"{path.name} is truncated inside its header",
-                expected=f">= {8 + length} bytes",
-                got=size,
-                hint="download the file again",
-            )
-        text = _pread(descriptor, length, 8, path)
-        _forget(descriptor, 8 + length)
-    tensors = _entries(parse_object(text, path.name), 8 + length, path.name)
-    _check_tiling(tensors, 8 + length, size, path.name)
+    if size < 8:
+        raise CheckpointError(f"{name} is truncated", expected=">= 8 bytes", got=size)
+    length = int.from_bytes(read(8, 0), "little")
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"header of {name} is too long",
+            expected=f"at most {MAX_HEADER_BYTES} bytes",
+            got=length,
+            hint="the file may not be safetensors, or be damaged; download it again",
+        )
+    if 8 + length > size:
+        raise CheckpointError(
+            f"{name} is truncated inside its header",
+            expected=f">= {8 + length} bytes",
+            got=size,
+            hint="download the file again",
+        )
+    text = read(length, 8)
+    tensors = _entries(parse_object(text, name), 8 + length, name)
+    _check_tiling(tensors, 8 + length, size, name)
     return Header(tensors, size, blake2b(text, digest_size=16).digest())
 
 
@@ -101,9 +119,14 @@ def read_json(path: Path, most_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
                 f"{path.name} is too large", expected=f"at most {most_bytes} bytes", got=size
             )
         text = _pread(descriptor, size, 0, path)
-    value = parse_object(text, path.name)
+    return parse_document(text, path.name)
+
+
+def parse_document(text: bytes, name: str) -> dict[str, Any]:
+    """A JSON object at most MAX_DEPTH deep, as ``parse_object``. Raises CheckpointError."""
+    value = parse_object(text, name)
     if depth_of(value, MAX_DEPTH) > MAX_DEPTH:
-        raise CheckpointError(f"{path.name} is nested too deeply", expected=f"{MAX_DEPTH} levels")
+        raise CheckpointError(f"{name} is nested too deeply", expected=f"{MAX_DEPTH} levels")
     return value
 
 

@@ -1,7 +1,7 @@
 """Storage of the paged KV cache: its shape, its bytes, and tensors over arena memory.
 
-One tensor per layer, ``[2, blocks, block, KV, d]``: keys then values, in blocks of ``block``
-tokens that the batcher hands out. In int8, fp32 scales ``[2, blocks, block, KV]`` lie before it.
+One tensor per layer, ``[2, blocks, KV, block, d]``: keys then values, in blocks of ``block``
+tokens that the batcher hands out. In int8, fp32 scales ``[2, blocks, KV, block]`` lie before it.
 Writing and gathering live in kernels. The only module of ``memory`` that imports torch.
 """
 
@@ -29,8 +29,8 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 
 def kv_shape(model: ModelSpec, policy: Policy) -> tuple[int, int, int, int, int]:
-    """``[2, blocks, block, KV, d]`` of one layer."""
-    return (2, policy.kv_blocks, policy.kv_block, model.kv_heads, model.head_dim)
+    """``[2, blocks, KV, block, d]`` of one layer."""
+    return (2, policy.kv_blocks, model.kv_heads, policy.kv_block, model.head_dim)
 
 
 def kv_tensors(

@@ -43,8 +43,11 @@ class Ffn:
                 self.layers.setdefault(page.layer, []).append(page)
 
     def page(self, task: Task, views: Views, sweep: Sweep) -> None:
-        """One page of one expert."""
+        """One page of one expert, unless no row goes to it."""
         assert task.page is not None
+        counts = sweep.binding.routed.get(task.layer or 0) if self.model.is_moe else None
+        if counts is not None and not counts[task.expert or 0]:
+            return
         memory = next(views[b] for b in task.reads if b.name in ("page", "slot"))
         self._apply(self.pages[task.page], memory, self._batches(views, sweep), views)
 

@@ -1,10 +1,12 @@
-"""The binding of a sweep that is known by its load only."""
+"""The binding of a sweep that is known by its load only, and what its routing may look like."""
 
 from __future__ import annotations
 
 from headrace.batching.microbatch import used_micro_batches
 from headrace.planner.sweeps import Load
 from headrace.schedule.binding import Binding, Extent
+from headrace.schedule.routing import visit_chance
+from headrace.specs.model import ModelSpec
 from headrace.specs.policy import Policy
 
 
@@ -23,3 +25,19 @@ def binding_of(load: Load, policy: Policy) -> Binding:
         rows = min(step, load.chunk_rows - start)
         extents[i % micro_batches].append(Extent(rows, max(rows, load.chunk_kv)))
     return Binding(tuple(map(tuple, extents)), tuple(samples))
+
+
+def typical_routing(model: ModelSpec, rows: int) -> dict[int, tuple[float, ...]]:
+    """Layer -> rows of each expert: as many whole experts as ``rows`` rows visit on average, spread
+    evenly, others none. Where pages wait for the router it matters that a page is read or not:
+    shares of all pages would overlap with arithmetic as no real page does."""
+    experts, visits = model.experts, rows * model.top_k
+    wanted = experts * visit_chance(experts, model.top_k, rows)
+    routed = {}
+    for layer in filter(model.is_routed, range(model.layers)):
+        count = int(wanted * (layer + 1)) - int(wanted * layer)  # the mean over layers is right
+        count = max(1, min(count, experts))
+        chosen = {(layer + i * experts // count) % experts for i in range(count)}
+        own = tuple(visits / len(chosen) if e in chosen else 0.0 for e in range(experts))
+        routed[layer] = own + (float(rows),) * (model.experts_in(layer) - experts)
+    return routed

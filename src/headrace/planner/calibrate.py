@@ -7,9 +7,9 @@ bodies and the same access pattern that the run will use.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Curve, Hardware
 
@@ -19,14 +19,18 @@ LEAST_CALLS = 5
 """Calls timed at least, however slow."""
 
 
-@dataclass(frozen=True)
-class OpProbe:
-    """An operation to time. ``run(rows)`` executes it once; ``amounts(rows)`` is its work by
-    roof, exactly as the work model counts it, so that prediction and calibration agree."""
+class Timed(NamedTuple):
+    """One task as it ran: its op, the rows and amounts (by roof) that the work model counts for
+    it, so that prediction and calibration agree, and the seconds it took."""
 
-    run: Callable[[int], object]
-    amounts: Callable[[int], Mapping[str, float]]
-    rows: tuple[int, ...] = (1, 4, 16, 64, 256)
+    op: str
+    rows: float
+    amounts: Mapping[str, float]
+    seconds: float
+
+
+Sweeps = Sequence[Sequence[Timed]]
+"""Repeated sweeps of one load, task by task."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +39,18 @@ class Probes:
 
     ``read_rate(depth)`` returns bytes/s of direct reads with ``depth`` requests in flight;
     ``sgemm()`` multiplies once at M = 512 and returns its FLOPs; ``sweep_memory()`` passes
-    over memory well beyond the caches once and returns the bytes it touched. ``ops`` is keyed
-    by operation name. ``sample``, if given, samples once and returns the rows sampled.
-    ``beside`` is what runs while operations are timed: reads, where the run will read.
+    over memory well beyond the caches once and returns the bytes it touched. ``rehearse()``
+    plays sweeps of several loads as a run would, one load after the other. ``sample``, if given,
+    samples once and returns the rows sampled. ``task()``, if given, runs some tasks that do
+    nothing and returns their number.
     """
 
     read_rate: Callable[[int], float]
     sgemm: Callable[[], float]
     sweep_memory: Callable[[], float]
-    ops: Mapping[str, OpProbe] = field(default_factory=dict)
-    sample: Callable[[], int] | None = None
-    beside: Callable[[], AbstractContextManager[object]] = nullcontext
+    rehearse: Callable[[], Iterable[Sweeps]] = tuple
+    sample: Callable[[], float] | None = None
+    task: Callable[[], float] | None = None
 
 
 def measure(
@@ -56,50 +61,127 @@ def measure(
     capacity: Mapping[str, int] | None = None,
     depths: tuple[int, ...] = (1, 2, 4),
     seconds_each: float = 0.08,
+    known: Hardware | None = None,
 ) -> Hardware:
     """Hardware with ``measured=True``. Each timing repeats for about ``seconds_each`` seconds,
-    at least LEAST_CALLS times; a roof is a rate near the best, an operation's efficiency the
-    median beside what ``probes.beside`` keeps running. Costs the reads plus about
-    ``seconds_each`` x (2 + operations x rows)."""
+    at least LEAST_CALLS times; a roof is a rate near the best, an operation's efficiency that of
+    the rehearsal. ``known`` spares all but the rehearsal and one read, which says whether the disk
+    still is what it was. Costs the reads, the rehearsal and a few times ``seconds_each``."""
+    watch = _Watch(clock, seconds_each)
+    if known is None:
+        base = _roofs(probes, watch, name, depths)
+    else:
+        base = _checked(probes, known, max(depths[:2]))
+    loads = list(probes.rehearse())
+    spared = _typical(loads, SPARED, 0.0) if known is None else 0.0  # known tasks have it in them
+    return replace(
+        base,
+        capacity=dict(capacity or {}),
+        efficiency=curves(loads, base.roofs),
+        task_seconds=base.task_seconds + spared,
+        row_read_seconds=_typical(loads, "read_rows", base.row_read_seconds, MANY_ROWS),
+        noise=max(base.noise, watch.noise),
+    )
+
+
+def _typical(loads: Iterable[Sweeps], op: str, otherwise: float, least: float = 1.0) -> float:
+    """Seconds per row of an op's tasks of ``least`` rows or more, their median."""
+    tasks = (task for sweeps in loads for sweep in sweeps for task in sweep)
+    found = [task.seconds / task.rows for task in tasks if task.op == op and task.rows >= least]
+    return statistics.median(found) if found else otherwise
+
+
+MANY_ROWS = 16
+"""Rows of a table that are fetched together from which each takes as long as any other: of a few,
+one waits for the disk's latency and the others beside it."""
+
+
+SPARED = "spared"
+"""Tasks of experts that nobody came to: they cost what every body costs, whatever it does."""
+
+ALONE = "read_page alone"
+"""Reads of a page at a time, with nothing beside them."""
+
+
+STEADY = 0.25
+"""How far a disk's rate may be from what it was before the rate of now counts instead."""
+
+
+def _roofs(probes: Probes, watch: _Watch, name: str, depths: tuple[int, ...]) -> Hardware:
+    """All that does not depend on the model."""
     rates = {depth: probes.read_rate(depth) for depth in depths}
     disk = max(rates.values())
-    watch = _Watch(clock, seconds_each)
     roofs = {
         CPU_FLOPS: watch.rate(probes.sgemm),
         DRAM: watch.rate(probes.sweep_memory),
         DISK: disk,
         HOST: 1.0,
     }
-    with probes.beside():
-        efficiency = {op: _curve(probe, roofs, watch) for op, probe in probes.ops.items()}
     stock = Hardware(name, roofs)
     return Hardware(
         name=name,
         roofs=roofs,
-        capacity=dict(capacity or {}),
         lane_rate=min(rates[min(depths)], disk),
-        efficiency=efficiency,
-        row_seconds=(
-            stock.row_seconds if probes.sample is None else 1.0 / watch.rate(probes.sample)
-        ),
+        row_seconds=stock.row_seconds if probes.sample is None else watch.seconds(probes.sample),
+        task_seconds=stock.task_seconds if probes.task is None else watch.seconds(probes.task),
         measured=True,
         noise=watch.noise,
     )
 
 
-def _curve(probe: OpProbe, roofs: Mapping[str, float], watch: _Watch) -> Curve:
-    """(rows, share of the roof) points; a share above 1 means the roof was measured low."""
-    points = []
-    for rows in probe.rows:
-        least = max(amount / roofs[roof] for roof, amount in probe.amounts(rows).items())
+def _checked(probes: Probes, known: Hardware, depth: int) -> Hardware:
+    """``known`` with the disk's rates scaled, if it is by now more than STEADY faster or slower:
+    of all rates this is the one that changes."""
+    before = min(known.roofs[DISK], depth * known.lane_rate)
+    ratio = probes.read_rate(depth) / before
+    if abs(ratio - 1) <= STEADY:
+        return known
+    roofs = {**known.roofs, DISK: known.roofs[DISK] * ratio}
+    return replace(known, roofs=roofs, lane_rate=known.lane_rate * ratio)
 
-        def once(rows: int = rows) -> float:
-            probe.run(rows)
-            return 1.0
 
-        took = 1.0 / watch.typical(once)
-        points.append((float(rows), min(1.0, max(least / took, 1e-6))))
-    return tuple(points)
+def curves(loads: Iterable[Sweeps], roofs: Mapping[str, float]) -> dict[str, Curve]:
+    """Op -> (rows, share of the roof): least seconds of an op's tasks over those they took, the
+    median of a load's sweeps. Ops whose roofs are unknown here have no curve."""
+    points: dict[str, dict[float, list[float]]] = {}
+    for sweeps in loads:
+        for op, (rows, share) in _points(sweeps, roofs).items():
+            points.setdefault(op, {}).setdefault(round(rows, 2), []).append(share)
+    found = {
+        op: tuple((rows, statistics.fmean(shares)) for rows, shares in sorted(each.items()))
+        for op, each in points.items()
+    }
+    known = next((found[op] for op in EXPERTS if op in found), None)
+    return found if known is None else {**dict.fromkeys(EXPERTS, known), **found}
+
+
+EXPERTS = ("expert", "moe", "expert_up", "expert_down")
+"""Ops of which one stands for those that no task of the rehearsal had: a schedule has either a task
+per page or one per layer."""
+
+
+def _points(sweeps: Sweeps, roofs: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    """Op -> its mean rows (by what the tasks take) and share of the roof, in one load."""
+    shares: dict[str, list[tuple[float, float]]] = {}
+    for sweep in sweeps:
+        sums: dict[str, list[float]] = {}
+        for op, rows, amounts, seconds in sweep:
+            if rows and amounts and amounts.keys() <= roofs.keys():
+                least = max(amount / roofs[roof] for roof, amount in amounts.items())
+                total = sums.setdefault(op, [0.0, 0.0, 0.0])
+                for i, part in enumerate((least, seconds, rows * least)):
+                    total[i] += part
+        for op, (least, seconds, weighted) in sums.items():
+            if least and seconds:
+                share = min(1.0, max(least / seconds, 1e-6))
+                shares.setdefault(op, []).append((weighted / least, share))
+    return {
+        op: (
+            max(1.0, statistics.median(r for r, _ in found)),
+            statistics.median(s for _, s in found),
+        )
+        for op, found in shares.items()
+    }
 
 
 class _Watch:
@@ -126,9 +208,9 @@ class _Watch:
         self._slowdowns.append(near_best / statistics.median(rates))
         return near_best
 
-    def typical(self, once: Callable[[], float]) -> float:
-        """The median: of operations that are disturbed in the run just as they are here."""
-        return statistics.median(self._rates(once))
+    def seconds(self, once: Callable[[], float]) -> float:
+        """Seconds per unit, the reciprocal of ``rate``."""
+        return 1.0 / self.rate(once)
 
     def _rates(self, once: Callable[[], float]) -> list[float]:
         once()

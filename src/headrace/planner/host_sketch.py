@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from headrace.machines.replay import Cost, Score
 from headrace.planner.bindings import binding_of
-from headrace.planner.sweeps import Load
+from headrace.planner.sweeps import Load, as_run
 from headrace.schedule.generate import generate, next_phase
 from headrace.schedule.tally import Kinds, tally
 from headrace.schedule.task import Op, Task
@@ -66,6 +66,7 @@ class HostSketch:
     hardware: Hardware
 
     def __post_init__(self) -> None:
+        self.hardware = as_run(self.hardware, self.policy)
         self._streams = _streams(self.kinds, self.policy)
         self._draw()
         self._work = WorkModel(self.kinds.model, self.kinds.pages, self.policy)

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from headrace.machines.replay import Cost, Score
-from headrace.planner.bindings import binding_of
+from headrace.planner.bindings import binding_of, typical_routing
 from headrace.planner.host_sketch import HostSketch
-from headrace.planner.sweeps import Load, SweepTimes
+from headrace.planner.sweeps import Load, SweepTimes, as_run
 from headrace.schedule.binding import Binding
 from headrace.schedule.generate import generate, next_phase
 from headrace.schedule.lanes import GPU
+from headrace.schedule.routing import visit_chance
 from headrace.schedule.tally import Kinds
 from headrace.schedule.task import Task
 from headrace.schedule.work import WorkModel
@@ -21,6 +22,12 @@ from headrace.specs.hardware import Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page
 from headrace.specs.policy import Policy
+
+FEW_VISITED = 0.5
+"""Share of the experts that are visited, below which sweeps of on_demand are played by page."""
+
+MOST_TASKS = 1500
+"""Of sweeps played page by page; of longer ones as many layers are played as make about as many."""
 
 
 @dataclass
@@ -39,6 +46,7 @@ class PlayedOverlap:
     decodes: int = 1 << 30
     kinds: Kinds | None = None  # of ``pages``, where they are known already
     _points: dict[int, float] = field(default_factory=dict, repr=False)
+    _plays: dict[int, SteadyPlay] = field(default_factory=dict, repr=False)
 
     def __call__(self, rows: int) -> float:
         """Seconds of a steady sweep of ``rows`` rows over those of its busiest lane."""
@@ -59,7 +67,29 @@ class PlayedOverlap:
         chunk = rows - decodes
         load = Load(decodes, decodes * self.kv, chunk, min(chunk, self.kv), decodes)
         least = self._times.lanes(load).busiest
-        return max(1.0, self._sketch.play(load) / least) if least else 1.0
+        return max(1.0, self._seconds(load) / least) if least else 1.0
+
+    def _seconds(self, load: Load) -> float:
+        """A steady sweep: a sketch of it, or, where few pages wait for the router, page by page: of
+        many layers, the line through two shorter models. Once most experts are visited, shares of
+        all pages are as good as whole ones."""
+        layers, model = self.model.layers, self.model
+        few = model.is_moe and visit_chance(model.experts, model.top_k, load.rows) < FEW_VISITED
+        if self.policy.schedule != "on_demand" or not few:
+            return self._sketch.play(load)
+        tasks = 2 * sum(1 for page in self.pages if page.layer is not None)
+        long = max(4, min(layers, layers * MOST_TASKS // max(1, tasks)))
+        if long >= layers:
+            return self._seconds_of(layers, load)
+        short = long // 2
+        at_long, at_short = self._seconds_of(long, load), self._seconds_of(short, load)
+        return at_long + (layers - long) * (at_long - at_short) / (long - short)
+
+    def _seconds_of(self, layers: int, load: Load) -> float:
+        if layers not in self._plays:
+            shorter = first_layers(layers, self.model, self.pages, self.policy)
+            self._plays[layers] = SteadyPlay(*shorter, self.hardware)
+        return self._plays[layers].seconds(load)
 
     @cached_property
     def _kinds(self) -> Kinds:
@@ -91,7 +121,8 @@ class SteadyPlay:
         self, model: ModelSpec, pages: tuple[Page, ...], policy: Policy, hardware: Hardware
     ) -> None:
         self._policy = policy
-        self._hardware = hardware
+        self._model = model
+        self._hardware = as_run(hardware, policy)
         self._work = WorkModel(model, pages, policy)
         schedules, phase = [], 0
         for _ in range(_SWEEPS):
@@ -104,6 +135,8 @@ class SteadyPlay:
         """From the end of a sweep of ``load`` to the end of the next one, with one more behind it:
         in the tail of each, reads of the one after it are on their way."""
         binding = binding_of(load, self._policy)
+        if self._policy.schedule == "on_demand":
+            binding.routed = typical_routing(self._model, load.rows)
         ends = self._score.play({k: self._cost(t, binding) for k, t in self._example.items()}, 3)
         one, two, three = self._score.lasts[:3]
         return max(ends[two:three]) - max(ends[one:two])

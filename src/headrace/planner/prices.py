@@ -369,4 +369,4 @@ class HostPrices:
 
     def bytes_moved(self, load: Load) -> Mapping[str, float]:
         """See Prices: of the disk only."""
-        return {DISK: self.times.lanes(load).disk * self.times.disk_rate}
+        return self.times.bytes_moved(load)

@@ -174,11 +174,19 @@ def predict_with(
 def with_interval(found: Prediction, hardware: Hardware, ends: Sequence[float] = ()) -> Prediction:
     """``found`` with its interval: the model's own error on ``hardware`` around it, and around
     the seconds of ``ends``, jobs of other lengths."""
-    error = _MODEL_ERROR * (1 if hardware.measured else 2)
-    busy = min(hardware.noise, 1.0)  # other programs can only make the job longer
-    low = min([found.seconds, *ends]) * (1 - error)
-    high = max([found.seconds, *ends]) * (1 + error + busy)
+    below, above = _error(hardware)
+    low = min([found.seconds, *ends]) * below
+    high = max([found.seconds, *ends]) * above
     return replace(found, low=low, high=high)
+
+
+def _error(hardware: Hardware) -> tuple[float, float]:
+    """The ends of the interval over the prediction, lengths known: what runs on this machine
+    showed; without any, a rule of thumb, upwards by as much as timings varied."""
+    if hardware.error is not None:
+        return math.exp(-hardware.error), math.exp(hardware.error)
+    error = _MODEL_ERROR * (1 if hardware.measured else 2)
+    return 1 - error, 1 + error + min(hardware.noise, 1.0)
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,16 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from headrace.batching.microbatch import used_micro_batches
+from headrace.planner.calibrate import ALONE
 from headrace.schedule.binding import Binding, Extent
 from headrace.schedule.tally import Kinds, tally
 from headrace.schedule.task import Op, Task
 from headrace.schedule.work import WorkModel
-from headrace.schedule.work_vector import rate_of
+from headrace.schedule.work_vector import Work, rate_of
 from headrace.specs.hardware import DISK, DRAM, Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page
@@ -80,6 +81,7 @@ class SweepTimes:
     _samples: dict[int, float] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        self.hardware = as_run(self.hardware, self.policy)
         self._work = WorkModel(self.model, self.pages, self.policy)
         counted = tally(self.kinds or Kinds(self.model, self.pages), self.policy)
         self._head = [each for each in counted if each.task.op in _PER_SAMPLE]
@@ -90,8 +92,11 @@ class SweepTimes:
 
     @property
     def disk_rate(self) -> float:
-        """Bytes/s that the policy's disk lanes reach together."""
-        share = self.hardware.efficiency_of(Op.READ_PAGE.value, 1)
+        """Bytes/s that the policy's disk lanes reach together, beside little arithmetic."""
+        return self._disk_rate(1)
+
+    def _disk_rate(self, rows: float) -> float:
+        share = self.hardware.efficiency_of(Op.READ_PAGE.value, rows)
         lanes = self.policy.disk_lanes * self.hardware.lane_rate
         return min(self.hardware.roofs[DISK], lanes, self.hardware.roofs[DRAM]) * share
 
@@ -114,7 +119,7 @@ class SweepTimes:
 
     def bytes_moved(self, load: Load) -> Mapping[str, float]:
         """Bytes of a sweep: those of the disk."""
-        return {DISK: self.lanes(load).disk * self.disk_rate}
+        return {DISK: self.lanes(load).disk * self._disk_rate(load.rows)}
 
     def tail_seconds(self, load: Load) -> float:
         """Arithmetic between the last expert of a sweep and the first of the next: head,
@@ -145,7 +150,7 @@ class SweepTimes:
             for task, count in self._body:
                 amounts, width = self._work.work(task, binding)
                 if DISK in amounts:
-                    disk += count * amounts[DISK] / self.disk_rate
+                    disk += count * amounts[DISK] / self._disk_rate(rows)
                 else:
                     cpu += count * self._cpu_seconds(task.op, amounts, width)
             self._rows[rows] = LaneSeconds(cpu + self._overhead, disk)
@@ -168,22 +173,24 @@ class SweepTimes:
         """One layer's: decodes over their mean length, one chunk over its own."""
         total = 0.0
         if load.decodes:
-            one = self._attn_amounts(task, Extent(1, max(1, load.decode_kv // load.decodes)))
+            extent = Extent(1, max(1, load.decode_kv // load.decodes))
+            one, shared = self._attn_work(task, extent)
             many = {roof: amount * load.decodes for roof, amount in one.items()}
-            total += self._cpu_seconds(Op.ATTN, many, load.decodes)
+            total += self._cpu_seconds(Op.ATTN, many, shared)
         if load.chunk_rows:
             kv = max(load.chunk_rows, load.chunk_kv)
             # several prompts share a chunk: each attends to its own tokens only
             rows = min(load.chunk_rows, max(1, load.chunk_kv))
             parts = load.chunk_rows / rows
-            amounts = self._attn_amounts(task, Extent(rows, kv if parts == 1 else load.chunk_kv))
-            scaled = {roof: amount * parts for roof, amount in amounts.items()}
-            total += self._cpu_seconds(Op.ATTN, scaled, load.chunk_rows)
+            extent = Extent(rows, kv if parts == 1 else load.chunk_kv)
+            one, shared = self._attn_work(task, extent)
+            scaled = {roof: amount * parts for roof, amount in one.items()}
+            total += self._cpu_seconds(Op.ATTN, scaled, shared)
         return total
 
-    def _attn_amounts(self, task: Task, extent: Extent) -> Mapping[str, float]:
+    def _attn_work(self, task: Task, extent: Extent) -> Work:
         others = ((),) * (self.policy.micro_batches - 1)
-        return self._work.work(task, Binding(((extent,), *others))).amounts
+        return self._work.work(task, Binding(((extent,), *others)))
 
     def _binding(self, rows: int, samples: int) -> Binding:
         """Rows in as few micro-batches as the batcher uses, as evenly."""
@@ -201,6 +208,15 @@ class SweepTimes:
 
     def _seconds_on(self, roof: str, amount: float) -> float:
         return amount / rate_of(self.hardware, roof)
+
+
+def as_run(hardware: Hardware, policy: Policy) -> Hardware:
+    """The machine as ``policy`` meets it: of ``one_by_one`` reads have the disk to themselves, one
+    at a time."""
+    alone = hardware.efficiency.get(ALONE)
+    if policy.schedule != "one_by_one" or alone is None:
+        return hardware
+    return replace(hardware, efficiency={**hardware.efficiency, Op.READ_PAGE.value: alone})
 
 
 def _between(at: Callable[[int], float], value: int) -> float:

@@ -76,6 +76,6 @@ def _activations(model: ModelSpec, policy: Policy) -> dict[Buffer, int]:
         if model.is_moe:
             bytes_of[Buffer("routing", mb)] = routing_bytes(model, policy)
     tokens = policy.kv_blocks * policy.kv_block
-    for layer in range(model.layers):  # [2, blocks, block, KV, d], and scales without d
+    for layer in range(model.layers):  # [2, blocks, KV, block, d], and scales without d
         bytes_of[Buffer("kv", layer)] = tokens * model.kv_layer_bytes(policy.kv_dtype)
     return bytes_of

@@ -24,7 +24,7 @@ from headrace.schedule.lanes import GPU
 from headrace.schedule.moves import Moves, to_device
 from headrace.schedule.routing import visit_chance
 from headrace.schedule.task import Op, Schedule, Task
-from headrace.schedule.work_vector import LANE, SEQUENCES, TOKENS, Work
+from headrace.schedule.work_vector import LANE, ROW_READS, SEQUENCES, TOKENS, Work
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, GPU_FLOPS, HBM, HOST, STAGE, Hardware
 from headrace.specs.model import ITEM_BYTES, Mla, ModelSpec
 from headrace.specs.pages import Page, Role
@@ -151,7 +151,8 @@ class WorkModel:
         moved = binding.row_bytes
         if moved is None:
             moved = binding.rows * (math.ceil((row - 1) / BLOCK) + 1) * BLOCK
-        return _disk(task.lane, moved, binding.rows)
+        amounts, rows = _disk(task.lane, moved, binding.rows)
+        return Work({**amounts, ROW_READS: binding.rows}, rows)
 
     def _read_page(self, task: Task, binding: Binding) -> Work:
         page = self._page(task)
@@ -196,16 +197,18 @@ class WorkModel:
         return _matmul(on, _mb_rows(task, binding), elements, stored, row_bytes)
 
     def _attn(self, task: Task, binding: Binding) -> Work:
-        """QK and PV of every row over the tokens it sees; each sequence's KV is read once."""
+        """QK and PV of every row over the tokens it sees; each sequence's KV is read once. How
+        close it gets to the roofs depends on how many rows see a token once it is read."""
         model, on, mb = self.model, _processor(task), task.mb or 0
         m = _mb_rows(task, binding)
         seen = binding.attention(mb, model.window_of(task.layer or 0), model.causal)
         kv_bytes = seen.tokens * model.kv_layer_bytes(self.policy.kv_dtype)
         activations = m * (model.q_size + model.attended_size) * on.item
         flops = 4 * seen.pairs * model.q_size
+        shared = seen.pairs / max(1, seen.tokens)
         if model.mla:
             flops = _latent_flops(model.mla, model.heads, m, *seen)
-        return Work({on.flops: flops, on.memory: kv_bytes + activations}, m)
+        return Work({on.flops: flops, on.memory: kv_bytes + activations}, shared)
 
     def _post_attn(self, task: Task, binding: Binding) -> Work:
         model, on = self.model, _processor(task)

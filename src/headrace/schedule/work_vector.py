@@ -15,7 +15,15 @@ TOKENS = "host tokens"
 SEQUENCES = "host sequences"
 """Host work per sequence of a batch: choosing it, placing it, its block table."""
 
-_HOST_WORK = {HOST: "row_seconds", TOKENS: "token_seconds", SEQUENCES: "sequence_seconds"}
+ROW_READS = "row reads"
+"""Rows of a table fetched from disk: many small reads, whose latency counts, not their bytes."""
+
+_HOST_WORK = {
+    HOST: "row_seconds",
+    TOKENS: "token_seconds",
+    SEQUENCES: "sequence_seconds",
+    ROW_READS: "row_read_seconds",
+}
 
 LANE = "lane:"
 """Prefix of the private roof of a disk lane: a request in flight reaches only so much."""

@@ -47,9 +47,12 @@ class Hardware:
     all of them share. ``efficiency`` maps an op name to a curve over rows, each value <= 1;
     under ``gpu.`` and the op's name stand those of the accelerator. ``row_seconds`` is host work
     of drawing one token, ``token_seconds`` of turning it into text, ``sequence_seconds`` of
-    placing one sequence in a batch, and ``task_seconds`` the machine's own cost per task.
+    placing one sequence in a batch, ``row_read_seconds`` of fetching one row of a table from disk,
+    and ``task_seconds`` the machine's own cost per task.
     ``measured`` tells a measurement from a stock figure; ``noise`` is how much slower than
-    near-best a typical timing was while measuring (0: quiet machine).
+    near-best a typical timing was while measuring (0: quiet machine). ``error`` is how far runs
+    ended from their predictions here, as half the 90 % interval of ln(measured / predicted);
+    None where no run was compared.
     """
 
     name: str
@@ -60,9 +63,11 @@ class Hardware:
     row_seconds: float = 50e-6
     token_seconds: float = 0.0
     sequence_seconds: float = 0.0
+    row_read_seconds: float = 0.0
     task_seconds: float = 20e-6
     measured: bool = False
     noise: float = 0.0
+    error: float | None = None
 
     def efficiency_of(self, op: str, rows: float) -> float:
         """Share of the roof that ``op`` reaches with ``rows`` rows, interpolated in log(rows)."""

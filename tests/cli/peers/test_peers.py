@@ -184,6 +184,8 @@ def test_a_worker_that_says_something_else_is_refused(output):
 def test_failures_have_a_cause():
     assert failure(Ended(0, "", "", 0), UNBOUNDED, 5) is None
     assert failure(Ended(None, "", "", 0), UNBOUNDED, 5) == "no result within 5 s"
+    said = failure(Ended(None, "", "loaded\n3 of 8 tokens\n", 0), UNBOUNDED, 5)
+    assert said == "no result within 5 s: 3 of 8 tokens"
     assert failure(Ended(1, "", "a\nlast \n", 0), UNBOUNDED, 5) == "exit code 1: last"
     assert "signal 11" in str(failure(Ended(-11, "", "", 0), UNBOUNDED, 5))
 

@@ -60,7 +60,7 @@ def unaligned(values: torch.Tensor) -> torch.Tensor:
 
 def poisoned(blocks: int, block: int, heads: int, d: int, dtype: torch.dtype) -> KvCache:
     """A cache in which nothing was written: NaN, or integers whose scale is NaN."""
-    shape = (2, blocks, block, heads)
+    shape = (2, blocks, heads, block)
     if dtype == torch.int8:
         integers = torch.full((*shape, d), -1, dtype=dtype)
         return KvCache(integers, torch.full(shape, torch.nan))
@@ -302,12 +302,14 @@ def test_append_writes_the_bits_of_the_reference(kind, rows, d, data):
     slots = torch.randperm(20)[:rows]
     attention.append(k, v, mine, slots, path=path, threads=2)
     reference.append(k, v, theirs, slots, torch.empty(rows * 3 * d))
-    finite = theirs.values.float().isfinite()
-    if theirs.scales is not None:
-        assert torch.equal(mine.scales.nan_to_num(-1), theirs.scales.nan_to_num(-1))
-        finite &= theirs.scales.isfinite()[..., None]
-    assert torch.equal(mine.values.float().isfinite(), theirs.values.float().isfinite())
-    assert torch.equal(mine.values[finite], theirs.values[finite])
+    for half in (0, 1):
+        got, wanted = mine.half(half), theirs.half(half)
+        finite = wanted.float().isfinite()
+        assert torch.equal(got.float().isfinite(), finite)
+        if theirs.scales is not None:
+            assert torch.equal(mine.scales.nan_to_num(-1), theirs.scales.nan_to_num(-1))
+            finite &= theirs.scales[half].isfinite()[..., None]
+        assert torch.equal(got[finite], wanted[finite])
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -363,7 +365,7 @@ def test_what_does_not_fit_is_refused():
         (q[:5], them.cache, plan, out),
         (q.double(), them.cache, plan, out),
         (q, KvCache(them.cache.values[:, :1]), plan, out),
-        (q, KvCache(them.cache.values[:, :, :4]), plan, out),
+        (q, KvCache(them.cache.values[:, :, :, :4]), plan, out),
         (q, them.cache, plan, out[:, :15]),
         (q, them.cache, plan, torch.empty(16, 20).T),
     ]
@@ -373,7 +375,7 @@ def test_what_does_not_fit_is_refused():
     for cache in (
         KvCache(them.cache.values.transpose(1, 2)),
         KvCache(them.cache.values.to(torch.int8)),
-        KvCache(them.cache.values, torch.empty(2, 5, 16, 2)),
+        KvCache(them.cache.values, torch.empty(2, 5, 2, 16)),
     ):
         with pytest.raises((ValueError, TypeError), match="expected"):
             attention.append(q, q, cache, torch.arange(20))

@@ -98,6 +98,15 @@ def test_bits_do_not_depend_on_rows_for_any_tile_shape(dtype, path, k):
 
 
 @pytest.mark.parametrize(("dtype", "path"), KINDS)
+@pytest.mark.parametrize("m", [1, 6, 9, 65])
+def test_many_weight_rows_have_the_bits_of_few(dtype, path, m):
+    """A task may take hundreds of rows, some after the other."""
+    x, weight, bias = made(m, 1100), made(1301, 1100, seed=1).to(dtype), made(1301, seed=2)
+    few = [product(x, weight[i : i + 90], bias[i : i + 90], path=path) for i in range(0, 1301, 90)]
+    assert same_bits(product(x, weight, bias, path=path, threads=2), torch.cat(few, 1))
+
+
+@pytest.mark.parametrize(("dtype", "path"), KINDS)
 def test_strided_rows_accumulate_in_place_and_touch_nothing_else(dtype, path):
     x, weight, bias = made(9, 40)[:, 3:36], made(29, 33, seed=1).to(dtype), made(29).to(dtype)
     wide = torch.full((9, 50), 7.0)
@@ -250,9 +259,9 @@ def test_a_row_gets_the_same_bits_whoever_shares_its_experts(dtype, path, dense)
 
 
 @pytest.mark.parametrize(("dtype", "path"), KINDS)
-@pytest.mark.parametrize("cut", [(17, 40), (1, 52)])
-def test_a_cut_expert_has_the_bits_of_the_whole_one(dtype, path, cut):
-    D, W, memory = 53, 64, torch.empty(1 << 20, dtype=torch.uint8)
+@pytest.mark.parametrize(("cut", "W"), [((17, 40), 64), ((1, 52), 64), ((90, 40), 1301)])
+def test_a_cut_expert_has_the_bits_of_the_whole_one(dtype, path, cut, W):
+    D, memory = 53, torch.empty(1 << 20, dtype=torch.uint8)
     batches = layer([5, 30], D, 2, 3)
     weights = expert_weights(D, W, dtype, 0, True)
     whole, parts = copied(batches), copied(batches)

@@ -160,6 +160,16 @@ def test_bits_do_not_depend_on_rows(scheme, path, blocks):
         assert same_bits(product(x[row : row + 1], weight, path=path), whole[row : row + 1])
 
 
+@pytest.mark.parametrize("path", INTEGER + EXACT)
+@pytest.mark.parametrize("m", [1, 6, 9])
+def test_many_weight_rows_have_the_bits_of_few(path, m):
+    """A task may take hundreds of rows, some after the other."""
+    x, weight = made(m, 512), weight_of(1304, 512, (4, 64, True, False))
+    whole = product(x, weight, path=path, threads=2)
+    few = [product(x, weight[i : i + 88], path=path) for i in range(0, 1304, 88)]
+    assert same_bits(whole, torch.cat(few, 1))
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("path", INTEGER + EXACT)
 def test_what_is_not_finite_stays_in_its_row(scheme, path):

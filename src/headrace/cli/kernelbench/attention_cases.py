@@ -9,10 +9,13 @@ from torch.nn import functional
 
 from headrace.cli.kernelbench.case import Case, Run
 from headrace.cli.kernelbench.roofs import cache_bytes
-from headrace.cli.kernelbench.weights import FLOATS, bytes_of
+from headrace.cli.kernelbench.weights import FLOATS
 from headrace.kernels.kv import KvCache
 from headrace.kernels.reference import Piece
 from headrace.kernels.select import Kernels
+from headrace.memory.arena import Arena
+from headrace.memory.kvcache import kv_tensors
+from headrace.memory.tiers import available_bytes
 from headrace.specs.model import ModelSpec
 from headrace.specs.policy import Policy
 from headrace.specs.scratch import attention_tile, scratch_bytes
@@ -24,7 +27,7 @@ BLOCK = 16
 MODEL = ModelSpec("mixtral", 1, 4096, 32, 8, 128, 14336, 32000, experts=8, top_k=2)
 """32 query and 8 KV heads of width 128."""
 
-DECODES = ((16, 512), (16, 2048), (16, 8192), (64, 512), (64, 2048))
+DECODES = ((16, 512), (16, 2048), (16, 8192), (64, 512), (64, 2048), (64, 8192))
 QUICK_DECODES = ((16, 512),)
 PREFILLS = ((1, 512, 512), (4, 128, 1024))
 QUICK_PREFILLS = ((4, 64, 256),)
@@ -32,9 +35,11 @@ QUICK_PREFILLS = ((4, 64, 256),)
 
 
 def decode(kernels: Kernels, form: str, quick: bool) -> Iterator[Case]:
-    """One new row of every sequence."""
+    """One new row of every sequence. A shape whose K and V, ours and torch's, would not fit the
+    memory available is left out."""
     for sequences, tokens in QUICK_DECODES if quick else DECODES:
-        yield _case(kernels, "attention-decode", form, sequences, 1, tokens)
+        if 3 * sequences * tokens * MODEL.kv_layer_bytes("f32") < available_bytes():
+            yield _case(kernels, "attention-decode", form, sequences, 1, tokens)
 
 
 def prefill(kernels: Kernels, form: str, quick: bool) -> Iterator[Case]:
@@ -47,8 +52,8 @@ def _case(kernels: Kernels, kernel: str, form: str, sequences: int, rows: int, t
     H, KV, d = MODEL.heads, MODEL.kv_heads, MODEL.head_dim
     blocks = sequences * tokens // BLOCK
     policy = _policy(sequences * rows, sequences, blocks, form)
-    size = sum(bytes_of(part) for part in _cache(1, KV, d, form) if part is not None) * blocks
-    layers = [_cache(blocks, KV, d, form) for _ in range(1 + 4 * cache_bytes() // size)]
+    size = blocks * BLOCK * MODEL.kv_layer_bytes(policy.kv_dtype)
+    layers = [_cache(policy, size) for _ in range(1 + 4 * cache_bytes() // size)]
     tile = attention_tile(MODEL, policy)
     pieces = _pieces(sequences, rows, tokens)
     plan = kernels.plan_attention(pieces, tile, BLOCK, None)
@@ -87,13 +92,15 @@ def _pieces(sequences: int, rows: int, tokens: int) -> list[Piece]:
     ]
 
 
-def _cache(blocks: int, heads: int, d: int, form: str) -> KvCache:
-    """One block of random values again and again: what is measured does not depend on them."""
-    shape = (2, blocks, BLOCK, heads, d)
-    if form == "int8":
-        one = torch.randint(-127, 128, (2, 1, BLOCK, heads, d), dtype=torch.int8)
-        return KvCache(one.expand(shape).contiguous(), torch.full(shape[:-1], 0.02))
-    return KvCache(torch.randn(2, 1, *shape[2:]).to(FLOATS[form]).expand(shape).contiguous())
+def _cache(policy: Policy, size: int) -> KvCache:
+    """A layer's cache in memory like the engine's. One block of random values again and again:
+    what is measured does not depend on them."""
+    values, scales = kv_tensors(Arena("kv", size).take("kv", size), MODEL, policy)
+    one = torch.randn(2, 1, *values.shape[2:])
+    values.copy_(one if scales is None else one * 32)
+    if scales is not None:
+        scales.fill_(0.02)
+    return KvCache(values, scales)
 
 
 def _torch_ways(sequences: int, rows: int, tokens: int) -> Callable[[], Mapping[str, Run]]:

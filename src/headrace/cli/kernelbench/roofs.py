@@ -11,6 +11,8 @@ import torch
 
 from headrace.cli.kernelbench.timing import Watch
 from headrace.kernels.native import available, native_module
+from headrace.memory.arena import Arena
+from headrace.memory.kvcache import tensor
 
 DEFAULT_CACHE = 32 << 20
 """Bytes of the last-level cache where the system does not say."""
@@ -40,10 +42,10 @@ class Roofs:
 
 
 def measure_roofs(threads: int, watch: Watch, quick: bool) -> Roofs:
-    """All roofs but the disk's. Takes memory of eight last-level caches, at least 256 MB."""
-    memory = torch.ones(
-        (128 << 20) if quick else max(256 << 20, 8 * cache_bytes()), dtype=torch.int8
-    )
+    """All roofs but the disk's. Takes memory of eight last-level caches, at least 256 MB, as the
+    engine takes its own: with huge pages where there are any."""
+    size = (128 << 20) if quick else max(256 << 20, 8 * cache_bytes())
+    memory = tensor(Arena("roof", size).take("roof", size), "i8", (size,)).fill_(1)
     near = memory[: 4 << 20]
     sgemm = _sgemm(threads, watch, 1024 if quick else 2048)
     if not available():

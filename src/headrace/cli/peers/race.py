@@ -94,13 +94,13 @@ class Race:
 
 def failure(ended: Ended, bound: Bound, timeout: float) -> str | None:
     """Why a run gave no figures, or None when it ended well."""
+    lines = [line.strip() for line in ended.errors.splitlines() if line.strip()]
+    said = f": {lines[-1][:160]}" if lines else ""
     if ended.code is None:
-        return f"no result within {timeout:.0f} s"
+        return f"no result within {timeout:.0f} s{said}"
     if bound.killed or (ended.code == -9):
         return "out of memory: killed by the kernel"
     if ended.code:
-        lines = [line.strip() for line in ended.errors.splitlines() if line.strip()]
-        said = f": {lines[-1][:160]}" if lines else ""
         how = f"signal {-ended.code}" if ended.code < 0 else f"exit code {ended.code}"
         return f"{how}{said}"
     return None

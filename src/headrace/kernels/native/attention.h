@@ -19,8 +19,15 @@ constexpr std::int64_t UNIT_ROWS = 256;  // query rows that meet a tile of keys,
 // i8: an integer q of token t and head h means scales[t, h] q.
 enum class KvFormat { f32, bf16, f16, i8 };
 
-// Keys and values of one layer, [tokens, heads, ...], where token `t` of a sequence lies in slot
-// table[t / block] * block + t % block. Strides in bytes; scales lie as [slots, heads].
+// Where token `t` of a sequence lies: block table[t / block], there t % block.
+struct Place {
+    std::int64_t block = 0;
+    std::int64_t within = 0;
+};
+
+// Keys and values of one layer, [blocks, heads, block, columns]; scales lie as [blocks, heads,
+// block]. `turned`: keys lie as [blocks, heads, columns, block], so that one column of neighbouring
+// keys fills a vector. Otherwise keys and values are the same memory.
 struct KvCache {
     KvFormat format = KvFormat::f32;
     char *keys = nullptr;
@@ -29,8 +36,18 @@ struct KvCache {
     float *value_scales = nullptr;
     std::int64_t block = 0;
     std::int64_t heads = 0;
-    std::int64_t token_bytes = 0;
-    std::int64_t head_bytes = 0;
+    std::int64_t item_bytes = 0;
+    std::int64_t row_bytes = 0;  // of a token and head
+    bool turned = true;
+
+    std::int64_t head_bytes() const { return block * row_bytes; }
+    std::int64_t block_bytes() const { return heads * head_bytes(); }
+    // Of head 0: bytes before a token's row, and before its first column among turned keys.
+    std::int64_t row(Place p) const { return p.block * block_bytes() + p.within * row_bytes; }
+    std::int64_t column(Place p) const { return p.block * block_bytes() + p.within * item_bytes; }
+    std::int64_t scale(Place p, std::int64_t head) const {
+        return (p.block * heads + head) * block + p.within;
+    }
 };
 
 // `rows` consecutive query rows from `row` at `position` of the sequence whose blocks are `table`.

@@ -95,7 +95,7 @@ def attend(
     head that takes weight and gives no value. Any contiguous ``memory`` will do; a long sequence
     alone is shared among threads as far as it suffices.
     """
-    heads, d = kv.values.shape[3:]
+    _, _, heads, _, d = kv.values.shape
     group = q.shape[1] // (heads * d)
     cache = _cache(kv, plan, halves=2, kept=kept)
     _check_rows("q", q, plan.rows, heads * group * d)
@@ -120,7 +120,7 @@ def attend_latent(
 ) -> None:
     """Rows of ``out`` = softmax(scale q L^T) L[:, :c], the latent form of MLA.
 
-    ``latent`` values [1, blocks, block, 1, c + r]: c columns of the latent, r of the rotated
+    ``latent`` values [1, blocks, 1, block, c + r]: c columns of the latent, r of the rotated
     key. q fp32 [mu, H (c + r)] with the up-projections absorbed, out [mu, H c].
     DeepSeek-AI 2024, arXiv 2405.04434, section 2.1.
     """
@@ -130,7 +130,7 @@ def attend_latent(
     cache = _cache(latent, plan, halves=1)
     _check_rows("q", q, plan.rows, heads * width)
     _check_rows("out", out, plan.rows, heads * columns)
-    if latent.values.shape[3] != 1 or columns > width:
+    if latent.values.shape[2] != 1 or columns > width:
         raise ValueError(f"latent: expected one head of {columns} columns or more, got {width}")
     call = native_module().Attention.make(
         cache, q.data_ptr(), q.stride(0), out.data_ptr(), out.stride(0), heads, width, columns
@@ -152,7 +152,7 @@ def append(
     """Write rows k and v [r, KV d] to the places ``slots`` (int64 [r], in tokens) of the cache,
     rounded to its format; see the reference. v None: a latent cache, of one half. ``temp`` is
     not used. ``kept`` spares describing the same cache again."""
-    halves, blocks, block, heads, d = kv.values.shape
+    halves, blocks, heads, block, d = kv.values.shape
     rows = slots.shape[0]
     if slots.dtype != torch.int64 or not slots.is_contiguous():
         raise ValueError(f"slots: expected contiguous int64, got {slots.dtype}")
@@ -184,9 +184,9 @@ def _run(
 
 
 def _cache(kv: KvCache, plan: AttentionPlan, halves: int, kept: Kept | None = None) -> Any:
-    if kv.values.shape[0] != halves or kv.values.shape[2] != plan.block:
+    if kv.values.shape[0] != halves or kv.values.shape[3] != plan.block:
         raise ValueError(
-            f"kv: expected [{halves}, blocks, {plan.block}, KV, d], got {tuple(kv.values.shape)}"
+            f"kv: expected [{halves}, blocks, KV, {plan.block}, d], got {tuple(kv.values.shape)}"
         )
     if kv.values.shape[1] < plan.blocks:
         raise ValueError(f"kv: expected {plan.blocks} blocks, got {kv.values.shape[1]}")
@@ -211,7 +211,7 @@ def _described(kv: KvCache) -> Any:
             f"scales: expected contiguous fp32 {tuple(values.shape[:4])}, got {scales.dtype} "
             f"{tuple(scales.shape)}"
         )
-    halves, _, block, heads, d = values.shape
+    halves, _, heads, block, d = values.shape
     at = [values[i].data_ptr() for i in (0, halves - 1)]
     scales_at = [0, 0] if scales is None else [scales[i].data_ptr() for i in (0, halves - 1)]
     return native_module().KvCache.make(

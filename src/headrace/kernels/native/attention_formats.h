@@ -59,21 +59,22 @@ inline float inverse_scale(const float *x, std::int64_t count, float &scale) {
     return usable ? 127.0f / top : 0.0f;
 }
 
-// `count` values of one token and head, rounded to nearest, ties to even.
+// `count` values of one token and head, rounded to nearest, ties to even, `stride` items apart.
 template <class F>
-inline void store_row(const float *x, std::int64_t count, typename F::Item *to, float *scale) {
+inline void store_row(const float *x, std::int64_t count, typename F::Item *to,
+                      std::int64_t stride, float *scale) {
     float inverse = 1.0f;
     if (F::scaled) inverse = inverse_scale(x, count, *scale);
     for (std::int64_t i = 0; i < count; i += Vec::width) {
         const int n = count - i < Vec::width ? static_cast<int>(count - i) : Vec::width;
         Vec::T value = Vec::load_some(x + i, n);
         if (F::scaled) value = Vec::nearest(Vec::mul(value, Vec::set(inverse)));
-        if (n == Vec::width) {
+        if (n == Vec::width && stride == 1) {
             F::store(to + i, value);
         } else {
             typename F::Item padded[Vec::width];
             F::store(padded, value);
-            std::memcpy(to + i, padded, static_cast<std::size_t>(n) * sizeof *to);
+            for (int k = 0; k < n; ++k) to[(i + k) * stride] = padded[k];
         }
     }
 }
@@ -83,15 +84,17 @@ void append_rows(const Append &a, std::int64_t first, std::int64_t last) {
     using Item = typename F::Item;
     const KvCache &c = a.cache;
     for (std::int64_t r = first; r < last; ++r) {
-        const std::int64_t slot = a.slots[r];
+        const Place place{a.slots[r] / c.block, a.slots[r] % c.block};
         for (std::int64_t h = 0; h < c.heads; ++h) {
-            const std::int64_t place = slot * c.token_bytes + h * c.head_bytes;
-            const std::int64_t scale = slot * c.heads + h;
+            const std::int64_t head = h * c.head_bytes(), scale = c.scale(place, h);
+            const std::int64_t key = head + (c.turned ? c.column(place) : c.row(place));
             store_row<F>(a.k + r * a.k_stride + h * a.d, a.d,
-                         reinterpret_cast<Item *>(c.keys + place), c.key_scales + scale);
+                         reinterpret_cast<Item *>(c.keys + key), c.turned ? c.block : 1,
+                         c.key_scales + scale);
             if (a.dv == 0) continue;
             store_row<F>(a.v + r * a.v_stride + h * a.dv, a.dv,
-                         reinterpret_cast<Item *>(c.values + place), c.value_scales + scale);
+                         reinterpret_cast<Item *>(c.values + head + c.row(place)), 1,
+                         c.value_scales + scale);
         }
     }
 }

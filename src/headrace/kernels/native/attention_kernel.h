@@ -13,7 +13,6 @@
 #include "attention_tiles.h"
 #include "epilogue.h"
 #include "local.h"
-#include "prefetch.h"
 
 namespace headrace {
 namespace {
@@ -209,11 +208,12 @@ struct Seen {
     bool operator==(const Seen &o) const { return lo == o.lo && hi == o.hi; }
 };
 
-// Slots of the keys of a tile, as far as a row of the unit sees them.
-struct Slots {
+// Where the keys of a tile lie, as far as a row of the unit sees them.
+struct Keys {
     std::int64_t first = 0;
     int keys = 0;
-    std::int64_t slots[KV_TILE];
+    Place places[KV_TILE];
+    std::int64_t rows[KV_TILE];  // bytes before each one's row of head 0
 
     void find(const Attention &a, const Unit &u, std::int64_t from) {
         const std::int64_t end = a.last(*u.piece, u.piece->position + u.r1 - 1);
@@ -221,19 +221,20 @@ struct Slots {
         keys = static_cast<int>(end - from < KV_TILE ? end - from : KV_TILE);
         if (keys < 0) keys = 0;
         const std::int64_t block = a.cache.block;
-        std::int64_t place = first / block, within = first % block;
+        std::int64_t entry = first / block, within = first % block;
         for (int i = 0; i < keys; ++i) {
-            slots[i] = u.piece->table[place] * block + within;
+            places[i] = {u.piece->table[entry], within};
+            rows[i] = a.cache.row(places[i]);
             if (++within == block) {
                 within = 0;
-                ++place;
+                ++entry;
             }
         }
     }
 };
 
 // The tile at hand: what each position of the unit sees of it. Positions p0 .. p1 see some.
-struct Tile : Slots {
+struct Tile : Keys {
     std::int64_t p0 = 0, p1 = 0;
     Seen seen[UNIT_ROWS];
 
@@ -299,35 +300,56 @@ inline void soften(const Work &w, float *s, Seen seen, Softmax &row, float resca
     row.mass = row.mass * rescale + Vec::total(p[0]);
 }
 
-// Scales of the tile's keys; beyond them 0, so that nothing unwritten is multiplied.
-void load_scales(const Attention &a, const Slots &t, std::int64_t head, const Work &w) {
-    for (int i = 0; i < KV_TILE; ++i) {
-        const std::int64_t at = i < t.keys ? t.slots[i] * a.cache.heads + head : 0;
-        w.key_scales[i] = i < t.keys ? a.cache.key_scales[at] : 0.0f;
-        w.value_scales[i] = i < t.keys ? a.cache.value_scales[at] : 0.0f;
+// Scales of the tile's keys; beyond them 0.
+void load_scales(const Attention &a, const Keys &t, std::int64_t head, const Work &w) {
+    const KvCache &c = a.cache;
+    for (int i = 0, n; i < t.keys; i += n) {
+        const std::int64_t left = c.block - t.places[i].within, at = c.scale(t.places[i], head);
+        n = left < t.keys - i ? static_cast<int>(left) : t.keys - i;
+        const auto bytes = static_cast<std::size_t>(n) * sizeof(float);
+        std::memcpy(w.key_scales + i, c.key_scales + at, bytes);
+        std::memcpy(w.value_scales + i, c.value_scales + at, bytes);
     }
+    for (int i = t.keys; i < KV_TILE; ++i) w.key_scales[i] = w.value_scales[i] = 0.0f;
+}
+
+// Keys of the tile as columns, as stored: where they lie, or turned into the thread's memory.
+template <class F>
+Columns<typename F::Item> stored_columns(const Attention &a, const Tile &t, std::int64_t head,
+                                         const Work &w) {
+    if (a.cache.turned && in_vectors(a.cache)) return columns_of<F>(a.cache, t, head);
+    void *memory = sizeof(typename F::Item) < sizeof(float) ? w.turned : w.keys;
+    auto *to = static_cast<typename F::Item *>(memory);
+    if (a.cache.turned) {
+        gather<F>(a, t, head, to);
+    } else if constexpr (turns_stored<F, Vec>) {
+        turn_stored<F, Vec>(a, t, head, to);
+    }
+    return Columns<typename F::Item>::packed(to);
 }
 
 template <class F>
 void score(const Attention &a, const Tile &t, std::int64_t head, Ahead &ahead, const Work &w,
            const float *q, std::int64_t r0, std::int64_t r1) {
-    const auto rows = [&](auto format, const auto *keys) {
+    const auto rows = [&](auto format, const auto &keys) {
         using Stored = decltype(format);
         for (std::int64_t r = r0; r < r1;) {
             r += score_rows<Stored>(q + r * a.d, keys, a.d, r1 - r, ahead, w.weights + r * KV_TILE);
         }
     };
-    if constexpr (turns_stored<F, Vec>) {
-        auto *turned = static_cast<typename F::Item *>(w.turned);
-        turn_stored<F, Vec>(a, t, head, ahead, turned);
-        if (r1 - r0 <= DIRECT_ROWS) return rows(F(), turned);
-        for (std::int64_t i = 0; i < a.d * KV_TILE; i += Vec::width) {
-            Vec::store(w.keys + i, F::load(turned + i));
+    if (a.cache.turned || turns_stored<F, Vec>) {
+        const auto keys = stored_columns<F>(a, t, head, w);
+        if (r1 - r0 <= DIRECT_ROWS) return rows(F(), keys);
+        for (std::int64_t k = 0; k < a.d; ++k) {
+            for (int i = 0; i < KV_TILE / Vec::width; ++i) {
+                Vec::store(w.keys + k * KV_TILE + i * Vec::width,
+                           F::load(keys.at[i] + k * keys.stride));
+            }
         }
     } else {
-        turn_widened<F>(a, t, head, ahead, w.keys);
+        turn_widened<F>(a, t, head, w.keys);
     }
-    rows(CacheF32(), w.keys);
+    rows(CacheF32(), Columns<float>::packed(w.keys));
 }
 
 template <class F>
@@ -348,13 +370,18 @@ void weigh(const Attention &a, const Unit &u, const Tile &t, std::int64_t head, 
     }
 }
 
+// Steps of a register tile at which memory is asked for, in scores and in weighted values.
+std::int64_t steps_of(const Attention &a) {
+    constexpr std::int64_t across = ACROSS * Vec::width;
+    return KV_TILE / across * a.d + KV_TILE * (a.dv / across);
+}
+
 template <class F>
-void attend_tile(const Attention &a, const Unit &u, const Tile &t, const Slots &next,
-                 std::int64_t head, const Work &w) {
+void attend_tile(const Attention &a, const Unit &u, const Tile &t, std::int64_t head,
+                 Ahead &ahead, const Work &w) {
     const std::int64_t group = u.group(), base = (head - u.h0) * u.rows();
     const std::int64_t r0 = t.p0 * group, r1 = t.p1 * group;
     Softmax *state = w.split + base;
-    Ahead ahead(a.cache, next, u.h0, u.heads(), head - u.h0, u.heads());
     score<F>(a, t, head, ahead, w, w.queries + base * a.d, r0, r1);
     if (F::scaled) load_scales(a, t, head, w);
     const auto each = [&](const auto &call) {
@@ -382,7 +409,7 @@ void begin_split(const Unit &u, const Work &w) {
 
 // The tile that follows the one at `first`, or the first one of the unit that is likely to.
 void find_next(const Attention &a, const Unit &u, const Unit *after, std::int64_t first,
-               std::int64_t end, Slots &next) {
+               std::int64_t end, Keys &next) {
     if (first + KV_TILE < end) return next.find(a, u, first + KV_TILE);
     next.keys = 0;
     if (after == nullptr) return;
@@ -400,7 +427,7 @@ void run(const Attention &a, const Unit &u, const Unit *after) {
     const std::int64_t end =
         std::min(u.s1 * KV_SPLIT, a.last(*u.piece, u.piece->position + u.r1 - 1));
     Tile tile;
-    Slots next;
+    Keys next;
     for (std::int64_t s = u.s0; s < u.s1; ++s) {
         begin_split(u, w);
         const std::int64_t to = std::min((s + 1) * KV_SPLIT, end);
@@ -409,7 +436,9 @@ void run(const Attention &a, const Unit &u, const Unit *after) {
             tile.see(a, u);
             if (tile.p0 == tile.p1) continue;
             find_next(a, u, after, at, end, next);
-            for (std::int64_t h = u.h0; h < u.h1; ++h) attend_tile<F>(a, u, tile, next, h, w);
+            constexpr std::int64_t asks = Ahead::asks_of<typename F::Item>();
+            Ahead ahead(a.cache, next, a.d, u.h0, u.h1, u.heads() * asks * steps_of(a));
+            for (std::int64_t h = u.h0; h < u.h1; ++h) attend_tile<F>(a, u, tile, h, ahead, w);
         }
         if (u.partial != nullptr) {
             keep_partial(a, u, w);

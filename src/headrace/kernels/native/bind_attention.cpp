@@ -32,7 +32,7 @@ KvCache make_cache(const std::string &format, Address keys, Address values, Addr
     const KvFormat stored = format_of(format);
     const std::int64_t item = ITEM_BYTES[static_cast<int>(stored)];
     return {stored, at<char>(keys), at<char>(values), at<float>(key_scales),
-            at<float>(value_scales), block, heads, heads * width * item, width * item};
+            at<float>(value_scales), block, heads, item, width * item, keys != values};
 }
 
 Attention make_attention(const KvCache &cache, Address q, std::int64_t q_stride, Address out,

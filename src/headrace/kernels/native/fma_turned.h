@@ -35,14 +35,16 @@ void pack(const float *const *rows, std::int64_t count, const Weight &w, std::in
 // --- the register tile ---
 
 // Adds to (or sets) sums[m][N_BLOCK] the products of H rows of x [K_BLOCK] and `columns` columns
-// of V vectors of weight rows.
-template <int H, int V>
-void tile(const float *x, const float *w, std::int64_t columns, bool set, float *sums) {
+// of V vectors of weight rows. Asks for LINES lines with every column.
+template <int H, int V, int LINES>
+void tile(const float *x, const float *w, std::int64_t columns, bool set, Ahead &ahead,
+          float *sums) {
     Vec::T acc[H][V];
     for (int m = 0; m < H; ++m) {
         for (int v = 0; v < V; ++v) acc[m][v] = Vec::zero();
     }
     for (std::int64_t k = 0; k < columns; ++k, w += V * Vec::width) {
+        if constexpr (LINES > 0) ahead.ask(LINES);
         Vec::T weight[V];
         for (int v = 0; v < V; ++v) weight[v] = Vec::load(w + v * Vec::width);
         for (int m = 0; m < H; ++m) {
@@ -58,49 +60,67 @@ void tile(const float *x, const float *w, std::int64_t columns, bool set, float 
     }
 }
 
-// The same for AHEAD whole blocks of one vector of weight rows, a line of each in turn, multiplied as
-// it is turned: few rows of x have few sums, and one after the other they would wait for each
-// multiply-add to end. `next` is how far x of the next block lies.
-constexpr int AHEAD = 4;
-
-template <class F, int H>
-void blocks_ahead(const Rows<1> &rows, std::int64_t k, const float *x, std::int64_t next, bool set,
-                  Ahead &ahead, float *sums) {
+// The same for COUNT whole blocks at once. A sum over one row of x is a chain in which every
+// multiply-add waits for the one before it; blocks do not wait for each other. So a line of each is
+// turned and kept, and one column of each is multiplied in turn. `next` is how far x of the next
+// block lies. A function of its own: inlined, its sums do not stay in registers.
+template <class F, int H, int V, int COUNT>
+[[gnu::noinline]] void blocks(const Rows<V> &rows, std::int64_t k, const float *x,
+                              std::int64_t next, bool set, Ahead &ahead, float *sums) {
     constexpr int per_word = 4 / F::size, columns = Turn::words * per_word;
-    Vec::T acc[AHEAD][H];
-    for (int b = 0; b < AHEAD; ++b) {
-        for (int m = 0; m < H; ++m) acc[b][m] = Vec::zero();
+    typename Turn::T words[COUNT][Turn::words][V];
+    Vec::T acc[COUNT][H][V];
+    for (int b = 0; b < COUNT; ++b) {
+        for (int m = 0; m < H; ++m) {
+            for (int v = 0; v < V; ++v) acc[b][m][v] = Vec::zero();
+        }
     }
     for (std::int64_t at = 0; at < K_BLOCK; at += columns) {
-        for (int b = 0; b < AHEAD; ++b) {
-            typename Turn::T words[Turn::words];
-            Turn::line(rows.at, static_cast<std::size_t>((k + b * K_BLOCK + at) * F::size), words);
-            ahead.ask();
-            const float *values = x + b * next + at;
-            Vec::T sum[H];
-            for (int m = 0; m < H; ++m) sum[m] = acc[b][m];
-            for (int j = 0; j < Turn::words; ++j) {
+        for (int b = 0; b < COUNT; ++b) {
+            for (int v = 0; v < V; ++v) {
+                typename Turn::T line[Turn::words];
+                Turn::line(rows.at + v * Vec::width,
+                           static_cast<std::size_t>((k + b * K_BLOCK + at) * F::size), line);
+                for (int j = 0; j < Turn::words; ++j) words[b][j][v] = line[j];
+            }
+        }
+#pragma GCC unroll 2
+        for (int j = 0; j < Turn::words; ++j) {
+            ahead.ask(COUNT * V);
+#pragma GCC unroll 4
+            for (int b = 0; b < COUNT; ++b) {
+#pragma GCC unroll 2
                 for (int c = 0; c < per_word; ++c) {
-                    const Vec::T weight = F::column(words[j], c);
+                    const float *values = x + b * next + at + j * per_word + c;
+                    Vec::T weight[V];
+                    for (int v = 0; v < V; ++v) weight[v] = F::column(words[b][j][v], c);
+#pragma GCC unroll 8
                     for (int m = 0; m < H; ++m) {
-                        const Vec::T value = Vec::set(values[m * K_BLOCK + j * per_word + c]);
-                        sum[m] = Vec::fma(value, weight, sum[m]);
+                        const Vec::T value = Vec::set(values[m * K_BLOCK]);
+                        for (int v = 0; v < V; ++v) {
+                            acc[b][m][v] = Vec::fma(value, weight[v], acc[b][m][v]);
+                        }
                     }
                 }
             }
-            for (int m = 0; m < H; ++m) acc[b][m] = sum[m];
         }
     }
     for (int m = 0; m < H; ++m) {
-        float *to = sums + m * N_BLOCK;
-        Vec::T sum = set ? acc[0][m] : Vec::add(Vec::load(to), acc[0][m]);
-        for (int b = 1; b < AHEAD; ++b) sum = Vec::add(sum, acc[b][m]);
-        Vec::store(to, sum);
+        for (int v = 0; v < V; ++v) {
+            float *to = sums + m * N_BLOCK + v * Vec::width;
+            Vec::T sum = set ? acc[0][m][v] : Vec::add(Vec::load(to), acc[0][m][v]);
+            for (int b = 1; b < COUNT; ++b) sum = Vec::add(sum, acc[b][m][v]);
+            Vec::store(to, sum);
+        }
     }
 }
 
+// As many as make eight chains or so.
+constexpr int blocks_at_once(int rows) { return rows <= 2 ? 4 : rows <= 4 ? 2 : 1; }
+
 template <class F>
 struct Products {
+    static constexpr int FEW = 4;
     using Memory = float[K_BLOCK * N_BLOCK];
 
     template <int V>
@@ -111,31 +131,43 @@ struct Products {
             return;
         }
         const Rows<V> rows(w.row(p.n0 + n), p.rows - n, w.row_bytes);
-        std::int64_t k = 0;
-        if constexpr (V == 1) {
-            for (; k + AHEAD * K_BLOCK <= w.columns; k += AHEAD * K_BLOCK) {
-                const float *x = static_cast<const float *>(p.panel) + k * p.count + p.m0 * K_BLOCK;
-                with_height(p.m1 - p.m0, [&](auto height) {
-                    if constexpr (height.value <= FEW) {
-                        blocks_ahead<F, height.value>(rows, k, x, K_BLOCK * p.count, k == 0,
-                                                      ahead, sums + n);
-                    }
-                });
-            }
-        }
+        std::int64_t k = p.m1 - p.m0 <= TALL ? whole_blocks<V>(w, p, rows, ahead, sums + n) : 0;
         for (; k < w.columns; k += K_BLOCK) {
             const std::int64_t columns = w.columns - k < K_BLOCK ? w.columns - k : K_BLOCK;
-            widen<F>(rows, k, columns, ahead, wide);
+            widen<F>(rows, k, columns, wide);
             const float *x = static_cast<const float *>(p.panel) + k * p.count;
             for (std::int64_t m = p.m0; m < p.m1; m += TALL) {
                 with_height(p.m1 - m, [&](auto height) {
                     if constexpr (V == PAIR || height.value <= FEW) {
-                        tile<height.value, V>(x + m * K_BLOCK, wide, columns, k == 0,
-                                              sums + (m - p.m0) * N_BLOCK + n);
+                        constexpr int lines = V * F::size < 4 ? 1 : V * F::size / 4;
+                        const auto meet = m == p.m0 ? tile<height.value, V, lines>
+                                                    : tile<height.value, V, 0>;
+                        meet(x + m * K_BLOCK, wide, columns, k == 0, ahead,
+                             sums + (m - p.m0) * N_BLOCK + n);
                     }
                 });
             }
         }
+    }
+
+ private:
+    // Up to TALL rows of x. Returns the columns that were summed.
+    template <int V>
+    static std::int64_t whole_blocks(const Weight &w, const Part &p, const Rows<V> &rows,
+                                     Ahead &ahead, float *sums) {
+        std::int64_t k = 0;
+        with_height(p.m1 - p.m0, [&](auto height) {
+            if constexpr ((V == 1) == (height.value <= FEW)) {
+                constexpr int count = blocks_at_once(height.value);
+                for (; k + count * K_BLOCK <= w.columns; k += count * K_BLOCK) {
+                    const float *x =
+                        static_cast<const float *>(p.panel) + k * p.count + p.m0 * K_BLOCK;
+                    blocks<F, height.value, V, count>(rows, k, x, K_BLOCK * p.count, k == 0,
+                                                      ahead, sums);
+                }
+            }
+        });
+        return k;
     }
 };
 

@@ -82,10 +82,10 @@ struct Block {
     bool first;
 };
 
-// sums[m][N_BLOCK] of H rows of x [ROOM] with one block.
-template <int ROOM, int H, int V>
+// sums[m][N_BLOCK] of H rows of x [ROOM] with one block. Asks for LINES lines with every quad.
+template <int ROOM, int H, int V, int LINES>
 void int_tile(const std::int8_t *x, const float *scales, const std::int32_t *starts,
-              const Block &w, float *sums) {
+              const Block &w, Ahead &ahead, float *sums) {
     Ints::T acc[H][V];
     for (int m = 0; m < H; ++m) {
         for (int v = 0; v < V; ++v) {
@@ -97,6 +97,7 @@ void int_tile(const std::int8_t *x, const float *scales, const std::int32_t *sta
     }
     const std::uint8_t *words = w.words;
     for (int q = 0; q < w.quads; ++q, words += 4 * V * Vec::width) {
+        if constexpr (LINES > 0) ahead.ask(LINES);
         Ints::T weight[V];
         for (int v = 0; v < V; ++v) weight[v] = Ints::load(words + 4 * v * Vec::width);
         for (int m = 0; m < H; ++m) {
@@ -124,6 +125,8 @@ constexpr int UNIT_QUADS = UNIT / 4;
 
 template <Format F>
 struct IntProducts {
+    static constexpr int FEW = 8;
+
     struct Memory {
         alignas(64) std::uint8_t words[STRETCH * N_BLOCK];
         float scales[(MOST_GROUPS + 1) * N_BLOCK];  // [group of columns][weight row]
@@ -145,7 +148,7 @@ struct IntProducts {
         }
         for (; k < w.columns; k += STRETCH) {
             const std::int64_t end = k + STRETCH < w.columns ? k + STRETCH : w.columns;
-            spread(values, k, end - k, ahead, memory.words);
+            spread(values, k, end - k, memory.words);
             for (std::int64_t b = k / panel.block; b * panel.block < end; ++b) {
                 const std::int64_t g = b * panel.block / w.group;
                 const Block block{memory.words + (b * panel.block - k) * group,
@@ -153,9 +156,9 @@ struct IntProducts {
                                   memory.scales + g * group,
                                   w.zeros == nullptr ? nullptr : memory.zeros + g * group, b == 0};
                 switch (panel.room) {
-                    case 32: meet<32, V>(panel, b, p, block, sums + n); break;
-                    case 64: meet<64, V>(panel, b, p, block, sums + n); break;
-                    default: meet<MOST_SHARED, V>(panel, b, p, block, sums + n);
+                    case 32: meet<32, V>(panel, b, p, block, ahead, sums + n); break;
+                    case 64: meet<64, V>(panel, b, p, block, ahead, sums + n); break;
+                    default: meet<MOST_SHARED, V>(panel, b, p, block, ahead, sums + n);
                 }
             }
         }
@@ -201,7 +204,6 @@ struct IntProducts {
                 const std::int64_t g = b * ROOM / w.group * Vec::width;
                 if (u % line_units == 0) {
                     Turn::line(values.at, bytes_of(F, k + u * UNIT), words);
-                    ahead.ask();
                 }
                 if (u % units == 0) {
                     for (int m = 0; m < H; ++m) {
@@ -215,6 +217,7 @@ struct IntProducts {
                 const std::int8_t *x = panel.bytes + i * ROOM + u % units * UNIT;
 #pragma GCC unroll 8
                 for (int q = 0; q < UNIT_QUADS; ++q) {
+                    if (line_units == 2 || q % 2 == 0) ahead.ask(1);
                     const Ints::T weight = quad(words, u % line_units, q);
                     for (int m = 0; m < H; ++m) {
                         const Ints::T value = Ints::four(x + m * ROOM + 4 * q);
@@ -245,14 +248,16 @@ struct IntProducts {
 
     template <int ROOM, int V>
     static void meet(const Panel &panel, std::int64_t b, const Part &p, const Block &block,
-                     float *sums) {
+                     Ahead &ahead, float *sums) {
+        constexpr int lines = F == Format::u4 ? 1 : V;
         for (std::int64_t m = p.m0; m < p.m1; m += TALL) {
             const std::int64_t i = b * panel.count + m;
             with_height(p.m1 - m, [&](auto height) {
                 if constexpr (V == PAIR || height.value <= FEW) {
-                    int_tile<ROOM, height.value, V>(panel.bytes + i * ROOM, panel.scales + i,
-                                                    panel.starts + i, block,
-                                                    sums + (m - p.m0) * N_BLOCK);
+                    const auto tile = m == p.m0 ? int_tile<ROOM, height.value, V, lines>
+                                                : int_tile<ROOM, height.value, V, 0>;
+                    tile(panel.bytes + i * ROOM, panel.scales + i, panel.starts + i, block, ahead,
+                         sums + (m - p.m0) * N_BLOCK);
                 }
             });
         }
@@ -261,10 +266,10 @@ struct IntProducts {
     // Columns k .. k + columns. Four words of nibbles make eight: the low nibbles of all, then the
     // high ones, as x lies in the panel.
     template <int V>
-    static void spread(const Rows<V> &rows, std::int64_t k, std::int64_t columns, Ahead &ahead,
+    static void spread(const Rows<V> &rows, std::int64_t k, std::int64_t columns,
                        std::uint8_t *words) {
         constexpr int stride = 4 * V * Vec::width;
-        rows.turn(bytes_of(F, k), bytes_of(F, columns), ahead, [&](int v, Turn::T word, int j) {
+        rows.turn(bytes_of(F, k), bytes_of(F, columns), [&](int v, Turn::T word, int j) {
             std::uint8_t *to = words + 4 * v * Vec::width;
             if constexpr (F == Format::u4) {
                 to += (j / 4 * 8 + j % 4) * stride;
@@ -283,11 +288,10 @@ struct IntProducts {
         const auto row_bytes = static_cast<std::size_t>(groups) *
                                (w.scales.format == Format::f32 ? 4 : 2);
         const Rows<V> stored(at, rows, row_bytes);
-        Ahead nothing(w, 0, 0);
         switch (w.scales.format) {
-            case Format::f32: return widen<F32>(stored, 0, groups, nothing, to);
-            case Format::bf16: return widen<Bf16>(stored, 0, groups, nothing, to);
-            default: return widen<F16>(stored, 0, groups, nothing, to);
+            case Format::f32: return widen<F32>(stored, 0, groups, to);
+            case Format::bf16: return widen<Bf16>(stored, 0, groups, to);
+            default: return widen<F16>(stored, 0, groups, to);
         }
     }
 

@@ -7,7 +7,7 @@
 namespace headrace {
 namespace {
 
-constexpr std::int64_t TASKS = 6;        // at least, so that threads end together
+constexpr std::int64_t TASKS = 8;        // at least: long ones, and most matrices divide evenly
 constexpr std::int64_t SMALL = 32 << 10;  // values that are packed before anyone has woken up
 
 std::size_t aligned(std::size_t size) { return (size + 63) / 64 * 64; }

@@ -11,11 +11,12 @@
 namespace headrace {
 namespace {
 
-// A register tile is TALL rows of x by PAIR vectors of weight rows. For few rows of x, weights come
-// from memory as fast as they can: one vector of rows at a time, from end to end.
+// A register tile is TALL rows of x by PAIR vectors of weight rows. For the few rows of x that an
+// engine names, weights come from memory as fast as they can: one vector of rows at a time.
 constexpr int TALL = 8, PAIR = 2;
-constexpr int FEW = 8;
-constexpr int N_BLOCK = 4 * Vec::width;        // most weight rows of one task
+constexpr int N_BLOCK = 4 * Vec::width;        // weight rows whose results are kept together
+constexpr int LONG_TASK = 10 * N_BLOCK;        // most weight rows of a task, up to ...
+constexpr std::int64_t LONG_FOR = 64;          // ... so many rows of x; above, N_BLOCK
 constexpr std::size_t LINE = 4 * Turn::words;  // bytes of a row that are turned at a time
 
 static_assert(Turn::rows == Vec::width, "a vector holds one word of every row");
@@ -34,18 +35,20 @@ struct Part {
 
 // Memory that is read next, asked for line by line in the order in which it lies while what came
 // before is multiplied: rows are read side by side, and short rows are gone before the processor
-// follows them by itself.
+// follows them by itself. A few lines at a time: more wait for each other, and whatever is loaded
+// waits behind them.
 class Ahead {
   public:
     Ahead(const Weight &w, std::int64_t row, std::int64_t rows)
         : at_(w.row(row)), end_(at_ + static_cast<std::size_t>(rows < 0 ? 0 : rows) * w.row_bytes) {}
 
-    // As many lines as a vector of rows has.
-    void ask() {
-        for (int i = 0; i < Vec::width && at_ < end_; ++i, at_ += LINE_BYTES) prefetch(at_);
+    void ask(int lines) {
+        if (at_ >= end_) return;
+        for (int i = 0; i < lines; ++i) prefetch_close(at_ + i * LINE_BYTES);
+        at_ += lines * LINE_BYTES;
     }
     void ask_all() {
-        while (at_ < end_) ask();
+        while (at_ < end_) ask(1);
     }
 
   private:
@@ -68,9 +71,9 @@ struct Rows {
     }
 
     // Calls to(v, word, j) for the words of columns at `offset` .. `offset + bytes`: the j-th of
-    // the v-th vector of rows. Asks `ahead` for as many lines.
+    // the v-th vector of rows.
     template <class To>
-    void turn(std::size_t offset, std::size_t bytes, Ahead &ahead, const To &to) const {
+    void turn(std::size_t offset, std::size_t bytes, const To &to) const {
         for (std::size_t b = 0; b < bytes; b += LINE) {
             for (int v = 0; v < V; ++v) {
                 typename Turn::T words[Turn::words];
@@ -80,7 +83,6 @@ struct Rows {
                 } else {
                     Turn::line(rows, offset + b, words);
                 }
-                ahead.ask();
                 const auto first = static_cast<int>(b / 4);
                 const auto count = static_cast<int>((bytes - b + 3) / 4);
                 if (count < Turn::words) {
@@ -113,9 +115,9 @@ struct F16 {
 
 // Columns k .. k + columns as fp32 [column][V vectors of rows]; may write one column more.
 template <class F, int V>
-void widen(const Rows<V> &rows, std::int64_t k, std::int64_t columns, Ahead &ahead, float *to) {
+void widen(const Rows<V> &rows, std::int64_t k, std::int64_t columns, float *to) {
     constexpr int stride = Rows<V>::size;
-    rows.turn(static_cast<std::size_t>(k * F::size), static_cast<std::size_t>(columns * F::size), ahead,
+    rows.turn(static_cast<std::size_t>(k * F::size), static_cast<std::size_t>(columns * F::size),
               [&](int v, Turn::T word, int j) {
                   F::widen(word, to + j * (4 / F::size) * stride + v * Vec::width, stride);
               });
@@ -143,8 +145,8 @@ void with_height(std::int64_t rows, const F &f) {
     }
 }
 
-// S says how products are summed: S::Memory it works in, S::sum<V>(weight, part, n, ahead, memory,
-// sums) for the V vectors of weight rows from the n-th of the part on.
+// S says how products are summed: S::FEW rows of x are few, S::Memory it works in, S::sum<V>(weight,
+// part, n, ahead, memory, sums) for the V vectors of weight rows from the n-th of the part on.
 template <class S>
 struct Local {
     typename S::Memory memory;
@@ -152,21 +154,25 @@ struct Local {
 };
 
 // Weight rows that are read side by side.
-constexpr int side_by_side(const Part &p) { return p.m1 - p.m0 <= FEW ? Vec::width : PAIR * Vec::width; }
+template <class S>
+constexpr int side_by_side(const Part &p) {
+    return p.m1 - p.m0 <= S::FEW ? Vec::width : PAIR * Vec::width;
+}
 
 // Those of a part from its n-th on.
-inline Ahead rows_of(const Weight &w, const Part &p, int n) {
-    const int left = p.rows - n, most = side_by_side(p);
+template <class S>
+Ahead rows_of(const Weight &w, const Part &p, int n) {
+    const int left = p.rows - n, most = side_by_side<S>(p);
     return {w, p.n0 + n, left < most ? left : most};
 }
 
 // `then` is what is read after this; the part's first rows were asked for before.
 template <class S>
 void sum(const Weight &w, const Part &p, Ahead then, typename S::Memory &memory, float *sums) {
-    const int step = side_by_side(p);
+    const int step = side_by_side<S>(p);
     for (int n = 0; n < p.rows; n += step) {
-        Ahead next = n + step < p.rows ? rows_of(w, p, n + step) : then;
-        if (p.m1 - p.m0 <= FEW) {
+        Ahead next = n + step < p.rows ? rows_of<S>(w, p, n + step) : then;
+        if (step == Vec::width) {
             S::template sum<1>(w, p, n, next, memory, sums);
         } else {
             S::template sum<PAIR>(w, p, n, next, memory, sums);
@@ -181,22 +187,35 @@ inline void add_bias(float *row, const float *bias) {
     }
 }
 
+// Calls work(part, next) for N_BLOCK weight rows of a task after the other; `next` is the part that
+// follows, of no rows at the end.
+template <class Work>
+void in_parts(const void *panel, std::int64_t count, std::int64_t n0, std::int64_t n1,
+              std::int64_t g0, std::int64_t g1, const Work &work) {
+    const std::int64_t m1 = g1 * TALL < count ? g1 * TALL : count;
+    const auto from = [&](std::int64_t n) {
+        const std::int64_t left = n < n1 ? n1 - n : 0;
+        return Part{panel, count, n, static_cast<int>(left < N_BLOCK ? left : N_BLOCK), g0 * TALL, m1};
+    };
+    for (std::int64_t n = n0; n < n1; n += N_BLOCK) work(from(n), from(n + N_BLOCK));
+}
+
 template <class S>
 void multiply(const Weight &w, const void *panel, std::int64_t count, std::int64_t n0,
               std::int64_t n1, std::int64_t g0, std::int64_t g1, const Store &to) {
     static_assert(sizeof(Local<S>) <= LOCAL_BYTES, "a task's memory");
     auto &local = *static_cast<Local<S> *>(local_memory());
-    const Part part{panel, count, n0, static_cast<int>(n1 - n0), g0 * TALL,
-                    g1 * TALL < count ? g1 * TALL : count};
-    rows_of(w, part, 0).ask_all();
-    sum<S>(w, part, Ahead(w, 0, 0), local.memory, local.sums[0]);
-    float bias[N_BLOCK] = {};
-    bias_of(w, n0, part.rows, bias);
-    for (std::int64_t m = part.m0; m < part.m1; ++m) {
-        float *row = local.sums[0] + (m - part.m0) * N_BLOCK;
-        add_bias(row, bias);
-        put(to, m, n0, row, part.rows);
-    }
+    in_parts(panel, count, n0, n1, g0, g1, [&](const Part &part, const Part &next) {
+        if (part.n0 == n0) rows_of<S>(w, part, 0).ask_all();
+        sum<S>(w, part, rows_of<S>(w, next, 0), local.memory, local.sums[0]);
+        float bias[N_BLOCK] = {};
+        bias_of(w, part.n0, part.rows, bias);
+        for (std::int64_t m = part.m0; m < part.m1; ++m) {
+            float *row = local.sums[0] + (m - part.m0) * N_BLOCK;
+            add_bias(row, bias);
+            put(to, m, part.n0, row, part.rows);
+        }
+    });
 }
 
 template <class S>
@@ -204,27 +223,30 @@ void gated(const Weight &gate, const Weight &up, const void *panel, std::int64_t
            std::int64_t n0, std::int64_t n1, std::int64_t g0, std::int64_t g1,
            const Activation &activation, const Store &to) {
     auto &local = *static_cast<Local<S> *>(local_memory());
-    const Part part{panel, count, n0, static_cast<int>(n1 - n0), g0 * TALL,
-                    g1 * TALL < count ? g1 * TALL : count};
-    rows_of(gate, part, 0).ask_all();
-    sum<S>(gate, part, rows_of(up, part, 0), local.memory, local.sums[0]);
-    sum<S>(up, part, Ahead(up, 0, 0), local.memory, local.sums[1]);
-    float bias[2][N_BLOCK] = {};
-    bias_of(gate, n0, part.rows, bias[0]);
-    bias_of(up, n0, part.rows, bias[1]);
-    for (std::int64_t m = part.m0; m < part.m1; ++m) {
-        float *g = local.sums[0] + (m - part.m0) * N_BLOCK;
-        float *u = local.sums[1] + (m - part.m0) * N_BLOCK;
-        add_bias(g, bias[0]);
-        add_bias(u, bias[1]);
-        for (int n = 0; n < N_BLOCK; n += Vec::width) {
-            Vec::store(g + n, activate(Vec::load(g + n), Vec::load(u + n), activation));
+    in_parts(panel, count, n0, n1, g0, g1, [&](const Part &part, const Part &next) {
+        if (part.n0 == n0) rows_of<S>(gate, part, 0).ask_all();
+        sum<S>(gate, part, rows_of<S>(up, part, 0), local.memory, local.sums[0]);
+        sum<S>(up, part, rows_of<S>(gate, next, 0), local.memory, local.sums[1]);
+        float bias[2][N_BLOCK] = {};
+        bias_of(gate, part.n0, part.rows, bias[0]);
+        bias_of(up, part.n0, part.rows, bias[1]);
+        for (std::int64_t m = part.m0; m < part.m1; ++m) {
+            float *g = local.sums[0] + (m - part.m0) * N_BLOCK;
+            float *u = local.sums[1] + (m - part.m0) * N_BLOCK;
+            add_bias(g, bias[0]);
+            add_bias(u, bias[1]);
+            for (int n = 0; n < N_BLOCK; n += Vec::width) {
+                Vec::store(g + n, activate(Vec::load(g + n), Vec::load(u + n), activation));
+            }
+            put(to, m, part.n0, g, part.rows);
         }
-        put(to, m, n0, g, part.rows);
-    }
+    });
 }
 
-std::int64_t task_rows(std::int64_t, std::int64_t, int) { return N_BLOCK; }
+// Where memory is the limit, a thread reads one long stretch of it.
+std::int64_t task_rows(std::int64_t rows, std::int64_t, int) {
+    return rows <= LONG_FOR ? LONG_TASK : N_BLOCK;
+}
 
 }  // namespace
 }  // namespace headrace

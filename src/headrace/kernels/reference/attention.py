@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from headrace.kernels.kv import KvCache
+from headrace.kernels.kv import KvCache, turned
 from headrace.kernels.scratch import Scratch
 from headrace.specs.scratch import AttentionTile
 
@@ -80,7 +80,7 @@ def _attend_group(
     window: int | None,
     sinks: Tensor | None,
 ) -> None:
-    (g, r), (block, heads, d) = group.limits.shape, kv.values.shape[2:]
+    (g, r), (heads, block, d) = group.limits.shape, kv.values.shape[2:]
     flat = scratch.take(g * r, q.shape[1])
     queries = _fold(q, group, flat, heads, d, scratch)  # [g KV, r G, d]
     state = _Partial.new(queries, scratch)
@@ -161,7 +161,7 @@ def _attend_tile(
     window: int | None,
 ) -> None:
     """Fill ``part`` from the keys in blocks start .. stop of every member."""
-    g, (block, heads, d) = group.tables.shape[0], kv.values.shape[2:]
+    g, (heads, block, d) = group.tables.shape[0], kv.values.shape[2:]
     tokens = (stop - start) * block
     stored = scratch.take(g * tokens, heads * d, dtype=kv.values.dtype)
     scales = None if kv.scales is None else scratch.take(g * tokens, heads)
@@ -188,18 +188,21 @@ def _gather(
     wide: Tensor,
 ) -> None:
     """K or V of the blocks, upcast: ``wide`` [g KV, L, d]. Places never written become 0."""
-    (g, blocks), (block, heads, d) = group.tables.shape, kv.values.shape[2:]
+    (g, blocks), (heads, block, d) = group.tables.shape, kv.values.shape[2:]
     table = group.tables[:, start:stop].reshape(-1)
+    tiled = wide.view(g, heads, -1, block, d)
     for half_of, out in ((kv.values, stored), (kv.scales, scales)):
-        if half_of is not None and out is not None:
-            from_ = half_of[half].flatten(1)
-            torch.index_select(from_, 0, table, out=out.view(table.numel(), -1))
-            if stop == blocks:
-                out.index_fill_(0, group.stale - start * block, 0)
-    split = stored.view(g, -1, heads, d).transpose(1, 2)  # [g, KV, L, d]
-    wide.view(split.shape).copy_(split)
-    if scales is not None:
-        wide.view(split.shape).mul_(scales.view(g, -1, heads, 1).transpose(1, 2))
+        if half_of is None or out is None:
+            continue
+        torch.index_select(half_of[half].flatten(1), 0, table, out=out.view(table.numel(), -1))
+        split = out.view(table.numel(), heads, block, -1)  # [g blocks, KV, block, d or 1]
+        if half == 0 and out is stored:
+            split = turned(split)
+        if stop == blocks:
+            stale = group.stale - start * block
+            split.transpose(1, 2)[stale // block, stale % block] = 0
+        split = split.view(g, -1, *split.shape[1:]).transpose(1, 2)  # [g, KV, blocks, block, ..]
+        tiled.copy_(split) if out is stored else tiled.mul_(split)
 
 
 def _mask(

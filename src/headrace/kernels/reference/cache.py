@@ -19,24 +19,25 @@ def append(k: Tensor, v: Tensor | None, kv: KvCache, slots: Tensor, temp: Tensor
     """
     halves = (k,) if v is None else (k, v)
     for half, new in enumerate(rows[: len(slots)] for rows in halves):
-        values = kv.values[half].flatten(0, 1)  # [tokens, KV, d]
-        split = new.view(new.shape[0], *values.shape[1:])
+        values = kv.half(half).transpose(1, 2)  # [blocks, block, KV, d]
+        split = new.view(new.shape[0], *values.shape[2:])
+        places = (slots // values.shape[1], slots % values.shape[1])
         if kv.scales is None:
-            values.index_copy_(0, slots, _rounded(split, values.dtype, temp))
+            values[places] = _rounded(split, values.dtype, temp)
         else:
-            scales = kv.scales[half].flatten(0, 1)  # [tokens, KV]
-            _append_integers(split, values, scales, slots, temp[: split.numel()])
+            scales = kv.scales[half].transpose(1, 2)  # [blocks, block, KV]
+            _append_integers(split, values, scales, places, temp[: split.numel()])
 
 
 def _append_integers(
-    new: Tensor, values: Tensor, scales: Tensor, slots: Tensor, temp: Tensor
+    new: Tensor, values: Tensor, scales: Tensor, places: tuple[Tensor, Tensor], temp: Tensor
 ) -> None:
     top = torch.linalg.vector_norm(new, torch.inf, -1)  # [r, KV], NaN passes
     usable = top > _SMALLEST
     scaled = torch.mul(new, torch.where(usable, 127.0 / top, 0.0)[..., None], out=temp.view_as(new))
-    values.index_copy_(0, slots, scaled.round_().nan_to_num_(0).to(torch.int8))
+    values[places] = scaled.round_().nan_to_num_(0).to(torch.int8)
     scale = torch.where(usable, top / 127.0, 0.0)
-    scales.index_copy_(0, slots, scale.masked_fill_(~top.isfinite(), torch.nan))
+    scales[places] = scale.masked_fill_(~top.isfinite(), torch.nan)
 
 
 def _rounded(new: Tensor, dtype: torch.dtype, temp: Tensor) -> Tensor:

@@ -21,11 +21,11 @@ def attend_latent(
 ) -> None:
     """Rows of ``out`` = softmax(scale q L^T) L[:, :c], causal, for the rows of every piece.
 
-    ``latent`` values [1, blocks, block, 1, c + r]: c columns of the latent, r of the rotated
+    ``latent`` values [1, blocks, 1, block, c + r]: c columns of the latent, r of the rotated
     key. q fp32 [mu, H (c + r)] with the up-projections absorbed, out [mu, H c].
     DeepSeek-AI 2024, arXiv 2405.04434, section 2.1.
     """
-    stored = latent.values[0].float()  # [blocks, block, 1, c + r]
+    stored = latent.values[0].float()  # [blocks, 1, block, c + r]
     if latent.scales is not None:
         stored = stored * latent.scales[0][..., None]
     width = stored.shape[-1]

@@ -1,0 +1,217 @@
+"""What ``calibrate`` does: small checkpoints written to the disk in question, run through, deleted;
+or a checkpoint that is there."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrace.planner.profile import Profile, Read, ShapeCurves
+from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Hardware
+from headrace.specs.units import format_bytes
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from headrace.engine.loaded import Loaded
+
+KV_DTYPE = "f16"
+
+SHAPES: Mapping[str, tuple[str, str, Mapping[str, int]]] = {
+    "wide experts, grouped heads, bf16": (
+        "mixtral",
+        "bf16",
+        {"layers": 3, "hidden": 2048, "heads": 16, "kv_heads": 4, "experts": 4, "top_k": 2}
+        | {"ffn_width": 4096, "vocab": 8192},
+    ),
+    "narrow experts, bf16": (
+        "olmoe",
+        "bf16",
+        {"layers": 3, "hidden": 1024, "heads": 16, "experts": 32, "top_k": 4}
+        | {"ffn_width": 768, "vocab": 8192},
+    ),
+}
+"""Measured where no checkpoint is named: architecture, format, sizes."""
+
+INTEGERS = ("int8", "int4")
+"""And the last of them in integers. 1.5 GB of files in all."""
+
+READ_SIZES = (1 << 20, 4 << 20, 16 << 20)
+READ_DEPTHS = (1, 2, 4)
+
+_SHAPE_SHARE, _READ_SHARE, _BESIDE_SHARE = 0.45, 0.15, 0.05  # of the seconds asked for
+
+
+def calibrate_machine(
+    path: Path,
+    seconds: float,
+    clock: Callable[[], float],
+    made: str,
+    said: Callable[[str], None],
+) -> Profile:
+    """Measure the disk under ``path`` (a checkpoint, or a folder in which small ones are made for
+    a while) and this machine, in about ``seconds``."""
+    from headrace.engine.probe import measure_contention, measure_machine, usable_threads
+    from headrace.engine.profiles import machine_profile
+
+    found: list[Hardware] = []
+    shapes: list[ShapeCurves] = []
+    reads: list[Read] = []
+    threads = usable_threads()
+    with _checkpoints(path, said) as checkpoints:
+        each = seconds * _SHAPE_SHARE / (2 * len(checkpoints))
+        for name, loaded in checkpoints.items():
+            weights = sum(loaded.page_bytes.values())
+            for streams in (False, True):
+                said(f"operations: {name}{', streamed' if streams else ''}")
+                hardware = measure_machine(
+                    loaded,
+                    clock,
+                    threads=threads,
+                    kv_dtype=KV_DTYPE,
+                    capacity_bytes=weights // 2 if streams else 2 * weights,
+                    seconds=each,
+                )
+                found.append(hardware)
+                shapes.append(ShapeCurves.of(loaded.model, KV_DTYPE, streams, hardware))
+        first = next(iter(checkpoints.values()))
+        said("reads")
+        reads = list(_reads(first, clock, seconds * _READ_SHARE))
+        said("reads beside arithmetic")
+        both = measure_contention(first, clock, threads, seconds * _BESIDE_SHARE / 3)
+    return machine_profile(found, shapes, made, reads, both._asdict())
+
+
+def profile_tables(profile: Profile, stock: Hardware) -> list[Table]:
+    """Rates beside the stock ones, reads by size and depth, operations by shape and rows."""
+    return [_rates_table(profile, stock), _reads_table(profile), *_ops_tables(profile)]
+
+
+def difference(profile: Profile, stock: Hardware) -> dict[str, dict[str, float]]:
+    """Rate by rate: measured, stock, and how far measured is from stock as a share of it."""
+    pairs = {
+        **{r: (profile.hardware.roofs[r], stock.roofs[r]) for r in (CPU_FLOPS, DRAM, DISK)},
+        "task_seconds": (profile.hardware.task_seconds, stock.task_seconds),
+        "row_seconds": (profile.hardware.row_seconds, stock.row_seconds),
+    }
+    return {
+        name: {"measured": ours, "stock": theirs, "difference": ours / theirs - 1.0}
+        for name, (ours, theirs) in pairs.items()
+    }
+
+
+@contextmanager
+def _checkpoints(path: Path, said: Callable[[str], None]) -> Iterator[dict[str, Loaded]]:
+    """Name -> checkpoint, opened; made in a folder of ``path`` that is deleted afterwards unless
+    ``path`` is one."""
+    from headrace.engine.loaded import Loaded
+
+    if (path / "config.json").is_file():
+        with closing(Loaded.open(path)) as loaded:
+            yield {path.resolve().name: loaded}
+        return
+    folder = Path(tempfile.mkdtemp(prefix="headrace-calibrate-", dir=path))
+    opened: dict[str, Loaded] = {}
+    try:
+        for number, (name, (arch, dtype, sizes)) in enumerate(SHAPES.items()):
+            said(f"writing a checkpoint: {name}")
+            opened[name] = _made(folder / str(number), arch, dtype, sizes)
+        for weights in INTEGERS:
+            said(f"writing a checkpoint: {name}, as {weights}")
+            opened[f"{name}, as {weights}"] = _quantized(folder / str(number), weights)
+        yield opened
+    finally:
+        for loaded in opened.values():
+            loaded.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _made(folder: Path, arch: str, dtype: str, sizes: Mapping[str, Any]) -> Loaded:
+    from headrace.cli.make_checkpoint import make_checkpoint, shape_spec
+    from headrace.engine.loaded import Loaded
+
+    make_checkpoint(shape_spec(arch, None, dtype, sizes), folder)
+    return Loaded.open(folder)
+
+
+def _quantized(source: Path, weights: str) -> Loaded:
+    """A copy of ``source`` in integers, beside it: nearest ones, no search for better scales."""
+    from time import perf_counter
+
+    from headrace.engine.loaded import Loaded
+    from headrace.engine.probe import usable_threads
+    from headrace.engine.quantizing import Quantizing
+    from headrace.engine.recipe import Recipe
+
+    made = source.with_name(f"{source.name}-{weights}")
+    recipe = Recipe(weights, search=False)
+    Quantizing(source, made, recipe, threads=usable_threads()).run(perf_counter)
+    return Loaded.open(made)
+
+
+def _reads(loaded: Loaded, clock: Callable[[], float], seconds: float) -> Iterator[Read]:
+    from headrace.engine.probe import ReadRate
+
+    each = seconds / (len(READ_SIZES) * len(READ_DEPTHS))
+    for size in READ_SIZES:
+        rate = ReadRate(loaded, clock, each, size)
+        yield from (Read(size, depth, rate(depth)) for depth in READ_DEPTHS)
+
+
+def _rates_table(profile: Profile, stock: Hardware) -> Table:
+    from rich.table import Table
+
+    table = Table("rate", "measured", "stock", "difference", box=None, padding=(0, 2, 0, 0))
+    for name, pair in difference(profile, stock).items():
+        texts = [_rate_text(name, pair[side]) for side in ("measured", "stock")]
+        table.add_row(_RATES[name], *texts, f"{pair['difference']:+.0%}")
+    for name, share in profile.beside.items():
+        table.add_row(f"{name} while both go on", f"{share:.0%} of the rate alone", "", "")
+    return table
+
+
+def _reads_table(profile: Profile) -> Table:
+    from rich.table import Table
+
+    depths = sorted({read.depth for read in profile.reads})
+    table = Table("reads of", *(f"{d} in flight" for d in depths), box=None, padding=(0, 2, 0, 0))
+    for size in sorted({read.request_bytes for read in profile.reads}):
+        row = {read.depth: read.rate for read in profile.reads if read.request_bytes == size}
+        cells = (f"{format_bytes(row[d])}/s" if d in row else "-" for d in depths)
+        table.add_row(format_bytes(size), *cells)
+    return table
+
+
+def _ops_tables(profile: Profile) -> Iterator[Table]:
+    from rich.table import Table
+
+    for shape in profile.shapes:
+        title = (
+            f"{shape.weights}, hidden {shape.hidden}, width {shape.ffn_width}, "
+            f"queries {shape.q_size}, keys {shape.kv_size}"
+            f"{', streamed' if shape.streams else ''}: share of the roof at rows"
+        )
+        table = Table(title=title, title_justify="left", show_header=False, box=None)
+        for op, curve in sorted(shape.efficiency.items()):
+            table.add_row(op, "  ".join(f"{rows:.0f}: {share:.0%}" for rows, share in curve))
+        yield table
+
+
+def _rate_text(name: str, value: float) -> str:
+    if name.endswith("seconds"):
+        return f"{value * 1e6:.1f} us"
+    return f"{value / 1e9:.0f} GFLOP/s" if name == CPU_FLOPS else f"{format_bytes(value)}/s"
+
+
+_RATES = {
+    CPU_FLOPS: "arithmetic",
+    DRAM: "memory",
+    DISK: "disk",
+    HOST: "host",
+    "task_seconds": "a task, doing nothing",
+    "row_seconds": "drawing a token",
+}

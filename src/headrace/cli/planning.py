@@ -1,0 +1,198 @@
+"""What ``plan`` does, apart from the command line: gather, plan, and say all of it as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrace.cli.hardware_source import Machine, find_machine, usable_cores
+from headrace.cli.model_source import Source, find_model
+from headrace.cli.workload_source import Lengths, lengths_of
+from headrace.errors import UsageError
+from headrace.specs.model import KV_FORMATS
+from headrace.specs.units import parse_size
+from headrace.specs.workload import Workload
+
+if TYPE_CHECKING:
+    from headrace.planner.candidates import Situation
+    from headrace.planner.plan import Overrides, Plan
+    from headrace.planner.what_if import Priced
+
+PROMPT_LEN, GEN_LEN, REQUESTS = 512, 128, 1000
+"""The job that is planned for when nobody says which."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for, as on the command line; sizes in bytes, None where nothing was said."""
+
+    model: str
+    hardware: str = "auto"
+    input: Path | None = None
+    prompt_len: int | None = None
+    gen_len: int | None = None
+    requests: int | None = None
+    max_tokens: int = 1024
+    memory: str | None = None
+    device_memory: str | None = None
+    revision: str | None = None
+    overrides: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan with all that it was made from. ``what_if`` is empty unless asked for."""
+
+    source: Source
+    machine: Machine
+    lengths: Lengths
+    at: Situation
+    plan: Plan
+    what_if: tuple[Priced, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``--json``; SI units."""
+        from headrace.planner.plan_file import (
+            baseline_documents,
+            memory_document,
+            policy_document,
+            prediction_document,
+            workload_document,
+        )
+        from headrace.planner.what_if import advice
+
+        plan, machine = self.plan, self.machine
+        found: dict[str, Any] = {
+            "model": {
+                "name": self.source.name,
+                "source": self.source.kind,
+                "runs": self.source.runs,
+            },
+            "hardware": {
+                "name": machine.hardware.name,
+                "source": machine.source,
+                "measured": machine.hardware.measured,
+            },
+            "workload": workload_document(self.at.workload),
+            "schedule": plan.policy.schedule,
+            "policy": policy_document(plan.policy),
+            "on_demand_rows": plan.on_demand_rows,
+            "prediction": prediction_document(plan),
+            "memory": memory_document(plan),
+            "smallest_bytes": plan.smallest_bytes,
+            "chosen": plan.chosen or None,
+            "baselines": baseline_documents(plan),
+            "notes": list(plan.notes),
+        }
+        if self.what_if:
+            found["what_if"] = [each.to_dict() for each in self.what_if]
+            found["advice"] = advice(self.what_if)
+        return found
+
+
+def make(request: Request, what_if: bool = False) -> Planned:
+    """Plan what was asked for. Raises ModelError, UsageError, BudgetError, InputFileError."""
+    from headrace.planner.search import best_plan
+
+    source, machine = find_model(request.model, request.revision), find_machine(request.hardware)
+    machine = _running(request, source, machine)
+    lengths = _lengths(request, source)
+    at, budget_note = situation(request, source, machine, lengths.workload)
+    plan = best_plan(at)
+    notes = (*budget_note, *lengths.notes, *plan.notes)
+    plan = replace(plan, notes=notes, prediction=_wider(plan, lengths.error))
+    priced: Sequence[Priced] = ()
+    if what_if:
+        from headrace.planner.what_if import price_changes
+
+        priced = price_changes(at, plan)
+    return Planned(source, machine, lengths, at, plan, tuple(priced))
+
+
+def _running(request: Request, source: Source, machine: Machine) -> Machine:
+    """``machine`` as this model meets it, its experts streaming or not."""
+    if machine.profile is None:
+        return machine
+    budget = machine.host_bytes() if request.memory is None else parse_size(request.memory)
+    streams = sum(page.bytes for page in source.pages) > budget
+    kv_dtype = (request.overrides or {}).get("kv_dtype") or "f16"
+    return machine.running(source.model, kv_dtype, streams)
+
+
+def situation(
+    request: Request, source: Source, machine: Machine, workload: Workload
+) -> tuple[Situation, tuple[str, ...]]:
+    """All that the plan depends on, and where the budget comes from if nobody said."""
+    from headrace.planner.candidates import Situation
+
+    memory = None if request.memory is None else parse_size(request.memory)
+    device = None if request.device_memory is None else parse_size(request.device_memory)
+    if device is not None and not machine.hardware.has_device:
+        raise UsageError("--device-memory", got=f"{machine.hardware.name}, without an accelerator")
+    note = () if memory is not None else (machine.budget_note(),)
+    at = Situation(
+        source.model,
+        source.pages,
+        source.page_bytes,
+        machine.hardware,
+        workload,
+        machine.host_bytes() if memory is None else memory,
+        _overrides(request, machine),
+        device_bytes=device,
+    )
+    return at, note
+
+
+def _overrides(request: Request, machine: Machine) -> Overrides:
+    from headrace.planner.plan import Overrides
+
+    given = {name: v for name, v in (request.overrides or {}).items() if v is not None}
+    if given.get("kv_dtype", "f16") not in KV_FORMATS:
+        raise UsageError("--kv-cache-dtype", expected=" | ".join(KV_FORMATS), got=given["kv_dtype"])
+    if machine.here:
+        from headrace.kernels.native import available
+
+        given = {"threads": usable_cores()} | given
+        given["kernels"] = "native" if available() else "reference"
+    return Overrides(**given)
+
+
+def _lengths(request: Request, source: Source) -> Lengths:
+    sizes = (request.prompt_len, request.gen_len, request.requests)
+    context = source.model.max_positions
+    if request.input is not None:
+        if any(size is not None for size in sizes):
+            raise UsageError(
+                "--input gives the lengths", got="--prompt-len, --gen-len or --requests"
+            )
+        return lengths_of(request.input, source.folder, context, request.max_tokens)
+    prompt, gen, count = (
+        given or default
+        for given, default in zip(sizes, (PROMPT_LEN, GEN_LEN, REQUESTS), strict=True)
+    )
+    if prompt + gen > context:
+        raise UsageError(
+            "--prompt-len and --gen-len", expected=f"at most {context} tokens", got=prompt + gen
+        )
+    assumed = ", ".join(
+        f"--{name} {default}"
+        for name, default, given in zip(
+            ("prompt-len", "gen-len", "requests"),
+            (PROMPT_LEN, GEN_LEN, REQUESTS),
+            sizes,
+            strict=True,
+        )
+        if given is None
+    )
+    notes = (f"the job is assumed: {assumed}",) if assumed else ()
+    return Lengths(Workload.uniform(count, prompt, gen), notes=notes)
+
+
+def _wider(plan: Plan, error: float) -> Any:
+    """The prediction with an interval that also covers the error of the prompt lengths."""
+    found = plan.prediction
+    tokens = max(1, found.prompt_tokens + found.gen_tokens)
+    share = error * found.prompt_tokens / tokens
+    return replace(found, low=found.low * (1 - share), high=found.high * (1 + share))

@@ -1,0 +1,1 @@
+"""``bench prediction``: is what the plan says what the run takes?"""

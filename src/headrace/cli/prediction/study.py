@@ -1,0 +1,343 @@
+"""The study: checkpoints made, the machine measured, every run predicted, then all runs run.
+
+All predictions are made before the first run, from one profile. Runs go round by round, every
+case once per round, so that what drifts over an hour drifts within each case, too. A run is kept
+as soon as it has ended: the same command goes on where it was cut.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+from headrace.cli.prediction.draw import Case, draw_cases
+from headrace.cli.prediction.kept import Kept, Measured, Predicted, Request
+from headrace.cli.prediction.others import Others
+from headrace.cli.prediction.verdict import Outcome
+from headrace.errors import BudgetError, UsageError
+from headrace.specs.sampling import SamplingParams
+from headrace.specs.workload import Workload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from headrace.engine.answers import Prompt
+    from headrace.engine.llm import LLM
+    from headrace.engine.loaded import Loaded
+    from headrace.planner.plan import Plan
+    from headrace.planner.profile import Profile
+
+PILOTS = 6
+"""Runs of another seed that come first: how far they end from their predictions says how wide the
+intervals of the others are. They are in no table."""
+
+ROOMY = 1.25, 1_500_000_000
+"""Budget of a run whose model is to fit: times its weights, and bytes beside."""
+
+CLOSE = 1.25
+"""How near to the seconds asked for a job is made."""
+
+MOST_TRIES = 6
+
+KV_DTYPE = "f16"
+
+DISTURBED, ATTEMPTS = 0.08, 2
+"""Share of a core that other programs may take during a run; what is disturbed more is run once
+more, and the less disturbed counts."""
+
+MEASURING_ATTEMPTS = 8
+"""The same for the seconds in which the machine is measured: all predictions rest on them."""
+
+
+class Study:
+    """A study in a folder. ``said`` hears of each step; ``clock`` times the runs."""
+
+    def __init__(
+        self,
+        folder: Path,
+        request: Request,
+        clock: Callable[[], float],
+        said: Callable[[str], None],
+        *,
+        fresh: bool = False,
+        measure_seconds: float = 6.0,
+        pilots: int = PILOTS,
+        attempts: int = ATTEMPTS,
+    ) -> None:
+        self._attempts = attempts
+        self._measure_seconds = measure_seconds
+        self._pilot_runs = pilots
+        self.folder = folder
+        self.request = request
+        self._clock = clock
+        self._said = said
+        self._kept = Kept(folder, request.to_dict(), fresh)
+        self._profile: Profile | None = None
+        self._headers: dict[str, Loaded] = {}
+
+    def __enter__(self) -> Study:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for loaded in self._headers.values():
+            loaded.close()
+
+    def about(self) -> str:
+        """Machine, versions, seed and command, for the table's first line."""
+        asked, machine = self.request, self.profile().machine
+        return (
+            f"`headrace bench prediction --runs {asked.runs} --seed {asked.seed} --repeats "
+            f"{asked.repeats} --run-seconds {asked.run_seconds:g}`; {machine['processor']}, "
+            f"{machine['threads']} threads, kernels {machine['kernels']}, headrace "
+            f"{machine['headrace']}; machine measured {self.profile().made}, before all runs"
+        )
+
+    def prepare(self) -> None:
+        """Make the checkpoints that are not there yet."""
+        from headrace.cli.make_checkpoint import make_checkpoint, shape_spec
+
+        for name, shape in self.request.shapes.items():
+            folder = self._checkpoint(name)
+            if not (folder / "config.json").is_file():
+                self._said(f"making checkpoint {name}")
+                spec = shape_spec(
+                    shape.arch, None, shape.dtype, {**shape.sizes, "max_positions": 4096}
+                )
+                make_checkpoint(spec, folder)
+
+    def run(self) -> list[tuple[Predicted, Outcome]]:
+        """All that is left to do; every case with its outcome."""
+        self.prepare()
+        self.profile()
+        cases = self._predicted("case", self._cases())
+        for repeat in range(self.request.repeats):
+            for predicted in cases:
+                if (predicted.case.index, repeat) not in self._kept.runs:
+                    self._kept.add("run", self._undisturbed(predicted, repeat).__dict__)
+        return self.outcomes()
+
+    def outcomes(self) -> list[tuple[Predicted, Outcome]]:
+        """The cases with at least one run, as far as the study has come."""
+        found = []
+        for predicted in self._kept.cases["case"].values():
+            seconds = self._kept.seconds_of(predicted.case.index)
+            if seconds:
+                outcome = Outcome(predicted.seconds, predicted.low, predicted.high, seconds)
+                found.append((predicted, outcome))
+        return found
+
+    def _cases(self) -> list[Case]:
+        return draw_cases(self.request.seed, self.request.runs, self.request.shapes)
+
+    def _pilots(self) -> list[Case]:
+        drawn = draw_cases(self.request.seed + 1, self._pilot_runs, self.request.shapes)
+        return [replace(case, index=-1 - case.index) for case in drawn]
+
+    # -- measuring the machine -----------------------------------------------------------
+
+    def profile(self) -> Profile:
+        """The machine as it was measured when the study began, and what the pilots showed."""
+        if self._profile is None:
+            self._profile = self._calibrated()
+            residuals = self._pilot_residuals(self._profile)
+            self._profile = self._profile.with_residuals(residuals)
+        return self._profile
+
+    def _calibrated(self) -> Profile:
+        """The machine measured with every shape, resident and streamed."""
+        from headrace.engine.profiles import machine_profile
+
+        wanted = [(name, streams) for name in self.request.shapes for streams in (False, True)]
+        for name, streams in wanted:
+            if (name, streams) not in self._kept.measured:
+                self._said(f"measuring the machine with {name}{', streamed' if streams else ''}")
+                found = self._measured_alone(name, streams).to_dict()
+                self._kept.add("measured", {"name": name, "streams": streams, "profile": found})
+        parts = [self._kept.measured[key] for key in wanted]
+        shapes = [shape for part in parts for shape in part.shapes]
+        return machine_profile([part.hardware for part in parts], shapes, parts[0].made)
+
+    def _measured_alone(self, name: str, streams: bool) -> Profile:
+        """The same while nobody else works on the machine, as with runs."""
+        tried: list[tuple[float, Profile]] = []
+        most = MEASURING_ATTEMPTS * (self._attempts - 1) + 1  # one where none is repeated
+        while len(tried) < most and (not tried or tried[-1][0] > DISTURBED):
+            others, began = Others(), self._clock()
+            found = self._measured_with(name, streams)
+            tried.append((others.share(self._clock() - began), found))
+            if tried[-1][0] > DISTURBED:
+                self._said(f"other programs took {tried[-1][0]:.0%} of a core meanwhile")
+        return min(tried, key=lambda each: each[0])[1]
+
+    def _measured_with(self, name: str, streams: bool) -> Profile:
+        from headrace.engine.probe import measure_machine, usable_threads
+        from headrace.engine.profiles import dated, machine_profile
+        from headrace.planner.profile import ShapeCurves
+
+        loaded = self._loaded(name)
+        weights = sum(loaded.page_bytes.values())
+        hardware = measure_machine(
+            loaded,
+            self._clock,
+            threads=usable_threads(),
+            kv_dtype=KV_DTYPE,
+            capacity_bytes=weights // 2 if streams else 2 * weights,
+            seconds=self._measure_seconds,
+        )
+        shape = ShapeCurves.of(loaded.model, KV_DTYPE, streams, hardware)
+        return machine_profile([hardware], [shape], dated(time.time()))
+
+    def _pilot_residuals(self, profile: Profile) -> list[float]:
+        """ln(measured / predicted) of runs that are in no table."""
+        self._profile = profile
+        residuals = []
+        for predicted in self._predicted("pilot", self._pilots()):
+            index = predicted.case.index
+            if (index, 0) not in self._kept.runs:
+                self._kept.add("run", self._undisturbed(predicted, 0).__dict__)
+            (seconds,) = self._kept.seconds_of(index)
+            residuals.append(math.log(seconds / predicted.seconds))
+        return residuals
+
+    # -- predicting ----------------------------------------------------------------------
+
+    def _predicted(self, kind: str, cases: Sequence[Case]) -> list[Predicted]:
+        known = self._kept.cases[kind]
+        for case in cases:
+            if case.index not in known:
+                self._kept.add(kind, self._predict(case).to_dict())
+        return [known[case.index] for case in cases]
+
+    def _predict(self, case: Case) -> Predicted:
+        """Size the job: requests until it is predicted to last as long as was asked for, shorter
+        outputs where a single batch would last much longer."""
+        wanted = self.request.run_seconds
+        requests = max(1, case.batch)
+        for _ in range(MOST_TRIES):
+            plan, memory = self._plan(case, case.workload(requests))
+            seconds = plan.prediction.seconds
+            fitting = max(1, round(requests * wanted / seconds))
+            if wanted / CLOSE <= seconds <= wanted * CLOSE or fitting == requests:
+                break
+            if fitting < case.batch:
+                shorter = max(2, round(case.gen_len * fitting / case.batch))
+                prompt = max(8, round(case.prompt_len * max(0.5, fitting / case.batch)))
+                if (shorter, prompt, case.batch) == (case.gen_len, case.prompt_len, requests):
+                    break
+                case = replace(case, gen_len=shorter, prompt_len=prompt)
+            requests = max(fitting, case.batch)
+        found = plan.prediction
+        self._said(
+            f"{_name(case)}: {requests} requests, predicted {found.seconds:.1f} s "
+            f"({plan.policy.schedule}, bound by {plan.bound_by})"
+        )
+        return Predicted(
+            case, requests, memory, plan.policy.schedule, plan.bound_by, found.seconds, found.low,
+            found.high,
+        )  # fmt: skip
+
+    def _plan(self, case: Case, workload: Workload) -> tuple[Plan, int]:
+        """The plan within the case's budget, or the least that works."""
+        memory = self._budget(case)
+        try:
+            with closing(self._open(case, memory)) as llm:
+                return llm.plan(workload), memory
+        except BudgetError as error:
+            memory = (error.smallest_bytes or memory) + (1 << 20)
+        with closing(self._open(case, memory)) as llm:
+            return llm.plan(workload), memory
+
+    def _budget(self, case: Case) -> int:
+        weights = sum(self._loaded(case.shape).page_bytes.values())
+        times, beside = ROOMY
+        return int(weights * times) + beside if case.budget is None else int(weights * case.budget)
+
+    # -- running -------------------------------------------------------------------------
+
+    def _undisturbed(self, predicted: Predicted, repeat: int) -> Measured:
+        """A run while nobody else worked on this machine, or the less disturbed of two."""
+        tried: list[Measured] = []
+        while len(tried) < self._attempts and (not tried or tried[-1].others > DISTURBED):
+            tried.append(self._measure(predicted, repeat))
+            if tried[-1].others > DISTURBED:
+                self._said(f"other programs took {tried[-1].others:.0%} of a core meanwhile")
+        return min(tried, key=lambda run: run.others)
+
+    def _measure(self, predicted: Predicted, repeat: int) -> Measured:
+        from headrace.engine.summary import summarise
+
+        case = predicted.case
+        workload = case.workload(predicted.requests)
+        with closing(self._open(case, predicted.memory)) as llm:
+            plan = llm.plan(workload)
+            record = llm.new_record()
+            prompts = list(_prompts(case, workload, llm.loaded.model.vocab))
+            llm.session  # noqa: B018 (taken and loaded before the clock starts)
+            others = Others()
+            began = self._clock()
+            for _ in llm.events(prompts, record):
+                pass
+            wall = self._clock() - began
+            disturbed = others.share(wall)
+            lines = {"lines": len(prompts), "done": len(prompts), "failed": 0}
+            summary = summarise(llm, record, wall, workload, lines)
+        said = f"{_name(case)}, repeat {repeat + 1}: {wall:.1f} s"
+        error = predicted.seconds / wall - 1
+        self._said(f"{said}, predicted {predicted.seconds:.1f} s ({error:+.1%})")
+        if not math.isclose(plan.prediction.seconds, predicted.seconds, rel_tol=1e-6):
+            raise UsageError(
+                "a plan changed between prediction and run",
+                expected=f"{predicted.seconds:.3f} s",
+                got=f"{plan.prediction.seconds:.3f} s",
+            )
+        ops = {
+            op: (both.get("predicted_seconds", 0.0), both["seconds"])
+            for op, both in summary.ops.items()
+        }
+        return Measured(case.index, repeat, wall, disturbed, summary.lanes, ops)
+
+    def _open(self, case: Case, memory: int) -> LLM:
+        from headrace.engine.llm import LLM
+
+        loaded = self._loaded(case.shape)
+        streams = sum(loaded.page_bytes.values()) > memory
+        return LLM(
+            self._checkpoint(case.shape),
+            memory=memory,
+            schedule=case.schedule,
+            max_seqs=case.batch,
+            kv_dtype=KV_DTYPE,
+            hardware=self.profile().hardware_for(loaded.model, KV_DTYPE, streams),
+        )
+
+    def _loaded(self, name: str) -> Loaded:
+        """A checkpoint's headers, opened once."""
+        from headrace.engine.loaded import Loaded
+
+        if name not in self._headers:
+            self._headers[name] = Loaded.open(self._checkpoint(name))
+        return self._headers[name]
+
+    def _checkpoint(self, name: str) -> Path:
+        return self.folder / "checkpoints" / name
+
+
+def _prompts(case: Case, workload: Workload, vocab: int) -> Iterator[Prompt]:
+    """Random tokens of the workload's lengths, outputs that do not end early."""
+    from headrace.engine.answers import Prompt
+
+    draw = Random(f"{case.seed} tokens")
+    pairs = zip(workload.prompt_lens, workload.gen_lens, strict=True)
+    for i, (length, most) in enumerate(pairs):
+        params = SamplingParams(temperature=0, max_tokens=most, ignore_eos=True)
+        yield Prompt(str(i), tuple(draw.randrange(3, vocab) for _ in range(length)), params)
+
+
+def _name(case: Case) -> str:
+    return f"pilot {-case.index}" if case.index < 0 else f"run {case.index + 1}"

@@ -1,0 +1,313 @@
+"""A few layers of the model at hand on the machine that runs will use: what ``calibrate`` times.
+
+An operation alone in a loop finds its weights in the cache and the memory to itself; a run does
+neither. So nothing is timed alone here: whole sweeps of the first layers are played, of the same
+bodies, lanes, ring and reads, long enough that each layer's weights have left the cache before
+they are used again. Decodes and prompt chunks are played apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from random import Random
+from typing import Any, NamedTuple
+
+from headrace.batching.batch import Batch, MicroBatch, Segment
+from headrace.engine.loaded import Loaded
+from headrace.engine.sampler import Sampler, SampleRow
+from headrace.engine.session import lanes_as_threads
+from headrace.engine.sweep import Sweep
+from headrace.kernels.select import select
+from headrace.machines.machine import Body, Machine, Views
+from headrace.machines.trace import SweepTrace
+from headrace.memory.arena import Arena
+from headrace.models.bodies import make_bodies
+from headrace.models.workspace import Workspace
+from headrace.planner.calibrate import ALONE, SPARED, Timed
+from headrace.planner.memory_map import arena_bytes
+from headrace.schedule.generate import generate, next_phase
+from headrace.schedule.sizes import buffer_sizes
+from headrace.schedule.task import Buffer, Op, Schedule, Task
+from headrace.schedule.work import WorkModel
+from headrace.specs.hardware import DISK
+from headrace.specs.policy import Policy
+from headrace.specs.sampling import SamplingParams
+
+Clock = Callable[[], float]
+
+MAX_ROWS = 512
+CONTEXT = 192
+"""Rows of a sweep at most, and tokens that each decode attends to."""
+
+COLD_BYTES = 256 << 20
+"""Weights of the layers played, where the model has as many: caches are smaller."""
+
+RING_SLOTS, RING_BYTES, LANES = 6, 96 << 20, 2
+"""Slots of the ring at least, and its bytes where the model streams as many: into a ring that the
+cache holds a disk reads faster than into a run's."""
+
+VARIANTS = 8
+"""Batches of different tokens of one load: rows of the embedding table are cold in a run, too."""
+
+LEAST_REPEATS, MOST_REPEATS = 3, 24
+"""Sweeps of one load that count; one before them does not."""
+
+
+class Rehearsed(NamedTuple):
+    """Several sweeps of one load. ``tasks`` holds what was timed, sweep by sweep; ``read_bytes``
+    came from disk in ``read_seconds``, in which something was being read."""
+
+    load: str
+    tasks: tuple[tuple[Timed, ...], ...]
+    read_bytes: int
+    read_seconds: float
+
+
+class Rehearsal:
+    """The first layers of a model, in memory of their own: close it before a run begins.
+
+    ``streams``: every other expert passes through a ring from disk, as where the model does not
+    fit (fresh from disk a page may still be in the cache, a resident one is not); else all are
+    resident. ``room_bytes`` bounds what is taken, as far as two layers allow.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        clock: Clock,
+        *,
+        streams: bool,
+        room_bytes: int,
+        threads: int,
+        kv_dtype: str,
+        kernels: str,
+        activations: str,
+    ) -> None:
+        self.model, self.table = loaded.first_layers(_layers(loaded, room_bytes))
+        pages = self.table.pages
+        through = self._streamed(room_bytes)
+        slot = self.table.max_slot_bytes(through)
+        wanted = min(-(-RING_BYTES // slot), room_bytes // (4 * slot), len(through))
+        slots = max(RING_SLOTS, wanted)
+        self.policy = Policy(
+            schedule="stream" if streams else "resident",
+            max_rows=MAX_ROWS,
+            max_seqs=min(MAX_ROWS, max(16, (64 << 20) // (self.model.vocab * 4))),
+            resident=frozenset(p.id for p in pages) - (through if streams else frozenset()),
+            ring_slots=slots if streams else 0,
+            slot_bytes=slot if streams else 0,
+            disk_lanes=LANES,
+            kv_blocks=64 * CONTEXT // 16,
+            kv_dtype=kv_dtype,
+            threads=threads,
+            kernels=kernels,
+            activations=activations,
+        )
+        sizes = buffer_sizes(
+            self.model, pages, self.policy, {p.id: self.table.slot_bytes(p.id) for p in pages}
+        )
+        total = sum(arena_bytes(size.bytes) for size in sizes.values())
+        self._arena = Arena("host", total + (1 << 20))
+        self._workspace = Workspace(self.model, self.table, self.policy, sizes, self._arena)
+        self._workspace.load_resident()
+        self._work = WorkModel(self.model, pages, self.policy)
+        self._sampler = Sampler(0, self.model.vocab, select(kernels, threads))
+        self._batches: list[Batch] = [Batch()]
+        self._clock = clock
+        self._phase = self._sweeps = 0
+        self._schedules: dict[int, Schedule] = {}
+        bodies = {**make_bodies(self.model, self.table, self.policy), **self._own_bodies()}
+        self._machine: Machine = lanes_as_threads(bodies, self._workspace, clock)
+        idle = dict.fromkeys(bodies, _nothing)
+        self._idle: Machine = lanes_as_threads(idle, self._workspace, clock)
+
+    def close(self) -> None:
+        """Stop the lanes and give the memory back."""
+        self._machine.close()
+        self._idle.close()
+        del self._workspace
+        self.table.close()
+        self._arena.close()
+
+    def play(self, seconds_each: float) -> Iterator[Rehearsed]:
+        """Every load for about ``seconds_each``: decodes, then prompt chunks."""
+        loads = self._loads()
+        self._repeat("first touch of all memory", list(loads.values())[-1], seconds_each)
+        for load, extents in loads.items():
+            yield self._repeat(load, extents, seconds_each)
+        if self.policy.ring_slots:
+            yield self.reads_alone()
+
+    def sample(self) -> float:
+        """Draw greedily for as many rows as there are logits; returns their number."""
+        logits = self._workspace.view(Buffer("logits"))
+        logits.zero_()
+        self._draw(logits)
+        return float(len(logits))
+
+    def idle_tasks(self) -> float:
+        """Run a sweep of tasks that do nothing; returns their number."""
+        schedule = self._schedule(0)
+        self._idle.append(schedule, Sweep(0)).wait()
+        return float(len(schedule.tasks))
+
+    def _streamed(self, room_bytes: int) -> set[int]:
+        """Pages that pass through the ring: tables, and experts but every other one, of which as
+        many stay as half the room holds."""
+        room, through = room_bytes // 2, set[int]()
+        for number, page in enumerate(p for p in self.table.pages if p.expert is not None):
+            room -= self.table.slot_bytes(page.id) if number % 2 else 0
+            if number % 2 == 0 or room < 0:
+                through.add(page.id)
+        return through | {p.id for p in self.table.pages if p.role in ("embed", "head")}
+
+    def _loads(self) -> dict[str, list[tuple[int, int]]]:
+        """Name -> (rows, tokens after them) of each sequence."""
+        seqs = self.policy.max_seqs
+        decodes = {f"{n} decodes": [(1, CONTEXT)] * n for n in (1, 4, 16, 64, 256) if n <= seqs}
+        chunks = [(64, 64), (64, 128), (64, 192), (64, 64)]
+        return {
+            **decodes,
+            "4 prompts of 16": [(16, 16)] * 4,
+            "1 chunk of 64": [(64, 64)],
+            "16 prompts of 16": [(16, 16)] * 16,
+            "4 chunks of 64": chunks,
+            "8 chunks of 64": 2 * chunks,
+        }
+
+    def _batch_of(self, extents: Sequence[tuple[int, int]], variant: int) -> Batch:
+        """Sequences beyond the cache share blocks; every ``variant`` has its own tokens."""
+        each = CONTEXT // self.policy.kv_block
+        places = self.policy.kv_blocks // each
+        draw = Random(variant)
+        segments = tuple(
+            Segment(
+                sequence=i,
+                tokens=tuple(draw.randrange(self.model.vocab) for _ in range(rows)),
+                start=kv_len - rows,
+                blocks=tuple(range(i % places * each, (i % places + 1) * each)),
+                sample=rows == 1,
+            )
+            for i, (rows, kv_len) in enumerate(extents)
+        )
+        return Batch((MicroBatch(segments),))
+
+    def _repeat(self, load: str, extents: Sequence[tuple[int, int]], seconds: float) -> Rehearsed:
+        self._batches = [self._batch_of(extents, variant) for variant in range(VARIANTS)]
+        began = self._clock()
+        self._sweep_traces(1)
+        once = max(self._clock() - began, 1e-6)
+        count = max(LEAST_REPEATS, min(MOST_REPEATS, int(seconds / once)))
+        traces = self._sweep_traces(count)
+        reads = self._reads_of(traces)
+        timed = tuple((*self._timed(trace), *reads) for trace in traces)
+        return Rehearsed(load, timed, *_reads(traces))
+
+    def reads_alone(self) -> Rehearsed:
+        """Sweeps of ``one_by_one``: a page at a time is read, and nothing goes on beside it."""
+        self._batches = [self._batch_of([(1, CONTEXT)], 0)]
+        policy = replace(self.policy, schedule="one_by_one")
+        schedule = generate(self.model, self.table.pages, policy, self._phase)
+        self._phase = next_phase(self.table.pages, policy, self._phase)
+        traces = []
+        for _ in range(LEAST_REPEATS):
+            traces.append(self._machine.append(schedule, Sweep(self._sweeps)).wait())
+            self._sweeps += 1
+        reads = tuple(each._replace(op=ALONE) for each in self._reads_of(traces))
+        return Rehearsed("reads alone", (reads,), *_reads(traces))
+
+    def _sweep_traces(self, count: int) -> list[SweepTrace]:
+        """``count`` sweeps, two in flight."""
+        tickets, traces = [], []
+        for index in range(count):
+            tickets.append(self._machine.append(self._next_schedule(), Sweep(self._sweeps)))
+            self._sweeps += 1
+            if index:
+                traces.append(tickets[index - 1].wait())
+        return [*traces, tickets[-1].wait()]
+
+    def _next_schedule(self) -> Schedule:
+        schedule = self._schedule(self._phase)
+        self._phase = next_phase(self.table.pages, self.policy, self._phase)
+        return schedule
+
+    def _schedule(self, phase: int) -> Schedule:
+        if phase not in self._schedules:
+            made = generate(self.model, self.table.pages, self.policy, phase)
+            self._schedules[phase] = made
+        return self._schedules[phase]
+
+    def _timed(self, trace: SweepTrace) -> Iterator[Timed]:
+        sweep = trace.sweep
+        assert isinstance(sweep, Sweep)
+        for span in trace.spans:
+            task = trace.schedule.tasks[span.task]
+            amounts, rows = self._work.work(task, sweep.binding)
+            if any(amounts.values()) and task.op is not Op.READ_PAGE:
+                yield Timed(task.op.value, rows, amounts, span.end - span.start)
+            elif task.expert is not None and task.op is not Op.READ_PAGE:
+                yield Timed(SPARED, 1.0, {}, span.end - span.start)
+
+    def _reads_of(self, traces: Sequence[SweepTrace]) -> tuple[Timed, ...]:
+        """All reads of some sweeps as one: lanes of a disk are busy together, and a sweep's first
+        reads beside the last ones of the sweep before."""
+        moved, seconds = _reads(traces)
+        rows = sum(m.rows for m in self._batches[0].micro_batches)
+        return (Timed(Op.READ_PAGE.value, rows, {DISK: moved}, seconds),) if moved else ()
+
+    def _own_bodies(self) -> dict[Op, Body]:
+        """What the engine does around the arithmetic, for a batch that never ends."""
+
+        def bind(task: Task, views: Views, sweep: Sweep) -> None:
+            sweep.bind(self._batches[sweep.index % len(self._batches)])
+
+        def sample(task: Task, views: Views, sweep: Sweep) -> None:
+            count = len(sweep.batch.sampled)
+            if count:
+                self._draw(views[Buffer("logits")][:count])
+
+        return {Op.BIND: bind, Op.SAMPLE: sample, Op.COMMIT: _nothing}
+
+    def _draw(self, logits: Any) -> None:
+        row = SampleRow(SamplingParams(temperature=0.0), "rehearsal")
+        self._sampler.sample(logits, [row] * len(logits))
+
+
+def _nothing(task: Task, views: Views, sweep: Sweep) -> None:
+    pass
+
+
+def _layers(loaded: Loaded, room_bytes: int) -> int:
+    """Layers until their weights exceed every cache, two at least, within ``room_bytes``."""
+    sizes: dict[int, int] = {}
+    for page in loaded.pages:
+        if page.layer is not None:
+            sizes[page.layer] = sizes.get(page.layer, 0) + loaded.page_bytes[page.id]
+    total = 0
+    for count, layer in enumerate(sorted(sizes), 1):
+        total += sizes[layer]
+        if count >= 2 and (total >= COLD_BYTES or total + sizes[layer] > room_bytes):
+            return count
+    return len(sizes)
+
+
+def _reads(traces: Sequence[SweepTrace]) -> tuple[int, float]:
+    """Bytes of pages read, and the seconds in which one was being read."""
+    spans = sorted(
+        (span.start, span.end)
+        for trace in traces
+        for span in trace.spans
+        if trace.schedule.tasks[span.task].op is Op.READ_PAGE
+    )
+    moved = sum(_bytes_read(trace) for trace in traces)
+    until = seconds = 0.0
+    for start, end in spans:
+        seconds += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return moved, seconds
+
+
+def _bytes_read(trace: SweepTrace) -> int:
+    assert isinstance(trace.sweep, Sweep)
+    return sum(trace.sweep.binding.page_bytes.values())

@@ -1,0 +1,121 @@
+"""A run held against its prediction: errors by job, lane and op, and the profile it suggests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from headrace.errors import UsageError
+from headrace.planner.profile import Profile, ShapeCurves
+from headrace.specs.hardware import DISK
+
+LEAST_SHARE = 0.01
+"""Of the wall time: what took less says nothing about a machine."""
+
+_MOST_SCALE = 4.0
+
+
+class Compared(NamedTuple):
+    """Seconds predicted and measured of one thing: ``kind`` is job, lane or op."""
+
+    kind: str
+    name: str
+    predicted: float
+    measured: float
+
+    @property
+    def error(self) -> float | None:
+        """How much longer the prediction was, as a share of what was measured; None when there
+        was nothing to compare."""
+        if self.predicted <= 0 or self.measured <= 0:
+            return None
+        return self.predicted / self.measured - 1.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """What ``run-batch`` leaves beside its output: the summary of the run, and the curves that its
+    prediction was made with."""
+
+    summary: Mapping[str, Any]
+    shape: ShapeCurves
+
+    @property
+    def wall_seconds(self) -> float:
+        """From the first sweep's start to the last durable line."""
+        return float(self.summary["wall_seconds"])
+
+    def compared(self) -> list[Compared]:
+        """Job time before and after (lengths as they came out), lanes, ops; longest first."""
+        summary, wall = self.summary, self.wall_seconds
+        before = "before, lengths assumed" if summary["predicted_assumed"] else "before"
+        rows = [
+            Compared("job", before, summary["predicted_seconds"], wall),
+            Compared("job", "after, lengths known", summary["predicted_after_seconds"], wall),
+        ]
+        for kind, table, measured, predicted in (
+            ("lane", summary["lanes"], "busy_seconds", "predicted_busy_seconds"),
+            ("op", summary["ops"], "seconds", "predicted_seconds"),
+        ):
+            found = [
+                Compared(kind, name, each[predicted], each[measured])
+                for name, each in table.items()
+                if predicted in each
+            ]
+            rows += sorted(found, key=lambda row: -row.measured)
+        return rows
+
+    @property
+    def residual(self) -> float | None:
+        """ln(measured / predicted) with the lengths that came out; None if nothing ran."""
+        after = float(self.summary["predicted_after_seconds"])
+        return math.log(self.wall_seconds / after) if after > 0 < self.wall_seconds else None
+
+
+def updated(profile: Profile, run: Run) -> Profile:
+    """``profile`` with what ``run`` showed: the curve of each op that took LEAST_SHARE of the time
+    scaled by predicted over measured, the disk's rates alike if the run was bound by it, and the
+    run's residual."""
+    rows = {(row.kind, row.name): row for row in run.compared()}
+    curves = {
+        op: tuple(
+            (rows_, min(1.0, share * _scale(rows.get(("op", op)), run))) for rows_, share in c
+        )
+        for op, c in run.shape.efficiency.items()
+    }
+    shape = replace(run.shape, efficiency=curves)
+    others = [known for known in profile.shapes if known.distance(shape) > 0]
+    hardware = profile.hardware
+    if run.summary["bound_by"] == "disk":
+        scale = _scale(rows.get(("lane", "disk")), run)
+        roofs = {**hardware.roofs, DISK: hardware.roofs[DISK] * scale}
+        hardware = replace(hardware, roofs=roofs, lane_rate=hardware.lane_rate * scale)
+    kept = replace(profile, shapes=(*others, shape), hardware=hardware)
+    return kept if run.residual is None else kept.with_residuals([run.residual])
+
+
+def run_from(data: object, shape_from: Any) -> Run:
+    """The run that ``run-batch`` stored. Raises UsageError for anything else."""
+    try:
+        assert isinstance(data, Mapping)
+        run = Run(data["summary"], shape_from(data["shape"]))
+        for row in run.compared():
+            float(row.predicted), float(row.measured)
+        if run.summary["bound_by"] not in ("cpu", "disk") or run.wall_seconds <= 0:
+            raise ValueError("bound_by or wall_seconds")
+    except (AssertionError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(
+            "this is no record of a run",
+            got=f"{type(error).__name__}: {error}"[:200],
+            hint="run-batch writes one beside its output",
+        ) from error
+    return run
+
+
+def _scale(row: Compared | None, run: Run) -> float:
+    """Predicted over measured, within bounds; 1 of what took too little to tell."""
+    if row is None or row.error is None or row.measured < LEAST_SHARE * run.wall_seconds:
+        return 1.0
+    return min(_MOST_SCALE, max(1 / _MOST_SCALE, row.predicted / row.measured))

@@ -1,0 +1,72 @@
+"""What a sweep's routing may look like before it is known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from headrace.planner.bindings import typical_routing
+from headrace.planner.calibrate import ALONE
+from headrace.planner.played import PlayedOverlap
+from headrace.planner.sweeps import SweepTimes, as_run
+from headrace.schedule.routing import visit_chance
+from headrace.specs.hardware import Hardware
+from headrace.specs.pages import page_layout
+from headrace.specs.policy import Policy
+from headrace.specs.registry import known_hardware, known_model
+
+OLMOE = known_model("olmoe-1b-7b").spec
+DEEPSEEK = known_model("deepseek-moe-16b").spec
+STOCK = known_hardware("cpu-2core").hardware
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 40])
+def test_whole_experts_are_visited_as_many_as_on_average(rows):
+    routed = typical_routing(OLMOE, rows)
+    assert routed.keys() == set(range(OLMOE.layers))
+    visited = [sum(1 for count in counts if count) for counts in routed.values()]
+    mean = OLMOE.experts * visit_chance(OLMOE.experts, OLMOE.top_k, rows)
+    assert math.floor(mean) <= min(visited) <= max(visited) <= math.ceil(mean)
+    assert sum(visited) / OLMOE.layers == pytest.approx(mean, abs=1 / OLMOE.layers)
+    for counts in routed.values():
+        assert sum(counts) == pytest.approx(rows * OLMOE.top_k)
+
+
+def test_dense_layers_route_nothing_and_all_rows_visit_shared_experts():
+    routed = typical_routing(DEEPSEEK, 3)
+    assert 0 not in routed
+    assert all(counts[DEEPSEEK.experts] == 3 for counts in routed.values())
+
+
+def on_demand(schedule: str = "on_demand") -> tuple[Policy, tuple]:
+    pages = page_layout(OLMOE)
+    experts = frozenset(page.id for page in pages if page.expert is not None)
+    slot = max(page.bytes for page in pages)
+    policy = Policy(
+        schedule=schedule,
+        max_rows=64,
+        max_seqs=8,
+        resident=frozenset(page.id for page in pages) - experts,
+        ring_slots=16,
+        slot_bytes=slot,
+        kv_blocks=64,
+    )
+    return policy, pages
+
+
+def test_reads_that_wait_for_the_router_hide_behind_little():
+    policy, pages = on_demand()
+    overlap = PlayedOverlap(OLMOE, pages, policy, STOCK)
+    lanes = SweepTimes(OLMOE, pages, policy, STOCK)
+    assert overlap(1) > 1.02, "few whole pages: arithmetic waits for each"
+    assert lanes.hardware is STOCK
+
+
+def test_reads_alone_have_a_rate_of_their_own():
+    curves = {"read_page": ((1.0, 0.5),), ALONE: ((1.0, 0.8),)}
+    machine = Hardware("m", STOCK.roofs, lane_rate=1e9, efficiency=curves)
+    alone, _ = on_demand("one_by_one")
+    beside, _ = on_demand("stream")
+    assert as_run(machine, alone).efficiency_of("read_page", 1) == 0.8
+    assert as_run(machine, beside) is machine

@@ -1,0 +1,88 @@
+"""A run held against its prediction, and what it does to a profile."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from headrace.errors import UsageError
+from headrace.planner.profile import shape_from
+from headrace.planner.verify import Run, run_from, updated
+from headrace.specs.hardware import CPU_FLOPS, DISK
+
+from .test_profile import profile, shape
+
+
+def summary(**changes: Any) -> dict[str, Any]:
+    made = {
+        "wall_seconds": 10.0,
+        "predicted_seconds": 12.0,
+        "predicted_after_seconds": 8.0,
+        "predicted_assumed": True,
+        "bound_by": "cpu",
+        "lanes": {
+            "cpu": {"busy_seconds": 9.0, "predicted_busy_seconds": 4.5},
+            "disk": {"busy_seconds": 5.0, "predicted_busy_seconds": 6.0},
+            "host": {"busy_seconds": 0.1},
+        },
+        "ops": {
+            "moe": {"seconds": 8.0, "tasks": 3, "predicted_seconds": 4.0},
+            "router": {"seconds": 0.01, "tasks": 3, "predicted_seconds": 0.5},
+            "commit": {"seconds": 0.1, "tasks": 1},
+        },
+    }
+    return {**made, **changes}
+
+
+def test_job_lanes_and_ops_stand_beside_what_was_predicted():
+    rows = {(r.kind, r.name): r for r in Run(summary(), shape(0.5)).compared()}
+    assert rows["job", "before, lengths assumed"].error == pytest.approx(0.2)
+    assert rows["job", "after, lengths known"].error == pytest.approx(-0.2)
+    assert rows["lane", "cpu"].error == pytest.approx(-0.5)
+    assert rows["op", "moe"].error == pytest.approx(-0.5)
+    assert ("op", "commit") not in rows
+    assert ("lane", "host") not in rows
+
+
+def test_what_a_run_showed_scales_its_curves():
+    run = Run(summary(), shape(0.5, efficiency={"moe": ((1.0, 0.5),), "router": ((1.0, 0.5),)}))
+    before = profile(shape(0.9), shape(0.8, hidden=512))
+    after = updated(before, run)
+    efficiency = {s.hidden: s.efficiency for s in after.shapes}
+    assert efficiency[4096]["moe"] == ((1.0, 0.25),)
+    assert efficiency[4096]["router"] == ((1.0, 0.5),), "too short to tell"
+    assert efficiency[512] == shape(0.8).efficiency
+    assert after.residuals == (*before.residuals, math.log(10 / 8))
+    assert after.hardware == before.hardware, "the disk was waiting"
+
+
+def test_a_run_bound_by_the_disk_scales_its_rate():
+    before = profile(shape(0.9))
+    after = updated(before, Run(summary(bound_by="disk"), shape(0.5)))
+    assert after.hardware.roofs[DISK] == pytest.approx(before.hardware.roofs[DISK] * 6 / 5)
+    assert after.hardware.lane_rate == pytest.approx(before.hardware.lane_rate * 6 / 5)
+    assert after.hardware.roofs[CPU_FLOPS] == before.hardware.roofs[CPU_FLOPS]
+
+
+def test_no_share_grows_beyond_its_roof():
+    ops = {"moe": {"seconds": 2.0, "tasks": 3, "predicted_seconds": 400.0}}
+    after = updated(profile(), Run(summary(ops=ops), shape(0.5)))
+    assert max(share for _, share in after.shapes[0].efficiency["moe"]) == 1.0
+
+
+def test_the_next_prediction_of_the_same_run_is_nearer():
+    run = Run(summary(), shape(0.5))
+    after = updated(profile(shape(0.5)), run)
+    assert after.shapes == (replace(shape(0.5), efficiency={"moe": ((1.0, 0.25), (16.0, 0.125))}),)
+
+
+@pytest.mark.parametrize("change", [{"wall_seconds": "x"}, {"lanes": 3}, {"bound_by": "moon"}])
+def test_a_damaged_record_is_refused(change: dict[str, Any]):
+    data = {"summary": summary(**change), "shape": shape(0.5).to_dict()}
+    with pytest.raises(UsageError, match="no record"):
+        run_from(data, shape_from)
+    with pytest.raises(UsageError, match="no record"):
+        run_from([], shape_from)
