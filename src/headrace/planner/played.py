@@ -26,6 +26,7 @@ from headrace.specs.policy import Policy
 FEW_VISITED = 0.5
 """Share of the experts that are visited, below which sweeps of on_demand are played by page."""
 
+_LEAST_LAYERS = 4
 MOST_TASKS = 1500
 """Of sweeps played page by page; of longer ones as many layers are played as make about as many."""
 
@@ -75,10 +76,12 @@ class PlayedOverlap:
         all pages are as good as whole ones."""
         layers, model = self.model.layers, self.model
         few = model.is_moe and visit_chance(model.experts, model.top_k, load.rows) < FEW_VISITED
-        if self.policy.schedule != "on_demand" or not few:
-            return self._sketch.play(load)
         tasks = 2 * sum(1 for page in self.pages if page.layer is not None)
-        long = max(4, min(layers, layers * MOST_TASKS // max(1, tasks)))
+        long = max(_LEAST_LAYERS, min(layers, layers * MOST_TASKS // max(1, tasks)))
+        # of so many pages one is as good as the next; and dense first layers are not the others
+        many = tasks * _LEAST_LAYERS > layers * MOST_TASKS or model.dense_layers > long // 2
+        if self.policy.schedule != "on_demand" or not few or many:
+            return self._sketch.play(load)
         if long >= layers:
             return self._seconds_of(layers, load)
         short = long // 2
