@@ -242,7 +242,7 @@ REAL = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "machine", "schedule", "rows"), REAL)
-def test_known_models_and_machines_within_one_percent_of_full_play(
+def test_sketches_of_known_models_are_within_one_percent_and_tables_within_two(
     name: str, machine: str, schedule: str, rows: int
 ) -> None:
     model, hardware = known_model(name).spec, known_hardware(machine).hardware
@@ -259,4 +259,4 @@ def test_known_models_and_machines_within_one_percent_of_full_play(
     for load in (Load(rows, rows * 333, samples=rows), Load(rows, rows * 77, 400, 100, rows + 4)):
         wanted = steady(model, pages, p, hardware, load).seconds
         assert prices.played(load).steady == pytest.approx(wanted, rel=0.01)
-        assert prices.seconds(load) == pytest.approx(wanted, rel=0.015)
+        assert prices.seconds(load) == pytest.approx(wanted, rel=0.02)  # between points of a table

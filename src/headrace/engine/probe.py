@@ -37,7 +37,7 @@ READ_BYTES = 64_000_000
 """What is read at a time while the disk is measured."""
 
 SWEPT_BYTES, LEAST_SWEPT = 256 << 20, 64 << 20
-"""Memory read from end to end: well beyond the caches, but no more than the run may take."""
+"""Memory read from end to end: well beyond the caches, but a part of what the run may take."""
 
 _READ_SHARE, _PLAY_SHARE = 0.1, 0.04  # of the seconds, for each depth and for each load
 
@@ -75,7 +75,7 @@ def measure_machine(
         activations=activations,
     )
     torch.set_num_threads(torch_threads(kept.policy))
-    memory = _SweepMemory(threads, min(SWEPT_BYTES, max(LEAST_SWEPT, capacity_bytes)))
+    memory = _SweepMemory(threads, min(SWEPT_BYTES, max(LEAST_SWEPT, capacity_bytes // 4)))
     try:
         with torch.inference_mode():
             return measure(
