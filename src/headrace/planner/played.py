@@ -78,10 +78,11 @@ class PlayedOverlap:
         if self.policy.schedule != "on_demand" or not few:
             return self._sketch.play(load)
         tasks = 2 * sum(1 for page in self.pages if page.layer is not None)
-        long = max(4, min(layers, layers * MOST_TASKS // max(1, tasks)))
+        least = model.dense_layers + 2  # the first layers are not like the others
+        long = max(2 * least, min(layers, layers * MOST_TASKS // max(1, tasks)))
         if long >= layers:
             return self._seconds_of(layers, load)
-        short = long // 2
+        short = max(least, long // 2)
         at_long, at_short = self._seconds_of(long, load), self._seconds_of(short, load)
         return at_long + (layers - long) * (at_long - at_short) / (long - short)
 
