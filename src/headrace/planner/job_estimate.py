@@ -58,14 +58,19 @@ class Course:
         found = (self.steady, self.filling, alone)
         return tuple(dict.fromkeys(load for load in found if load.rows))
 
-    def seconds(self, seconds_of: Callable[[Load], float]) -> float:
-        """The job's, for sweeps of ``seconds_of``."""
-        parts = (
-            (self.sweeps, self.steady),
+    @property
+    def parts(self) -> tuple[tuple[float, Load], ...]:
+        """(how many sweeps, the load of each)."""
+        found = (
             (self.fill_sweeps, self.filling),
+            (self.sweeps, self.steady),
             (self.empty_sweeps, self.emptying),
         )
-        return sum(count * seconds_of(load) for count, load in parts if count > 0)
+        return tuple((count, load) for count, load in found if count > 0)
+
+    def seconds(self, seconds_of: Callable[[Load], float]) -> float:
+        """The job's, for sweeps of ``seconds_of``."""
+        return sum(count * seconds_of(load) for count, load in self.parts)
 
 
 def course_of(job: JobShape, policy: Policy) -> Course:

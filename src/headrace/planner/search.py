@@ -16,6 +16,7 @@ from headrace.planner.device_search import OWN, DeviceSearch, Traits
 from headrace.planner.nearest import device_refusal
 from headrace.planner.plan import Baseline, Plan
 from headrace.planner.simulate import (
+    Ledger,
     Prediction,
     predict,
     predict_with,
@@ -29,6 +30,8 @@ HOST_BASELINES = ("resident", "one_by_one")
 
 _STEPS = 6000
 """Tokens of a play that ranks, or prices a baseline."""
+
+_CAREFUL_STEPS = 40_000
 
 _CLOSE = 1.3
 """Families whose closed form is this much slower than the best are not played to be ranked."""
@@ -186,7 +189,7 @@ class _DeviceSearch:
 
     def _refined(self, best: _PlayedFit) -> _PlayedFit:
         """The best of what is near, as long as that is better."""
-        for _ in range(_ROUNDS if self.at.is_small else 2):
+        for _ in range(_ROUNDS if self.at.is_small else 1):
             near = self._few(self.search.around(best[1]))
             found = min(self.search.played(near, _STEPS), key=_job, default=best)
             if found[0] >= (1 - _WORTH) * best[0]:
@@ -225,7 +228,9 @@ class _DeviceSearch:
         for fit in fits[:4]:
             policy = placed(self.search.fitter, fit)
             if policy is not None:
-                return Baseline(name, policy, self._quick(policy, fit.seconds))
+                far = fit.seconds > _CLOSE * self._best and not self.at.is_small
+                found = self._rough(policy, fit) if far else self._quick(policy, fit.seconds)
+                return Baseline(name, policy, found)
         return Baseline(name, refusal=self.search.fitter.refusal)
 
     def _published(self, known: Published) -> list[Fit]:
@@ -244,6 +249,13 @@ class _DeviceSearch:
         times = self.search.times(policy, played=close)
         return with_interval(simulate(times, self.at.workload, _STEPS), self.at.hardware)
 
+    def _rough(self, policy: Policy, fit: Fit) -> Prediction:
+        """The job's course at the closed form, of a policy that is far from the best."""
+        ledger = Ledger(self.search.times(policy, played=False))
+        for count, load in fit.course.parts:
+            ledger.add_many(load, count)
+        return with_interval(ledger.prediction(self.at.workload, []), self.at.hardware)
+
     def _careful(self, plan: Plan) -> Plan:
         """``plan`` with a prediction made with care, unless that makes a baseline the faster one:
         then those that look faster are predicted in the same way."""
@@ -257,7 +269,7 @@ class _DeviceSearch:
 
     def _predict(self, policy: Policy) -> Prediction:
         times = self.search.times(policy)
-        return predict_with(times, self.at.workload, self.at.hardware)
+        return predict_with(times, self.at.workload, self.at.hardware, _CAREFUL_STEPS)
 
 
 def _different(fits: list[Fit]) -> list[Fit]:

@@ -158,15 +158,17 @@ def predict(
     return predict_with(times, workload, hardware)
 
 
-def predict_with(times: FewRows, workload: Workload, hardware: Hardware) -> Prediction:
+def predict_with(
+    times: FewRows, workload: Workload, hardware: Hardware, steps: int = STEPS
+) -> Prediction:
     """The same with sweep times that are known already."""
     ends: list[float] = []
     if workload.assumed:
         ends = [
-            job_seconds(times, _scaled(workload, scale), STEPS // 4)
+            job_seconds(times, _scaled(workload, scale), steps // 4)
             for scale in (_SHORTEST, _LONGEST)
         ]
-    return with_interval(simulate(times, workload), hardware, ends)
+    return with_interval(simulate(times, workload, steps), hardware, ends)
 
 
 def with_interval(found: Prediction, hardware: Hardware, ends: Sequence[float] = ()) -> Prediction:
@@ -233,7 +235,7 @@ class Ledger:
         self.seconds = self.prefill_seconds = 0.0
         self.sweeps = 0
         self._times = times
-        self._counts: dict[Load, int] = {}
+        self._counts: dict[Load, float] = {}
         self._seconds: dict[Load, float] = {}
 
     def add(self, load: Load) -> None:
@@ -248,6 +250,14 @@ class Ledger:
         self.prefill_seconds += seconds * load.chunk_rows / max(1, load.rows)
         self.sweeps += 1
         self._counts[load] = self._counts.get(load, 0) + 1
+
+    def add_many(self, load: Load, count: float) -> None:
+        """About ``count`` steady sweeps."""
+        seconds = count * self._times.of(load).seconds(load)
+        self.seconds += seconds
+        self.prefill_seconds += seconds * load.chunk_rows / max(1, load.rows)
+        self.sweeps += round(count)
+        self._counts[load] = self._counts.get(load, 0) + count
 
     def prediction(self, workload: Workload, first_tokens: list[float]) -> Prediction:
         """The same as a Prediction; its interval is still to be drawn."""
@@ -354,7 +364,7 @@ def _longer(found: Prediction, more: float, preemptions: float) -> Prediction:
     )
 
 
-def _add(totals: dict[str, float], found: Mapping[str, float], count: int) -> None:
+def _add(totals: dict[str, float], found: Mapping[str, float], count: float) -> None:
     for name, amount in found.items():
         totals[name] = totals.get(name, 0.0) + count * amount
 
