@@ -89,3 +89,12 @@ def test_a_short_job_is_played_whole():
     short, few = Workload.uniform(1000, 10, 10), Workload.uniform(100, 10, 1000)
     assert part_of(short, 4, 10_000) is short
     assert part_of(few, 16, 10_000) is few
+
+
+def test_reading_on_demand_is_played_for_models_whose_first_layers_are_dense():
+    pages = page_layout(DENSE_FIRST)
+    at = Situation(DENSE_FIRST, pages, None, machine(1e8), JOB, 100_000_000)
+    policy = fitted(at, 2)
+    assert policy is not None
+    overlap = at.overlap_of(replace(policy, schedule="on_demand"))
+    assert 1.0 <= overlap(1) < 3.0

@@ -26,6 +26,7 @@ from headrace.specs.policy import Policy
 FEW_VISITED = 0.5
 """Share of the experts that are visited, below which sweeps of on_demand are played by page."""
 
+_LEAST_LAYERS = 4
 MOST_TASKS = 1500
 """Of sweeps played page by page; of longer ones as many layers are played as make about as many."""
 
@@ -75,14 +76,15 @@ class PlayedOverlap:
         all pages are as good as whole ones."""
         layers, model = self.model.layers, self.model
         few = model.is_moe and visit_chance(model.experts, model.top_k, load.rows) < FEW_VISITED
-        if self.policy.schedule != "on_demand" or not few:
-            return self._sketch.play(load)
         tasks = 2 * sum(1 for page in self.pages if page.layer is not None)
-        least = model.dense_layers + 2  # the first layers are not like the others
-        long = max(2 * least, min(layers, layers * MOST_TASKS // max(1, tasks)))
+        long = max(_LEAST_LAYERS, min(layers, layers * MOST_TASKS // max(1, tasks)))
+        # of so many pages one is as good as the next; and dense first layers are not the others
+        many = tasks * _LEAST_LAYERS > layers * MOST_TASKS or model.dense_layers > long // 2
+        if self.policy.schedule != "on_demand" or not few or many:
+            return self._sketch.play(load)
         if long >= layers:
             return self._seconds_of(layers, load)
-        short = max(least, long // 2)
+        short = long // 2
         at_long, at_short = self._seconds_of(long, load), self._seconds_of(short, load)
         return at_long + (layers - long) * (at_long - at_short) / (long - short)
 
