@@ -5,7 +5,7 @@ from __future__ import annotations
 from headrace.batching.microbatch import used_micro_batches
 from headrace.planner.sweeps import Load
 from headrace.schedule.binding import Binding, Extent
-from headrace.schedule.routing import visit_chance
+from headrace.schedule.routing import expected_distinct
 from headrace.specs.model import ModelSpec
 from headrace.specs.policy import Policy
 
@@ -32,7 +32,7 @@ def typical_routing(model: ModelSpec, rows: int) -> dict[int, tuple[float, ...]]
     evenly, others none. Where pages wait for the router it matters that a page is read or not:
     shares of all pages would overlap with arithmetic as no real page does."""
     experts, visits = model.experts, rows * model.top_k
-    wanted = experts * visit_chance(experts, model.top_k, rows)
+    wanted = expected_distinct(experts, model.top_k, rows)
     routed = {}
     for layer in filter(model.is_routed, range(model.layers)):
         count = int(wanted * (layer + 1)) - int(wanted * layer)  # the mean over layers is right

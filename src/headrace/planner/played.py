@@ -74,13 +74,15 @@ class PlayedOverlap:
         """A steady sweep: a sketch of it, or, where few pages wait for the router, page by page: of
         many layers, the line through two shorter models. Once most experts are visited, shares of
         all pages are as good as whole ones."""
+        if self.policy.schedule != "on_demand":
+            return self._sketch.play(load)
         layers, model = self.model.layers, self.model
         few = model.is_moe and visit_chance(model.experts, model.top_k, load.rows) < FEW_VISITED
         tasks = 2 * sum(1 for page in self.pages if page.layer is not None)
         long = max(_LEAST_LAYERS, min(layers, layers * MOST_TASKS // max(1, tasks)))
         # of so many pages one is as good as the next; and dense first layers are not the others
         many = tasks * _LEAST_LAYERS > layers * MOST_TASKS or model.dense_layers > long // 2
-        if self.policy.schedule != "on_demand" or not few or many:
+        if many or not few:
             return self._sketch.play(load)
         if long >= layers:
             return self._seconds_of(layers, load)
