@@ -17,7 +17,10 @@ from headrace.planner.interval import half_width
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, Curve, Hardware
 from headrace.specs.model import ModelSpec
 
-FORMAT = 1
+FORMAT = 2
+
+MEASURED = (CPU_FLOPS, DRAM, DISK)
+"""Roofs of a machine that are measured."""
 
 MOST_RESIDUALS = 64
 """Runs that are remembered; older ones are forgotten."""
@@ -34,8 +37,8 @@ class Read(NamedTuple):
 @dataclass(frozen=True)
 class ShapeCurves:
     """How close a model of this shape comes to the roofs, op by op. ``streams``: measured beside
-    reads, experts passing through a ring. ``roofs`` are the rates that the shares are of;
-    ``task_seconds`` and ``row_read_seconds`` as in Hardware."""
+    reads, experts passing through a ring. ``roofs`` and ``lane_rate`` are the rates that the shares
+    are of; ``task_seconds`` and ``row_read_seconds`` as in Hardware."""
 
     weights: str
     hidden: int
@@ -46,6 +49,7 @@ class ShapeCurves:
     streams: bool
     efficiency: Mapping[str, Curve]
     roofs: Mapping[str, float]
+    lane_rate: float
     task_seconds: float
     row_read_seconds: float
 
@@ -53,9 +57,10 @@ class ShapeCurves:
     def of(cls, model: ModelSpec, kv_dtype: str, streams: bool, hardware: Hardware) -> ShapeCurves:
         """Those of ``hardware``, measured with ``model``."""
         sizes = (model.hidden, model.ffn_width, model.q_size, model.kv_size)
-        roofs = {roof: hardware.roofs[roof] for roof in (CPU_FLOPS, DRAM)}
+        roofs = {roof: hardware.roofs[roof] for roof in MEASURED}
         return cls(
             *(weights_of(model), *sizes, kv_dtype, streams, dict(hardware.efficiency), roofs),
+            hardware.lane_rate,
             hardware.task_seconds,
             hardware.row_read_seconds,
         )
@@ -95,6 +100,7 @@ class Profile:
             self.hardware,
             roofs={**self.hardware.roofs, **nearest.roofs},
             efficiency=nearest.efficiency,
+            lane_rate=nearest.lane_rate,
             task_seconds=nearest.task_seconds,
             row_read_seconds=nearest.row_read_seconds,
             error=half_width(self.residuals, self.hardware.noise),
@@ -167,7 +173,7 @@ def _hardware(data: Any) -> Hardware:
     if data.keys() != known:
         raise ValueError("hardware has other fields")
     roofs = {_text(name): _rate(rate) for name, rate in data["roofs"].items()}
-    if missing := {CPU_FLOPS, DRAM, DISK} - roofs.keys():
+    if missing := set(MEASURED) - roofs.keys():
         raise ValueError(f"no rate of {sorted(missing)}")
     return Hardware(
         name=_text(data["name"]),
@@ -195,7 +201,8 @@ def shape_from(data: Any) -> ShapeCurves:
         kv_dtype=_text(data["kv_dtype"]),
         streams=data["streams"] is True,
         efficiency={_text(op): _curve(points) for op, points in data["efficiency"].items()},
-        roofs={roof: _rate(data["roofs"][roof]) for roof in (CPU_FLOPS, DRAM)},
+        roofs={roof: _rate(data["roofs"][roof]) for roof in MEASURED},
+        lane_rate=_rate(data["lane_rate"]),
         task_seconds=_seconds(data["task_seconds"]),
         row_read_seconds=_seconds(data["row_read_seconds"]),
     )
