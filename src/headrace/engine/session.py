@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 
@@ -87,6 +89,7 @@ class Session:
             loaded.page_bytes,
         )  # fmt: skip
         self._exchanges: list[Exchange] = []
+        self._exchanging = threading.Lock()
         self.engine = Engine(
             self.batcher,
             Sampler(seed, loaded.model.vocab, select(policy.kernels, policy.threads)),
@@ -148,16 +151,24 @@ class Session:
         return bool(self._exchanges)
 
     def _exchange(self) -> None:
-        """All that is planned. What a failure leaves undone is forgotten, and weighed again."""
+        """All that is planned, on as many threads as the disk has lanes. What a failure leaves
+        undone is forgotten, and weighed again."""
         planned, self._exchanges = self._exchanges, []
+        lanes = min(self.policy.disk_lanes, self.policy.ring_slots)
         try:
-            for exchange in planned:
-                moved = self._workspace.exchange(*exchange)
+            with ThreadPoolExecutor(lanes) as threads:
+                list(threads.map(lambda lane: self._exchange_all(planned[lane::lanes], lane),
+                                 range(lanes)))  # fmt: skip
+        finally:
+            self._schedules.keep(self._followers.resident)
+
+    def _exchange_all(self, planned: Iterable[Exchange], slot: int) -> None:
+        for exchange in planned:
+            moved = self._workspace.exchange(*exchange, slot)
+            with self._exchanging:
                 self._followers.exchanged(exchange)
                 if self._record is not None:
                     self._record.bytes_read += moved
-        finally:
-            self._schedules.keep(self._followers.resident)
 
     def _on_sweep(self, trace: SweepTrace) -> None:
         assert isinstance(trace.sweep, Sweep)

@@ -59,12 +59,12 @@ class Workspace:
                     on_page(moved)
         return total
 
-    def exchange(self, out: int, into: int) -> int:
-        """Give the memory of the resident page ``out`` to page ``into``, read from disk; returns
-        bytes read. Both take as many bytes; nobody may use pages or ring meanwhile. When the read
-        fails (StorageError), nothing has changed."""
+    def exchange(self, out: int, into: int, slot: int = 0) -> int:
+        """Give the memory of the resident page ``out`` to page ``into``, read from disk by way of a
+        ``slot`` of the ring; returns bytes read. Both take as many bytes; nobody may use them or
+        the slot meanwhile. When the read fails (StorageError), nothing has changed."""
         old, new = Buffer("page", out), Buffer("page", into)
-        staged = self._memory[Buffer("slot", 0)]
+        staged = self._memory[Buffer("slot", slot)]
         moved = self.table.read(into, staged)
         memory = self._memory.pop(old)
         size = self.table.slot_bytes(into)
