@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from headrace.errors import UsageError
 from headrace.planner.interval import half_width
+from headrace.specs.forms import FLOATS
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, Curve, Hardware
 from headrace.specs.model import ModelSpec
 
@@ -35,7 +36,8 @@ class Read(NamedTuple):
 class ShapeCurves:
     """How close a model of this shape comes to the roofs, op by op. ``streams``: measured beside
     reads, experts passing through a ring. ``roofs`` are the rates that the shares are of;
-    ``task_seconds`` and ``row_read_seconds`` as in Hardware."""
+    ``task_seconds`` and ``row_read_seconds`` as in Hardware. ``activations`` is what the weights
+    are multiplied with."""
 
     weights: str
     hidden: int
@@ -48,16 +50,25 @@ class ShapeCurves:
     roofs: Mapping[str, float]
     task_seconds: float
     row_read_seconds: float
+    activations: str = "f32"
 
     @classmethod
-    def of(cls, model: ModelSpec, kv_dtype: str, streams: bool, hardware: Hardware) -> ShapeCurves:
-        """Those of ``hardware``, measured with ``model``."""
+    def of(
+        cls,
+        model: ModelSpec,
+        kv_dtype: str,
+        streams: bool,
+        hardware: Hardware,
+        activations: str = "int8",
+    ) -> ShapeCurves:
+        """Those of ``hardware``, measured with ``model``; ``activations`` as in Policy."""
         sizes = (model.hidden, model.ffn_width, model.q_size, model.kv_size)
         roofs = {roof: hardware.roofs[roof] for roof in (CPU_FLOPS, DRAM)}
         return cls(
             *(weights_of(model), *sizes, kv_dtype, streams, dict(hardware.efficiency), roofs),
             hardware.task_seconds,
             hardware.row_read_seconds,
+            met(model, activations),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,6 +80,7 @@ class ShapeCurves:
         sizes = ("hidden", "ffn_width", "q_size", "kv_size")
         apart = sum(abs(math.log2(getattr(self, n) / getattr(other, n))) for n in sizes)
         formats = 100.0 * (self.weights != other.weights) + 10.0 * (self.kv_dtype != other.kv_dtype)
+        formats += 50.0 * (self.activations != other.activations)
         return apart + formats + 1.0 * (self.streams != other.streams)
 
 
@@ -87,9 +99,11 @@ class Profile:
     residuals: tuple[float, ...] = ()
     beside: Mapping[str, float] = field(default_factory=dict)
 
-    def hardware_for(self, model: ModelSpec, kv_dtype: str, streams: bool) -> Hardware:
+    def hardware_for(
+        self, model: ModelSpec, kv_dtype: str, streams: bool, activations: str = "int8"
+    ) -> Hardware:
         """The machine as a run of ``model`` meets it: curves of the nearest shape measured."""
-        wanted = ShapeCurves.of(model, kv_dtype, streams, self.hardware)
+        wanted = ShapeCurves.of(model, kv_dtype, streams, self.hardware, activations)
         nearest = min(self.shapes, key=wanted.distance, default=wanted)
         return replace(
             self.hardware,
@@ -100,10 +114,14 @@ class Profile:
             error=half_width(self.residuals, self.hardware.noise),
         )
 
-    def known_for(self, model: ModelSpec, kv_dtype: str, streams: bool) -> Hardware | None:
-        """The same, if a model in ``model``'s format was measured: roofs of arithmetic differ."""
-        if any(shape.weights == weights_of(model) for shape in self.shapes):
-            return self.hardware_for(model, kv_dtype, streams)
+    def known_for(
+        self, model: ModelSpec, kv_dtype: str, streams: bool, activations: str = "int8"
+    ) -> Hardware | None:
+        """The same, if a model in ``model``'s format was measured with such activations: roofs of
+        arithmetic differ."""
+        wanted = weights_of(model), met(model, activations)
+        if any((shape.weights, shape.activations) == wanted for shape in self.shapes):
+            return self.hardware_for(model, kv_dtype, streams, activations)
         return None
 
     def with_residuals(self, added: Sequence[float]) -> Profile:
@@ -130,6 +148,11 @@ class Profile:
 def weights_of(model: ModelSpec) -> str:
     """The format of most weights, as profiles name it."""
     return model.weight_dtype if model.integers is None else model.integers.label
+
+
+def met(model: ModelSpec, activations: str) -> str:
+    """What ``model``'s weights are multiplied with under a policy's ``activations``."""
+    return "f32" if model.integers is None and activations == "int8" else activations
 
 
 def profile_from(data: object) -> Profile:
@@ -198,7 +221,13 @@ def shape_from(data: Any) -> ShapeCurves:
         roofs={roof: _rate(data["roofs"][roof]) for roof in (CPU_FLOPS, DRAM)},
         task_seconds=_seconds(data["task_seconds"]),
         row_read_seconds=_seconds(data["row_read_seconds"]),
+        activations=_text(data.get("activations", _before(data["weights"]))),
     )
+
+
+def _before(weights: str) -> str:
+    """What weights of such a format met when shapes did not say."""
+    return "f32" if weights in FLOATS else "int8"
 
 
 def _curve(points: Any) -> Curve:
