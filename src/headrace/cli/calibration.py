@@ -96,7 +96,7 @@ def calibrate_machine(
 def _measured(checkpoints: Mapping[str, Loaded]) -> list[tuple[str, Loaded, str]]:
     """Name, checkpoint and activations (as in Policy) of everything that is run through."""
     found = [(name, loaded, "int8") for name, loaded in checkpoints.items()]
-    stored = [(n, l) for n, l, _ in found if weights_of(l.model) == ROUNDED]
+    stored = [pair for pair in checkpoints.items() if weights_of(pair[1].model) == ROUNDED]
     for name, loaded in stored[-1:]:
         found.append((f"{name}, activations in {ROUNDED}", loaded, ROUNDED))
     return found
@@ -207,8 +207,8 @@ def _ops_tables(profile: Profile) -> Iterator[Table]:
 
     for shape in profile.shapes:
         title = (
-            f"{shape.weights} x {shape.activations}, hidden {shape.hidden}, width {shape.ffn_width}, "
-            f"queries {shape.q_size}, keys {shape.kv_size}"
+            f"{shape.weights} x {shape.activations}, hidden {shape.hidden}, "
+            f"width {shape.ffn_width}, queries {shape.q_size}, keys {shape.kv_size}"
             f"{', streamed' if shape.streams else ''}: share of the roof at rows"
         )
         table = Table(title=title, title_justify="left", show_header=False, box=None)

@@ -31,7 +31,6 @@ from headrace.planner.stored import restore_plan, store_plan
 from headrace.schedule.work import WorkModel
 from headrace.specs.faults import Faults, no_faults
 from headrace.specs.hardware import DISK, Hardware
-from headrace.specs.model import ModelSpec
 from headrace.specs.sampling import SamplingParams
 from headrace.specs.units import format_bytes, parse_size
 from headrace.specs.workload import Workload
@@ -46,10 +45,11 @@ class LLM:
     ``memory`` is bytes or a size as "8GiB"; None takes the default budget. ``schedule``,
     ``max_seqs`` (sequences in a sweep) and ``max_rows`` (tokens in a sweep) override the plan's
     choice. ``activations`` says what weights are multiplied with: integer ones ``int8`` (the
-    default where there are some) or ``f32``, bf16 ones ``f32`` or, if asked, ``bf16``. ``hardware`` spares the measurement of this machine,
-    ``profile`` the part of it that does not depend on the model; ``faults`` are for tests. The
-    first use measures, plans, and takes the memory; later calls keep the plan while it suits.
-    Not thread-safe. Use as a context manager, or ``close`` it.
+    default where there are some) or ``f32``, bf16 ones ``f32`` or, if asked, ``bf16``.
+    ``hardware`` spares the measurement of this machine, ``profile`` the part of it that does not
+    depend on the model; ``faults`` are for tests. The first use measures, plans, and takes the
+    memory; later calls keep the plan while it suits. Not thread-safe. Use as a context manager, or
+    ``close`` it.
     """
 
     def __init__(
@@ -137,9 +137,7 @@ class LLM:
         if self.profile is None or not usual:
             return None
         streams = sum(self.loaded.page_bytes.values()) > self.budget
-        return self.profile.known_for(
-            self.loaded.model, self.kv_dtype, streams, self.activations
-        )
+        return self.profile.known_for(self.loaded.model, self.kv_dtype, streams, self.activations)
 
     @property
     def budget(self) -> int:

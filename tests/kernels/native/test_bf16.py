@@ -186,6 +186,8 @@ def test_a_row_gets_the_same_bits_whoever_shares_its_experts(path):
     matrix.experts(together, 0, weights, memory, path=path, threads=2)
     for batch, whole in zip(alone, together, strict=True):
         for row in (0, 3, batch.rows - 1):
-            one = batch._replace(rows=1, x=batch.x[row : row + 1], hidden=batch.hidden[row : row + 1])
+            one = batch._replace(
+                rows=1, x=batch.x[row : row + 1], hidden=batch.hidden[row : row + 1]
+            )
             matrix.experts([one], 0, weights, memory, path=path)
             assert same_bits(one.hidden[0], whole.hidden[row])

@@ -2,12 +2,14 @@
 // columns of a weight row with those of a row of x and adds both products to an fp32 lane.
 //
 // Weights are used where they lie, with lanes along K: nothing is widened or turned, and rows are
-// read from beginning to end. A result is a sum over blocks of K_BLOCK columns, in order; a block
+// read from beginning to end, a thousand columns at a time. A result is a sum over blocks of K_BLOCK columns, in order; a block
 // is summed in sixteen lanes, in order of columns, and the lanes by one fixed tree. So neither the
 // tile that a row falls in, nor how many rows there are, can change a bit.
 #include "engine.h"
 
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+
+#include <cstring>
 
 #include "vec_avx512.h"
 
@@ -19,9 +21,9 @@ namespace headrace {
 namespace {
 
 constexpr std::int64_t K_BLOCK = 1024;
-constexpr int STEP = 32;        // columns in a vector
+constexpr int STEP = 32;  // columns in a vector
 constexpr int STEP_BYTES = 64;
-constexpr int SUMS = 16;        // of a register tile, at most: a vector of results
+constexpr int SUMS = 16;  // of a register tile, at most: a vector of results
 
 // --- the panel: tiles of TALL rows (the last may have fewer), step by step, K padded with zeros ---
 
@@ -56,7 +58,7 @@ void pack(const float *const *rows, std::int64_t count, const Weight &w, std::in
 // --- the register tile ---
 
 // Lane i: the sum of the lanes of the i-th, by the same tree for each.
-Vec::T sum_of_each(const Vec::T (&a)[SUMS]) {
+[[gnu::always_inline]] inline Vec::T sum_of_each(const Vec::T (&a)[SUMS]) {
     Vec::T halves[8], quarters[4], pairs[2];
     for (int i = 0; i < 8; ++i) {  // quarters 0 + 2 and 1 + 3 of i (or i + 4 above 3) and its next
         const int at = i % 4 + i / 4 * 8;
@@ -76,17 +78,12 @@ Vec::T sum_of_each(const Vec::T (&a)[SUMS]) {
                          _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
 }
 
-// Weight rows that meet H rows of x in one tile, and how many of them are read side by side.
+// Weight rows that meet H rows of x in one tile, and how many of them are read side by side: the
+// processor follows four streams, and sums of the next four begin while these end.
 template <int H>
 constexpr int WIDE = H == 1 ? 16 : H == 2 ? 8 : H <= 4 ? 4 : 2;
-#ifndef SIDE1
-#define SIDE1 4
-#endif
-#ifndef SIDE2
-#define SIDE2 4
-#endif
 template <int H>
-constexpr int SIDE = H == 1 ? SIDE1 : H == 2 ? SIDE2 : WIDE<H>;
+constexpr int SIDE = WIDE<H> < 4 ? WIDE<H> : 4;
 
 __m512bh pairs_at(const void *p) { return (__m512bh)_mm512_loadu_si512(p); }
 
@@ -137,57 +134,56 @@ template <int H, int LINES>
 // --- sums of products ---
 
 struct Products {
-    static constexpr int FEW = MAX_ROWS;  // sixteen weight rows at a time, always
+    static constexpr int FEW = LONG_FOR;  // above, a pass over x meets twice as many weight rows
 
     // Of every tile of x: results as its register tiles leave them.
-    using Memory = float[MAX_ROWS / TALL][Vec::width / WIDE<TALL>][SUMS];
+    using TileSums = float[Rows<PAIR>::size / WIDE<TALL>][SUMS];
+    using Memory = TileSums[MAX_ROWS / TALL];
 
+    // A block of weight rows stays in the cache while all tiles of x meet it.
     template <int V>
     static void sum(const Weight &w, const Part &p, int n, Ahead &ahead, Memory &memory,
                     float *sums) {
-        static_assert(V == 1 || V == PAIR);
-        if (V != 1) return;  // see FEW
-        const Rows<1> rows(w.row(p.n0 + n), p.rows - n, w.row_bytes);
-        const std::int64_t blocks = (w.columns + K_BLOCK - 1) / K_BLOCK;
-        for (std::int64_t b = 0; b < blocks; ++b) {
+        const Rows<V> rows(w.row(p.n0 + n), p.rows - n, w.row_bytes);
+        for (std::int64_t k = 0; k < w.columns; k += K_BLOCK) {
             for (std::int64_t m = p.m0; m < p.m1; m += TALL) {
                 with_height(p.count - m, [&](auto height) {
                     constexpr int H = height.value;
-                    const auto meet = m == p.m0 ? block<H, SIDE<H>> : block<H, 0>;
-                    meet(w, p, rows, b * K_BLOCK, m, ahead, memory[(m - p.m0) / TALL]);
+                    const auto meet = m == p.m0 ? block<H, SIDE<H>, V> : block<H, 0, V>;
+                    meet(w, p, rows, k, m, ahead, memory[(m - p.m0) / TALL]);
                 });
             }
         }
         for (std::int64_t m = p.m0; m < p.m1; m += TALL) {
             with_height(p.count - m, [&](auto height) {
-                put_tile<height.value>(memory[(m - p.m0) / TALL], blocks == 0,
-                                       sums + (m - p.m0) * N_BLOCK + n);
+                put_tile<height.value, V>(memory[(m - p.m0) / TALL], w.columns == 0,
+                                          sums + (m - p.m0) * N_BLOCK + n);
             });
         }
     }
 
  private:
-    template <int H, int LINES>
-    static void block(const Weight &w, const Part &p, const Rows<1> &rows, std::int64_t k,
-                      std::int64_t m, Ahead &ahead, float (&sums)[Vec::width / WIDE<TALL>][SUMS]) {
+    // The tile of x that begins with its m-th row, columns from the k-th on.
+    template <int H, int LINES, int V>
+    static void block(const Weight &w, const Part &p, const Rows<V> &rows, std::int64_t k,
+                      std::int64_t m, Ahead &ahead, TileSums &sums) {
         const std::int64_t columns = w.columns - k < K_BLOCK ? w.columns - k : K_BLOCK;
         const std::int64_t steps = up_to(columns, STEP) / STEP;
         const auto tail = static_cast<__mmask32>(0xffffffffu >> (steps * STEP - columns));
         const auto *x = static_cast<const std::uint16_t *>(p.panel) +
                         m * up_to(w.columns, STEP) + k * H;
-        for (int i = 0; i < Vec::width / WIDE<H>; ++i) {
+        for (int i = 0; i < Rows<V>::size / WIDE<H>; ++i) {
             tile<H, LINES>(x, rows.at + i * WIDE<H>, static_cast<std::size_t>(2 * k), steps, tail,
                            k == 0, ahead, sums[i]);
         }
     }
 
     // Results to their rows.
-    template <int H>
-    static void put_tile(const float (&from)[Vec::width / WIDE<TALL>][SUMS], bool none,
-                         float *sums) {
+    template <int H, int V>
+    static void put_tile(const TileSums &from, bool none, float *sums) {
         constexpr int wide = WIDE<H>;
         for (int m = 0; m < H; ++m) {
-            for (int i = 0; i < Vec::width / wide; ++i) {
+            for (int i = 0; i < Rows<V>::size / wide; ++i) {
                 float *to = sums + m * N_BLOCK + i * wide;
                 if (none) {
                     std::memset(to, 0, wide * sizeof(float));
