@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from demo.measure import chat_prompts
 from headrace.engine.llm import LLM
-from headrace.specs.policy import ACTIVATIONS
+from headrace.specs.policy import WITH_INTEGERS
 from headrace.specs.sampling import SamplingParams
 
 MEMORY = "2GB"
@@ -32,7 +32,7 @@ def agreements(original: Path, folders: list[Path]) -> Iterator[Agreement]:
     """One for every folder and kind of activations."""
     wanted = first_tokens(original, None)
     for folder in folders:
-        for activations in ACTIVATIONS:
+        for activations in WITH_INTEGERS:
             found = first_tokens(folder, activations)
             equal = sum(a == b for a, b in zip(wanted, found, strict=True))
             yield Agreement(folder.name, activations, equal, len(wanted))

@@ -95,3 +95,25 @@ def test_activations_of_int8_need_integer_weights(model, capsys):
     assert (code, refusal["error"]["type"]) == (2, "UsageError")
     code, refusal = told(capsys, "generate", model, "a", "--activations", "int3")
     assert "--activations" in refusal["error"]["message"]
+
+
+def test_activations_of_bf16_are_for_weights_in_bf16(model, tmp_path, capsys):
+    prompts = tmp_path / "in.jsonl"
+    prompts.write_text('{"prompt": "ab"}\n')
+    flags = ("-i", prompts, "-o", tmp_path / "out.jsonl", "--max-tokens", "3", "--threads", "1")
+    code, summary = told(capsys, "run-batch", model, *flags, "--activations", "bf16")
+    assert (code, summary["done"], summary["policy"]["activations"]) == (0, 1, "bf16")
+    assert "x_bf16" in summary["numerics"]
+    code, refusal = told(capsys, "run-batch", model, *flags)
+    assert refusal["error"]["type"] == "SignatureError"
+    code, plan = told(capsys, "plan", model, "--activations", "bf16", "--requests", "2")
+    assert (code, plan["policy"]["activations"]) == (0, "bf16")
+    halves = tmp_path / "f16"
+    shape = ("--hidden", "64", "--width", "96", "--layers", "1", "--vocab", "300")
+    assert run(["bench", "make-checkpoint", str(halves), *shape, "--dtype", "f16"]) == 0
+    capsys.readouterr()
+    for command in ("generate", "plan"):
+        asked = ("a",) if command == "generate" else ()
+        code, refusal = told(capsys, command, halves, *asked, "--activations", "bf16")
+        assert (code, refusal["error"]["type"]) == (2, "UsageError")
+        assert "weights in bf16" in refusal["error"]["message"]

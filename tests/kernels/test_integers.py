@@ -94,3 +94,13 @@ def test_the_reference_multiplies_with_rounded_or_exact_rows(activations, accumu
     met = rounded(x, 64) if activations == "int8" else x
     wanted = met @ weight.dequantized().T + bias + (start if accumulate else 0)
     torch.testing.assert_close(out, wanted, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_reference_rounds_rows_to_bf16_for_weights_in_bf16_alone(dtype):
+    x, weight, tile = made(900, 96), made(40, 96, 5).to(dtype), torch.empty(tile_elements(40, 96))
+    out = torch.empty(900, 40)
+    reference.linear(x, weight, out, tile, activations="bf16")
+    met = x.bfloat16().float() if dtype == torch.bfloat16 else x
+    torch.testing.assert_close(out, met @ weight.float().T, atol=1e-4, rtol=1e-5)
+    assert (out - x @ weight.float().T).abs().max() > 1e-3 or dtype != torch.bfloat16

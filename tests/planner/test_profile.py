@@ -58,6 +58,14 @@ def test_roofs_of_another_format_are_not_known():
     assert profile(shape(0.5)).known_for(MIXTRAL, "f16", True) is not None
 
 
+def test_curves_of_other_activations_are_others():
+    made = profile(shape(0.5), shape(0.3, activations="bf16"))
+    assert made.hardware_for(MIXTRAL, "f16", False).efficiency_of("moe", 1) == 0.5
+    assert made.hardware_for(MIXTRAL, "f16", False, "bf16").efficiency_of("moe", 1) == 0.3
+    assert made.known_for(MIXTRAL, "f16", False, "bf16") is not None
+    assert profile(shape(0.5)).known_for(MIXTRAL, "f16", False, "bf16") is None
+
+
 def test_runs_that_were_compared_make_the_interval():
     made = profile()
     assert made.hardware_for(MIXTRAL, "f16", False).error == half_width((0.1,), 0.02)

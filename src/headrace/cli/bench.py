@@ -149,6 +149,7 @@ def kernels(
     ] = None,
     threads: options.Threads = None,
     implementation: options.Kernels = "auto",
+    activations: options.Activations = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer shapes, shorter timings: seconds.")
     ] = False,
@@ -179,7 +180,8 @@ def kernels(
     if output not in (None, "md", "json", "csv"):
         raise UsageError("--output", expected="md | json | csv", got=output)
     used = threads or usable_threads()
-    choice = Choice(implementation, used, tuple(kernel or ()), tuple(form or ()), quick, folder)
+    names, forms = tuple(kernel or ()), tuple(form or ())
+    choice = Choice(implementation, used, names, forms, quick, folder, activations)
     said: list[str] = [versions_line()]
     stderr = console(stderr=True)
     with stderr.status("roofs") as status:
@@ -239,6 +241,7 @@ def peers(
     ] = None,
     threads: options.Threads = None,
     kernels: options.Kernels = "auto",
+    activations: options.Activations = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Markdown, also here.")
     ] = None,
@@ -268,6 +271,7 @@ def peers(
         memory=None if memory is None else parse_size(memory),
         threads=threads,
         kernels=kernels,
+        activations=activations,
     )
     stderr = console(stderr=True)
     made = race(chosen, lambda text: stderr.print(text))

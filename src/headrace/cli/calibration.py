@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.planner.profile import Profile, Read, ShapeCurves
+from headrace.planner.profile import Profile, Read, ShapeCurves, weights_of
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Hardware
 from headrace.specs.units import format_bytes
 
@@ -40,6 +40,9 @@ SHAPES: Mapping[str, tuple[str, str, Mapping[str, int]]] = {
 INTEGERS = ("int8", "int4")
 """And the last of them in integers. 1.5 GB of files in all."""
 
+ROUNDED = "bf16"
+"""And the last whose weights are stored so with activations that are rounded to it."""
+
 READ_SIZES = (1 << 20, 4 << 20, 16 << 20)
 READ_DEPTHS = (1, 2, 4)
 
@@ -63,8 +66,9 @@ def calibrate_machine(
     reads: list[Read] = []
     threads = usable_threads()
     with _checkpoints(path, said) as checkpoints:
-        each = seconds * _SHAPE_SHARE / (2 * len(checkpoints))
-        for name, loaded in checkpoints.items():
+        measured = _measured(checkpoints)
+        each = seconds * _SHAPE_SHARE / (2 * len(measured))
+        for name, loaded, activations in measured:
             weights = sum(loaded.page_bytes.values())
             for streams in (False, True):
                 said(f"operations: {name}{', streamed' if streams else ''}")
@@ -73,17 +77,29 @@ def calibrate_machine(
                     clock,
                     threads=threads,
                     kv_dtype=KV_DTYPE,
+                    activations=activations,
                     capacity_bytes=weights // 2 if streams else 2 * weights,
                     seconds=each,
                 )
                 found.append(hardware)
-                shapes.append(ShapeCurves.of(loaded.model, KV_DTYPE, streams, hardware))
+                shapes.append(
+                    ShapeCurves.of(loaded.model, KV_DTYPE, streams, hardware, activations)
+                )
         first = next(iter(checkpoints.values()))
         said("reads")
         reads = list(_reads(first, clock, seconds * _READ_SHARE))
         said("reads beside arithmetic")
         both = measure_contention(first, clock, threads, seconds * _BESIDE_SHARE / 3)
     return machine_profile(found, shapes, made, reads, both._asdict())
+
+
+def _measured(checkpoints: Mapping[str, Loaded]) -> list[tuple[str, Loaded, str]]:
+    """Name, checkpoint and activations (as in Policy) of everything that is run through."""
+    found = [(name, loaded, "int8") for name, loaded in checkpoints.items()]
+    stored = [pair for pair in checkpoints.items() if weights_of(pair[1].model) == ROUNDED]
+    for name, loaded in stored[-1:]:
+        found.append((f"{name}, activations in {ROUNDED}", loaded, ROUNDED))
+    return found
 
 
 def profile_tables(profile: Profile, stock: Hardware) -> list[Table]:
@@ -191,8 +207,8 @@ def _ops_tables(profile: Profile) -> Iterator[Table]:
 
     for shape in profile.shapes:
         title = (
-            f"{shape.weights}, hidden {shape.hidden}, width {shape.ffn_width}, "
-            f"queries {shape.q_size}, keys {shape.kv_size}"
+            f"{shape.weights} x {shape.activations}, hidden {shape.hidden}, "
+            f"width {shape.ffn_width}, queries {shape.q_size}, keys {shape.kv_size}"
             f"{', streamed' if shape.streams else ''}: share of the roof at rows"
         )
         table = Table(title=title, title_justify="left", show_header=False, box=None)

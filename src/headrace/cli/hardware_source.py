@@ -36,12 +36,14 @@ class Machine:
     here: bool = False
     profile: Profile | None = None
 
-    def running(self, model: ModelSpec, kv_dtype: str, streams: bool) -> Machine:
+    def running(
+        self, model: ModelSpec, kv_dtype: str, streams: bool, activations: str = "int8"
+    ) -> Machine:
         """The same as a run of ``model`` meets it: with the curves of the nearest shape that was
         measured, where there is a profile."""
         if self.profile is None:
             return self
-        found = self.profile.hardware_for(model, kv_dtype, streams)
+        found = self.profile.hardware_for(model, kv_dtype, streams, activations)
         name, capacity = self.hardware.name, self.hardware.capacity
         return replace(self, hardware=replace(found, name=name, capacity=capacity))
 

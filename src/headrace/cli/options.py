@@ -114,9 +114,9 @@ Activations = Annotated[
     str | None,
     typer.Option(
         "--activations",
-        metavar="int8|f32",
-        help="What integer weights are multiplied with: rows rounded to 8 bits, or left as they "
-        "are. Default: int8.",
+        metavar="int8|f32|bf16",
+        help="What weights are multiplied with: integers with rows rounded to 8 bits (int8, the "
+        "default) or left as they are; bf16 weights with rows as they are, or rounded to bf16.",
         rich_help_panel=RUN,
     ),
 ]

@@ -76,6 +76,7 @@ def plan(
     max_num_seqs: options.MaxNumSeqs = None,
     max_num_batched_tokens: options.MaxNumBatchedTokens = None,
     threads: options.Threads = None,
+    activations: options.Activations = None,
     revision: options.Revision = None,
     json: options.Json = False,
     config: options.Config = None,
@@ -93,6 +94,7 @@ def plan(
         "max_seqs": max_num_seqs,
         "max_rows": max_num_batched_tokens,
         "threads": threads,
+        "activations": activations,
     }
     sizes = (prompt_len, gen_len, requests, max_tokens, memory, device_memory, revision)
     planned = make(Request(model, hardware, input, *sizes, overrides), what_if)

@@ -113,12 +113,15 @@ def make(request: Request, what_if: bool = False) -> Planned:
 
 def _running(request: Request, source: Source, machine: Machine) -> Machine:
     """``machine`` as this model meets it, its experts streaming or not."""
+    from headrace.planner.plan import activations_for
+
     if machine.profile is None:
         return machine
     budget = machine.host_bytes() if request.memory is None else parse_size(request.memory)
     streams = sum(page.bytes for page in source.pages) > budget
-    kv_dtype = (request.overrides or {}).get("kv_dtype") or "f16"
-    return machine.running(source.model, kv_dtype, streams)
+    given = request.overrides or {}
+    activations = activations_for(given.get("activations"), source.model)
+    return machine.running(source.model, given.get("kv_dtype") or "f16", streams, activations)
 
 
 def situation(
@@ -139,18 +142,19 @@ def situation(
         machine.hardware,
         workload,
         machine.host_bytes() if memory is None else memory,
-        _overrides(request, machine),
+        _overrides(request, source, machine),
         device_bytes=device,
     )
     return at, note
 
 
-def _overrides(request: Request, machine: Machine) -> Overrides:
-    from headrace.planner.plan import Overrides
+def _overrides(request: Request, source: Source, machine: Machine) -> Overrides:
+    from headrace.planner.plan import Overrides, activations_for
 
     given = {name: v for name, v in (request.overrides or {}).items() if v is not None}
     if given.get("kv_dtype", "f16") not in KV_FORMATS:
         raise UsageError("--kv-cache-dtype", expected=" | ".join(KV_FORMATS), got=given["kv_dtype"])
+    given["activations"] = activations_for(given.get("activations"), source.model)
     if machine.here:
         from headrace.kernels.native import available
 

@@ -17,7 +17,7 @@ from headrace.engine.recipe import Recipe
 from headrace.engine.scoring import Score, perplexity
 from headrace.errors import UsageError
 from headrace.memory.tiers import default_budget
-from headrace.specs.policy import ACTIVATIONS
+from headrace.specs.policy import WITH_INTEGERS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -129,7 +129,7 @@ def _scores(
     if before.tokens < 1:
         raise UsageError("the text is empty")
     after = {}
-    for activations in ACTIVATIONS:
+    for activations in WITH_INTEGERS:
         with _scoring(console, f"perplexity, activations in {activations}") as on_tokens:
             after[activations] = score(made, activations, on_tokens)
     return before, after

@@ -23,15 +23,14 @@ from headrace.kernels.select import select
 from headrace.memory.tiers import DefaultBudget, default_budget, free_bytes
 from headrace.planner.candidates import Situation
 from headrace.planner.interval import half_width
-from headrace.planner.plan import Overrides, Plan
+from headrace.planner.plan import Overrides, Plan, activations_for
 from headrace.planner.plan_file import PlanFile, follow
-from headrace.planner.profile import Profile
+from headrace.planner.profile import Profile, weights_of
 from headrace.planner.rules import best_plan
 from headrace.planner.stored import restore_plan, store_plan
 from headrace.schedule.work import WorkModel
 from headrace.specs.faults import Faults, no_faults
 from headrace.specs.hardware import DISK, Hardware
-from headrace.specs.model import ModelSpec
 from headrace.specs.sampling import SamplingParams
 from headrace.specs.units import format_bytes, parse_size
 from headrace.specs.workload import Workload
@@ -45,11 +44,12 @@ class LLM:
 
     ``memory`` is bytes or a size as "8GiB"; None takes the default budget. ``schedule``,
     ``max_seqs`` (sequences in a sweep) and ``max_rows`` (tokens in a sweep) override the plan's
-    choice. ``activations`` says what integer weights are multiplied with: ``int8`` (the default
-    where there are some) or ``f32``. ``hardware`` spares the measurement of this machine,
-    ``profile`` the part of it that does not depend on the model; ``faults`` are for tests. The
-    first use measures, plans, and takes the memory; later calls keep the plan while it suits.
-    Not thread-safe. Use as a context manager, or ``close`` it.
+    choice. ``activations`` says what weights are multiplied with: integer ones ``int8`` (the
+    default where there are some) or ``f32``, bf16 ones ``f32`` or, if asked, ``bf16``.
+    ``hardware`` spares the measurement of this machine, ``profile`` the part of it that does not
+    depend on the model; ``faults`` are for tests. The first use measures, plans, and takes the
+    memory; later calls keep the plan while it suits. Not thread-safe. Use as a context manager, or
+    ``close`` it.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class LLM:
         self.kv_dtype = kv_dtype
         self.threads = threads or usable_threads()
         try:
-            self.activations = _activations(activations, self.loaded.model)
+            self.activations = activations_for(activations, self.loaded.model)
             self.kernels = select(kernels, self.threads, self.activations)
             self.context = _context(max_model_len, self.loaded.model.max_positions)
         except UsageError:
@@ -137,7 +137,7 @@ class LLM:
         if self.profile is None or not usual:
             return None
         streams = sum(self.loaded.page_bytes.values()) > self.budget
-        return self.profile.known_for(self.loaded.model, self.kv_dtype, streams)
+        return self.profile.known_for(self.loaded.model, self.kv_dtype, streams, self.activations)
 
     @property
     def budget(self) -> int:
@@ -300,10 +300,10 @@ class LLM:
         self.close()
 
     def _format_note(self) -> tuple[str, ...]:
-        form = self.loaded.model.integers
-        if form is None:
+        model = self.loaded.model
+        if model.integers is None and self.activations != "bf16":
             return ()
-        return (f"weights: {form.label}, multiplied with activations in {self.activations}",)
+        return (f"weights: {weights_of(model)}, multiplied with activations in {self.activations}",)
 
     def _generate(
         self,
@@ -387,16 +387,6 @@ def _context(asked: int | None, most: int) -> int:
     if asked is not None and not 1 <= asked <= most:
         raise UsageError("max_model_len", expected=f"1 to {most}", got=asked)
     return asked or most
-
-
-def _activations(asked: str | None, model: ModelSpec) -> str:
-    if asked == "int8" and model.integers is None:
-        raise UsageError(
-            "activations of int8 are for integer weights",
-            got=f"weights in {model.weight_dtype}",
-            hint="headrace quantize makes such a model",
-        )
-    return asked or Overrides.activations
 
 
 def _check_free(plan: Plan) -> None:

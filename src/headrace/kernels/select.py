@@ -26,8 +26,8 @@ class Kernels:
     """Every function that op bodies call; signatures and contracts are the reference's.
 
     ``numerics`` names what decides the bits of a result: the implementation, its arithmetic
-    paths and, for torch, its version and the number of threads. ``integers`` is the same for
-    products with integer weights.
+    paths, rounded activations and, for torch, its version and the number of threads.
+    ``integers`` is the same for products with integer weights.
     """
 
     name: str
@@ -59,8 +59,10 @@ def select(choice: str = "auto", threads: int = 1, activations: str = "int8") ->
     """The kernels for ``choice``; ``auto`` takes the native ones where they were built.
 
     Native calls use at most ``threads`` threads; torch keeps its own setting. Integer weights
-    meet ``activations`` of 8 bits or of fp32, whatever the number of rows. Raises UsageError
-    for an unknown choice, and for ``native`` where the module is missing.
+    meet ``activations`` of 8 bits, or of fp32 if they are ``f32``, and bf16 weights those of
+    bf16 if they are ``bf16``, whatever the number of rows; the router's scores are never
+    rounded. Raises UsageError for an unknown choice, and for ``native`` where the module is
+    missing.
     """
     if activations not in ACTIVATIONS:
         raise UsageError("activations", expected=" | ".join(ACTIVATIONS), got=activations)
@@ -76,9 +78,18 @@ def select(choice: str = "auto", threads: int = 1, activations: str = "int8") ->
     return _native(threads, activations)
 
 
+_PATHS = {"int8": "auto", "f32": "exact", "bf16": "bf16"}
+"""Activations -> the path of products, as ``kernels.native.matrix`` names it."""
+
+
+def _met(activations: str) -> str:
+    """What numerics say of products with floats that do not meet fp32."""
+    return "-x_bf16" if activations == "bf16" else ""
+
+
 def _reference(threads: int, activations: str) -> Kernels:
     capability = torch.backends.cpu.get_cpu_capability().lower()
-    numerics = f"torch-{torch.__version__}-{capability}-threads_{threads}"
+    numerics = f"torch-{torch.__version__}-{capability}-threads_{threads}{_met(activations)}"
     return Kernels(
         name="reference",
         numerics=numerics,
@@ -108,13 +119,13 @@ def _reference(threads: int, activations: str) -> Kernels:
 
 def _native(threads: int, activations: str) -> Kernels:
     """Every function is native, and row-invariant: results depend on no thread count."""
-    products = {matrix.path_of(d) for d in (torch.float32, torch.bfloat16)}
+    path = _PATHS[activations]
+    products = {matrix.path_of(d, path) for d in (torch.float32, torch.bfloat16)}
     paths = "+".join(sorted({*products, attention.path_of(), rows.path_of()}))
-    path = "auto" if activations == "int8" else "exact"
     return replace(
         _reference(threads, activations),
         name="native",
-        numerics=f"native-{paths}",
+        numerics=f"native-{paths}{_met(activations)}",
         integers=f"{matrix.path_of('i8', path)}-x_{activations}",
         linear=partial(matrix.linear, threads=threads, path=path),
         plan_attention=attention.plan_attention,

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from headrace.errors import UsageError
 from headrace.planner.memory_map import MemoryMap
-from headrace.specs.policy import Policy
+from headrace.planner.profile import weights_of
+from headrace.specs.model import ModelSpec
+from headrace.specs.policy import ACTIVATIONS, Policy
 
 if TYPE_CHECKING:
     from headrace.planner.simulate import Prediction
@@ -31,6 +34,27 @@ class Overrides:
     threads: int = 1
     kernels: str = "auto"
     activations: str = "int8"
+
+
+def activations_for(asked: str | None, model: ModelSpec) -> str:
+    """``asked`` as a policy holds it, or what is usual. Raises UsageError for what is unknown, or
+    is not for weights like ``model``'s."""
+    if asked not in (None, *ACTIVATIONS):
+        raise UsageError("--activations", expected=" | ".join(ACTIVATIONS), got=asked)
+    weights = weights_of(model)
+    if asked == "int8" and model.integers is None:
+        raise UsageError(
+            "activations of int8 are for integer weights",
+            got=f"weights in {weights}",
+            hint="headrace quantize makes such a model",
+        )
+    if asked == "bf16" and (weights != "bf16" or model.expert_dtype is not None):
+        raise UsageError(
+            "activations of bf16 are for weights in bf16",
+            got=f"weights in {weights}",
+            hint="leave --activations out",
+        )
+    return asked or Overrides.activations
 
 
 @dataclass(frozen=True)

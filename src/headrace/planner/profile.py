@@ -38,7 +38,8 @@ class Read(NamedTuple):
 class ShapeCurves:
     """How close a model of this shape comes to the roofs, op by op. ``streams``: measured beside
     reads, experts passing through a ring. ``roofs`` and ``lane_rate`` are the rates that the shares
-    are of; ``task_seconds`` and ``row_read_seconds`` as in Hardware."""
+    are of; ``task_seconds`` and ``row_read_seconds`` as in Hardware. ``activations`` is what the
+    weights are multiplied with."""
 
     weights: str
     hidden: int
@@ -52,10 +53,18 @@ class ShapeCurves:
     lane_rate: float
     task_seconds: float
     row_read_seconds: float
+    activations: str
 
     @classmethod
-    def of(cls, model: ModelSpec, kv_dtype: str, streams: bool, hardware: Hardware) -> ShapeCurves:
-        """Those of ``hardware``, measured with ``model``."""
+    def of(
+        cls,
+        model: ModelSpec,
+        kv_dtype: str,
+        streams: bool,
+        hardware: Hardware,
+        activations: str = "int8",
+    ) -> ShapeCurves:
+        """Those of ``hardware``, measured with ``model``; ``activations`` as in Policy."""
         sizes = (model.hidden, model.ffn_width, model.q_size, model.kv_size)
         roofs = {roof: hardware.roofs[roof] for roof in MEASURED}
         return cls(
@@ -63,6 +72,7 @@ class ShapeCurves:
             hardware.lane_rate,
             hardware.task_seconds,
             hardware.row_read_seconds,
+            met(model, activations),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,6 +84,7 @@ class ShapeCurves:
         sizes = ("hidden", "ffn_width", "q_size", "kv_size")
         apart = sum(abs(math.log2(getattr(self, n) / getattr(other, n))) for n in sizes)
         formats = 100.0 * (self.weights != other.weights) + 10.0 * (self.kv_dtype != other.kv_dtype)
+        formats += 50.0 * (self.activations != other.activations)
         return apart + formats + 1.0 * (self.streams != other.streams)
 
 
@@ -92,9 +103,11 @@ class Profile:
     residuals: tuple[float, ...] = ()
     beside: Mapping[str, float] = field(default_factory=dict)
 
-    def hardware_for(self, model: ModelSpec, kv_dtype: str, streams: bool) -> Hardware:
+    def hardware_for(
+        self, model: ModelSpec, kv_dtype: str, streams: bool, activations: str = "int8"
+    ) -> Hardware:
         """The machine as a run of ``model`` meets it: curves of the nearest shape measured."""
-        wanted = ShapeCurves.of(model, kv_dtype, streams, self.hardware)
+        wanted = ShapeCurves.of(model, kv_dtype, streams, self.hardware, activations)
         nearest = min(self.shapes, key=wanted.distance, default=wanted)
         return replace(
             self.hardware,
@@ -106,10 +119,14 @@ class Profile:
             error=half_width(self.residuals, self.hardware.noise),
         )
 
-    def known_for(self, model: ModelSpec, kv_dtype: str, streams: bool) -> Hardware | None:
-        """The same, if a model in ``model``'s format was measured: roofs of arithmetic differ."""
-        if any(shape.weights == weights_of(model) for shape in self.shapes):
-            return self.hardware_for(model, kv_dtype, streams)
+    def known_for(
+        self, model: ModelSpec, kv_dtype: str, streams: bool, activations: str = "int8"
+    ) -> Hardware | None:
+        """The same, if a model in ``model``'s format was measured with such activations: roofs of
+        arithmetic differ."""
+        wanted = weights_of(model), met(model, activations)
+        if any((shape.weights, shape.activations) == wanted for shape in self.shapes):
+            return self.hardware_for(model, kv_dtype, streams, activations)
         return None
 
     def with_residuals(self, added: Sequence[float]) -> Profile:
@@ -136,6 +153,11 @@ class Profile:
 def weights_of(model: ModelSpec) -> str:
     """The format of most weights, as profiles name it."""
     return model.weight_dtype if model.integers is None else model.integers.label
+
+
+def met(model: ModelSpec, activations: str) -> str:
+    """What ``model``'s weights are multiplied with under a policy's ``activations``."""
+    return "f32" if model.integers is None and activations == "int8" else activations
 
 
 def profile_from(data: object) -> Profile:
@@ -205,6 +227,7 @@ def shape_from(data: Any) -> ShapeCurves:
         lane_rate=_rate(data["lane_rate"]),
         task_seconds=_seconds(data["task_seconds"]),
         row_read_seconds=_seconds(data["row_read_seconds"]),
+        activations=_text(data["activations"]),
     )
 
 

@@ -28,8 +28,11 @@ KERNELS = ("auto", "native", "reference")
 """Whose arithmetic: the native module's where it was built (auto), or the torch reference."""
 
 
-ACTIVATIONS = ("int8", "f32")
+WITH_INTEGERS = ("int8", "f32")
 """What integer weights are multiplied with: rows rounded to 8 bits, or left as they are."""
+
+ACTIVATIONS = (*WITH_INTEGERS, "bf16")
+"""And what bf16 weights are, if asked for: rows rounded to bf16. Other floats always meet fp32."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Policy:
     on the compute tier; the others stream through ``ring_slots`` slots of ``slot_bytes``
     filled by ``disk_lanes`` lanes. KV lives in ``kv_blocks`` blocks of ``kv_block`` tokens.
     ``kernels`` names the arithmetic, ``threads`` how many threads it may use, ``activations``
-    what integer weights are multiplied with (floats always meet fp32).
+    what weights are multiplied with: integers int8 or f32, floats f32 unless it is bf16.
 
     ``compute`` is the tier of experts and projections (F_g): ``host``, or ``device`` for an
     accelerator. There, pages that are not resident have their home in pinned host memory, or, if

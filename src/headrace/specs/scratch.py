@@ -24,6 +24,7 @@ GROUP_ROWS = 256  # query rows of one attention group
 QUERY_ROWS = 128  # query rows of one member
 INTEGER_ELEMENTS = 1 << 16  # integer weights widened at a time by the reference
 INTEGER_BYTES = 48  # for each of them: words and integers in 64 bits, copies in fp32
+ROUNDED_BYTES = 6  # for each element of rows that it rounds to bf16 at a time: bf16, fp32
 SAMPLE_BLOCK_BYTES = 32 << 20  # what one block of random or adjusted rows may allocate
 SAMPLE_ROW_BYTES = 24  # per vocabulary entry: fp32 copy, fp64 cumulative sum, masks, sort
 
@@ -90,15 +91,18 @@ def torch_bytes(model: ModelSpec, policy: Policy) -> int:
 
 
 def integer_elements(columns: int) -> int:
-    """Elements of integer weights, and of the rows they meet, that torch works on at a time."""
+    """Elements of integer weights, and of rows that are rounded, that torch works on at a time."""
     return max(INTEGER_ELEMENTS, 8 * columns)
 
 
 def integer_bytes(model: ModelSpec, policy: Policy) -> int:
-    """Most bytes that the reference allocates for integer weights; native kernels need none."""
-    if model.integers is None or policy.kernels == "native":
+    """Most bytes that the reference allocates for integer weights, or for activations rounded to
+    bf16; native kernels need none."""
+    rounds = policy.activations == "bf16"
+    if policy.kernels == "native" or (model.integers is None and not rounds):
         return 0
-    return INTEGER_BYTES * integer_elements(max(model.hidden, model.q_size, model.ffn_width))
+    each = ROUNDED_BYTES if model.integers is None else INTEGER_BYTES
+    return each * integer_elements(max(model.hidden, model.q_size, model.ffn_width))
 
 
 def sampling_bytes(model: ModelSpec, policy: Policy) -> int:

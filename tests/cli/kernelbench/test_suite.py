@@ -14,7 +14,7 @@ from headrace.cli.kernelbench.case import Bench, Case
 from headrace.cli.kernelbench.roofs import DEFAULT_CACHE, Roofs, cache_bytes
 from headrace.cli.kernelbench.suite import SUITE
 from headrace.cli.kernelbench.timing import Watch
-from headrace.cli.kernelbench.weights import FORMATS, bytes_of, cold_set, stored
+from headrace.cli.kernelbench.weights import FORMATS, bytes_of, cold_set, flops_roof, stored
 from headrace.cli.main import run
 from headrace.kernels.quantized import QuantizedWeight
 from headrace.kernels.select import select
@@ -86,6 +86,7 @@ def test_reads_are_timed_where_they_are_asked_for(tmp_path, capsys):
         ["--format", "fp64"],
         ["--kernel", "rope", "--format", "int4"],
         ["-o", "html"],
+        ["--activations", "int3"],
     ],
 )
 def test_unknown_choices_are_refused(arguments, capsys):
@@ -107,6 +108,22 @@ def test_a_row_is_work_over_the_median_time():
     assert row.gb_per_s == 4e-9
     assert row.percent_of_roof == 50.0
     assert (row.torch_ratio, row.torch_way) == (1.0, "w")
+
+
+def test_rows_say_what_weights_met(capsys, monkeypatch):
+    cases = {"logits": (lambda *given: iter([_tiny(*given)]), ("bf16", "fp16"))}
+    monkeypatch.setattr("headrace.cli.kernelbench.suite.SUITE", cases)
+    flags = ["--kernel", "logits", "--activations", "bf16", "--threads", "1", "--quick", "--json"]
+    assert run(["bench", "kernels", *flags]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["format"] for row in rows] == ["bf16 x bf16", "fp16"]
+    forms = ("bf16 x bf16", "bf16", "int8", "int8 x f32")
+    assert [flops_roof(form) for form in forms] == ["bf16_dot", "fma", "int8_dot", "fma"]
+
+
+def _tiny(kernels, form, quick):
+    (case,) = list(linear_cases._products(kernels, "logits", form, (2,), 8, 32))
+    return case
 
 
 def test_calls_are_counted_so_that_sets_are_gone_through():

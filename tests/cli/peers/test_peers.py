@@ -19,7 +19,7 @@ from headrace.cli.peers.bounds import UNBOUNDED, Bound, bounded, drop_cached, re
 from headrace.cli.peers.command import label_of
 from headrace.cli.peers.hf import Transformers, missing_packages
 from headrace.cli.peers.llama import Llama
-from headrace.cli.peers.ours import last_line, times_of
+from headrace.cli.peers.ours import Ours, last_line, times_of
 from headrace.cli.peers.process import Ended, run_process
 from headrace.cli.peers.race import Race, Result, failure, median, with_times
 from headrace.cli.peers.report import markdown, report
@@ -114,6 +114,13 @@ def test_the_whole_race_with_a_fake_peer(checkpoint, peer, tmp_path, capsys):
     assert "| llama.cpp model-f16 | 2 | 16.0 | 3.00 |" in text
     assert "-npl 2" in text
     assert "not bounded" in text
+
+
+def test_activations_are_passed_on_and_named():
+    ours = Ours("folder", "bf16", activations="bf16")
+    assert ours.name == "headrace bf16 x bf16"
+    assert ours.command(SHAPE)[-2:] == ["auto", "bf16"]
+    assert Ours("folder", "bf16").command(SHAPE)[-1] == "auto"
 
 
 @pytest.mark.parametrize(

@@ -34,3 +34,4 @@ def test_flops_grow_with_threads_and_steps():
     assert one > 0
     assert native.multiply_floats(2, 300) == 6 * one
     assert native.multiply_bytes(2, 300) == 6 * native.multiply_bytes(1, 100)
+    assert native.multiply_pairs(2, 300) == 6 * native.multiply_pairs(1, 100)

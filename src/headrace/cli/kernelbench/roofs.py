@@ -20,10 +20,10 @@ DEFAULT_CACHE = 32 << 20
 
 @dataclass(frozen=True)
 class Roofs:
-    """Bytes/s and FLOP/s (a multiply-add is two; so is one of bytes). None: not measured.
+    """Bytes/s and FLOP/s (a multiply-add is two, of any format). None: not measured.
 
-    ``dram`` reads memory much larger than the last-level cache, ``cache`` 4 MiB of it; ``fma``
-    and ``int8_dot`` run in registers alone; ``sgemm`` is torch's large square product.
+    ``dram`` reads memory much larger than the last-level cache, ``cache`` 4 MiB of it; ``fma``,
+    ``int8_dot`` and ``bf16_dot`` run in registers alone; ``sgemm`` is torch's large square product.
     """
 
     dram: float
@@ -31,6 +31,7 @@ class Roofs:
     fma: float
     sgemm: float
     int8_dot: float | None = None
+    bf16_dot: float | None = None
     disk: float | None = None
 
     def binding(self, amounts: Mapping[str, float]) -> tuple[str, float]:
@@ -62,7 +63,8 @@ def measure_roofs(threads: int, watch: Watch, quick: bool) -> Roofs:
         return flops / watch.best(lambda i: loop(threads, 200_000)) if flops else None
 
     fma = burns(native.multiply_floats) or sgemm
-    return Roofs(reads_of(memory), reads_of(near), fma, sgemm, burns(native.multiply_bytes))
+    dots = burns(native.multiply_bytes), burns(native.multiply_pairs)
+    return Roofs(reads_of(memory), reads_of(near), fma, sgemm, *dots)
 
 
 def cache_bytes(root: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:

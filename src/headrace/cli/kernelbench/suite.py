@@ -15,6 +15,7 @@ from headrace.cli.kernelbench.roofs import Roofs, measure_roofs
 from headrace.cli.kernelbench.timing import Watch
 from headrace.errors import UsageError
 from headrace.kernels.select import Kernels, select
+from headrace.specs.policy import ACTIVATIONS
 
 Cases = Callable[[Kernels, str, bool], Iterator[Case]]
 
@@ -34,13 +35,17 @@ SUITE: dict[str, tuple[Cases, tuple[str, ...]]] = {
 }
 """Cases and formats by name. ``read`` comes beside these."""
 
+PRODUCTS = ("linear", "experts", "logits")
+"""Those whose weights may meet other activations."""
+
 NAMES = (*SUITE, "read")
 FORMATS = tuple(dict.fromkeys(form for _, forms in SUITE.values() for form in forms))
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What to run. ``folder`` is where ``read`` puts its file; empty tuples choose everything."""
+    """What to run. ``folder`` is where ``read`` puts its file; empty tuples choose everything.
+    Weights that ``activations`` are for meet them."""
 
     kernels: str
     threads: int
@@ -48,8 +53,12 @@ class Choice:
     formats: tuple[str, ...] = ()
     quick: bool = False
     folder: Path = Path()
+    activations: str | None = None
 
     def __post_init__(self) -> None:
+        if self.activations not in (None, *ACTIVATIONS):
+            expected = " | ".join(ACTIVATIONS)
+            raise UsageError("--activations", expected=expected, got=self.activations)
         for flag, given, known in (
             ("--kernel", self.names, NAMES),
             ("--format", self.formats, FORMATS),
@@ -72,6 +81,10 @@ class Choice:
             if name in (self.names or NAMES) and form in (self.formats or forms)
         ]
 
+    def label(self, name: str, form: str) -> str:
+        """The format of a row: that of the weights, and of activations that were asked for."""
+        return weights.with_activations(form, self.activations) if name in PRODUCTS else form
+
     @property
     def reads(self) -> bool:
         """Whether pages are read: when asked for, or when everything is."""
@@ -83,7 +96,7 @@ def run_suite(
 ) -> Iterator[Row]:
     """Measure the roofs, tell them, then every row as it is ready. torch's setting of threads
     is put back at the end."""
-    kernels = select(choice.kernels, choice.threads)
+    kernels = select(choice.kernels, choice.threads, choice.activations or ACTIVATIONS[0])
     watch = Watch(clock, QUICK_SECONDS if choice.quick else SECONDS)
     before = torch.get_num_threads()
     torch.manual_seed(0)
@@ -97,7 +110,7 @@ def run_suite(
             own = 1 if kernels.name == "native" else choice.threads
             bench = Bench(roofs, watch, choice.threads, own)
             for name, form in choice.pairs:
-                for case in SUITE[name][0](kernels, form, choice.quick):
+                for case in SUITE[name][0](kernels, choice.label(name, form), choice.quick):
                     yield bench.row(case)
             if choice.reads:
                 yield from _reads(choice, roofs, clock)

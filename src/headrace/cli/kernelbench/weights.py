@@ -22,8 +22,19 @@ FLOATS: Mapping[str, torch.dtype] = {
 }
 
 
+MET = " x "
+"""Between the format of weights and that of the activations they meet, where it was asked for."""
+
+
+def with_activations(form: str, activations: str | None) -> str:
+    """``form`` and what weights in it meet, where ``activations`` are for such weights."""
+    meant = ("bf16",) if activations == "bf16" else ("int8", "int4")
+    return f"{form}{MET}{activations}" if activations and form in meant else form
+
+
 def stored(rows: int, columns: int, form: str) -> Any:
     """A weight [rows, columns] in ``form``."""
+    form = form.partition(MET)[0]
     weight = torch.randn(rows, columns) * columns**-0.5
     if form == "int8":
         return quantize(weight, 8)
@@ -55,4 +66,7 @@ def cold_set(weight: Any, least: int | None = None) -> list[Any]:
 
 def flops_roof(form: str) -> str:
     """The roof of products with weights of ``form``."""
-    return "int8_dot" if form in ("int8", "int4") else "fma"
+    weights, _, met = form.partition(MET)
+    if met == "bf16":
+        return "bf16_dot"
+    return "int8_dot" if weights in ("int8", "int4") and met != "f32" else "fma"

@@ -21,6 +21,7 @@ from headrace.cli.peers.report import report
 from headrace.cli.peers.shape import Contestant, Shape
 from headrace.engine.hub import local_folder
 from headrace.errors import ModelError, UsageError
+from headrace.specs.policy import ACTIVATIONS
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,16 @@ class Peers:
     memory: int | None
     threads: int | None
     kernels: str
+    activations: str | None = None
 
     def __post_init__(self) -> None:
         if (self.llama is None) != (not self.ggufs):
             raise UsageError("llama.cpp", expected="both --llama-batched-bench and --gguf")
         if not (self.ggufs or self.transformers or self.accelerate):
             raise UsageError("no peer", expected="--gguf, --transformers or --accelerate")
+        if self.activations not in (None, *ACTIVATIONS):
+            expected = " | ".join(ACTIVATIONS)
+            raise UsageError("--activations", expected=expected, got=self.activations)
         if self.accelerate and self.memory is None:
             raise UsageError(
                 "--accelerate", expected="--memory SIZE", hint="what fits needs no offloading"
@@ -67,7 +72,8 @@ class Peers:
         resident = [Transformers(python, folder, t) for t in types if self.transformers]
         kept = int(HOST_SHARE * (self.memory or 0))
         offloaded = [Transformers(python, folder, "bfloat16", kept)] if self.accelerate else []
-        return (Ours(folder, label_of(folder), self.kernels), *llamas, *resident, *offloaded)
+        ours = Ours(folder, label_of(folder), self.kernels, self.activations)
+        return (ours, *llamas, *resident, *offloaded)
 
 
 def race(peers: Peers, told: Callable[[str], object]) -> dict[str, Any]:

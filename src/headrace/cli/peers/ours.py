@@ -24,11 +24,13 @@ class Ours:
     model: str
     label: str
     kernels: str = "auto"
+    activations: str | None = None
 
     @property
     def name(self) -> str:
-        """Engine and format."""
-        return f"headrace {self.label}"
+        """Engine and format, and activations where they were asked for."""
+        met = f" x {self.activations}" if self.activations else ""
+        return f"headrace {self.label}{met}"
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -44,7 +46,8 @@ class Ours:
         """This interpreter, this module."""
         numbers = [shape.batch, shape.prompt_len, shape.gen_len, shape.threads]
         worker = [sys.executable, "-m", "headrace.cli.peers.ours"]
-        return [*worker, self.model, *map(str, numbers), self.kernels]
+        asked = [self.activations] if self.activations else []
+        return [*worker, self.model, *map(str, numbers), self.kernels, *asked]
 
     def times(self, output: str, shape: Shape) -> Times:
         """The last line."""
@@ -62,20 +65,21 @@ def last_line(output: str) -> Times:
 
 
 def main(arguments: list[str]) -> None:
-    """MODEL BATCH PROMPT_LEN GEN_LEN THREADS KERNELS: run once, print ``Times`` as JSON."""
+    """MODEL BATCH PROMPT_LEN GEN_LEN THREADS KERNELS [ACTIVATIONS]: run once, print ``Times`` as
+    JSON."""
     model, kernels = arguments[0], arguments[5]
     shape = Shape(*map(int, arguments[1:5]))
-    print(json.dumps(asdict(run(model, shape, kernels))))
+    print(json.dumps(asdict(run(model, shape, kernels, *arguments[6:]))))
 
 
-def run(model: str, shape: Shape, kernels: str) -> Times:
+def run(model: str, shape: Shape, kernels: str, activations: str | None = None) -> Times:
     """Plan for the shape, load, answer every prompt greedily to its last token."""
     from headrace import __version__
     from headrace.cli.throughput import Load
     from headrace.engine.llm import LLM
 
     load = Load(model, shape.batch, shape.prompt_len, shape.gen_len)
-    with LLM(model, threads=shape.threads, kernels=kernels) as llm:
+    with LLM(model, threads=shape.threads, kernels=kernels, activations=activations) as llm:
         plan = llm.plan(load.workload)
         llm.session  # noqa: B018 (takes memory and loads what stays: not part of the race)
         record = llm.new_record()

@@ -1,5 +1,5 @@
 // 16-bit weights on AMX tiles. fp32 activations are split into bf16 terms: three, whose sum they
-// are exactly, or two, to 2^-17. fp16 weights are two bf16 terms. Products of terms are summed in
+// are exactly, two, to 2^-17, or one, for those who ask for bf16 activations. fp16 weights are two bf16 terms. Products of terms are summed in
 // fp32 by the tile unit, column pair by column pair, so a result is one chain along K. Products
 // below the last bit of fp32 are left out.
 //
@@ -176,11 +176,17 @@ const Engine *amx_fast_engine(Format format) {
     return format == Format::bf16 ? &bf16 : format == Format::f16 ? &f16 : nullptr;
 }
 
+const Engine *amx_bf16_engine(Format format) {
+    static const Engine bf16 = engine<Bf16<1>>("amx_bf16");
+    return format == Format::bf16 ? &bf16 : nullptr;
+}
+
 }  // namespace headrace
 
 #else
 
 const headrace::Engine *headrace::amx_engine(Format) { return nullptr; }
 const headrace::Engine *headrace::amx_fast_engine(Format) { return nullptr; }
+const headrace::Engine *headrace::amx_bf16_engine(Format) { return nullptr; }
 
 #endif

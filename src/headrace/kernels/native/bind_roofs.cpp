@@ -20,4 +20,9 @@ void bind_roofs(nb::module_ &module) {
         headrace::Team team(threads);
         return headrace::multiply_bytes(team, threads, steps);
     });
+    module.def("multiply_pairs", [](int threads, std::int64_t steps) {
+        nb::gil_scoped_release release;
+        headrace::Team team(threads);
+        return headrace::multiply_pairs(team, threads, steps);
+    });
 }

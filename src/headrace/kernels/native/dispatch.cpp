@@ -35,6 +35,15 @@ const Family exact[] = {
     {"exact_avx2", avx2_exact_engine, has_avx2},
     {"exact_plain", plain_exact_engine, [] { return true; }},
 };
+const Family bf16[] = {
+    {"amx_bf16", amx_bf16_engine, amx_allowed},
+    {"avx512_bf16", avx512_bf16_engine,
+     [] { return has_avx512() && features().avx512_bf16; }},
+    {"rounded_avx512", avx512_rounded_engine, has_avx512},
+    {"rounded_avx2", avx2_rounded_engine, has_avx2},
+    {"rounded_neon", neon_rounded_engine, [] { return features().neon; }},
+    {"rounded_plain", plain_rounded_engine, [] { return true; }},
+};
 
 // The first usable engine of a list, from the family of that name on; any name when empty.
 template <int N>
@@ -52,13 +61,16 @@ const Engine *find(const Family (&list)[N], Format format, const std::string &na
 
 const Engine &choose_engine(Format format, const char *path) {
     const std::string wanted = path;
-    const std::string name = wanted == "auto" || wanted == "fast" || wanted == "exact" ? "" : wanted;
+    const bool named =
+        wanted != "auto" && wanted != "fast" && wanted != "exact" && wanted != "bf16";
+    const std::string name = named ? wanted : "";
     const Engine *found = nullptr;
-    if (wanted != "auto" && wanted != "exact") found = find(fast, format, name);
-    if (!found && wanted != "auto" && wanted != "fast") found = find(exact, format, name);
+    if (named || wanted == "fast") found = find(fast, format, name);
+    if (!found && (named || wanted == "exact")) found = find(exact, format, name);
+    if (!found && (named || wanted == "bf16")) found = find(bf16, format, name);
     if (!found) found = find(families, format, name);
     if (!found) {
-        throw std::invalid_argument("path: expected auto, fast, exact, or a path that this "
+        throw std::invalid_argument("path: expected auto, fast, exact, bf16, or a path that this "
                                     "processor has, got " + wanted);
     }
     return *found;

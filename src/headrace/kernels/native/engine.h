@@ -46,14 +46,21 @@ const Engine *avx512_vnni_engine(Format format);  // integers only
 const Engine *amx_engine(Format format);
 const Engine *amx_int_engine(Format format);
 
-// Other arithmetic, for those who ask: activations to 2^-17 only, and integers widened to fp32.
+// Other arithmetic, for those who ask: activations to 2^-17 only, integers widened to fp32, and
+// bf16 weights with activations rounded to bf16.
 const Engine *amx_fast_engine(Format format);
 const Engine *avx512_exact_engine(Format format);
 const Engine *avx2_exact_engine(Format format);
 const Engine *plain_exact_engine(Format format);
+const Engine *amx_bf16_engine(Format format);
+const Engine *avx512_bf16_engine(Format format);
+const Engine *avx512_rounded_engine(Format format);
+const Engine *avx2_rounded_engine(Format format);
+const Engine *neon_rounded_engine(Format format);
+const Engine *plain_rounded_engine(Format format);
 
-// The engine for `format` on `path`: "auto" (the best that this processor has), "fast" or "exact"
-// (the best of the other arithmetic), or the name of a family, or of the next one below it.
+// The engine for `format` on `path`: "auto" (the best that this processor has), "fast", "exact" or
+// "bf16" (the best of the other arithmetic), or the name of a family, or of the next one below it.
 // Throws std::invalid_argument for a path that is unknown or that this processor lacks.
 const Engine &choose_engine(Format format, const char *path);
 

@@ -19,11 +19,16 @@ const Engine *avx2_exact_engine(Format format) {
     return is_float(format) ? nullptr : exact_engine_of(format, "exact_avx2");
 }
 
+const Engine *avx2_rounded_engine(Format format) {
+    return rounded_engine_of(format, "rounded_avx2");
+}
+
 }  // namespace headrace
 
 #else
 
 const headrace::Engine *headrace::avx2_engine(Format) { return nullptr; }
 const headrace::Engine *headrace::avx2_exact_engine(Format) { return nullptr; }
+const headrace::Engine *headrace::avx2_rounded_engine(Format) { return nullptr; }
 
 #endif

@@ -111,15 +111,20 @@ struct Products {
     }
 };
 
-template <class S>
+template <class S, class Kept = AsIs>
 constexpr Engine engine(const char *name) {
-    return {name, MR, 2 * WIDE_NR, panel_bytes, pack, task_rows, multiply<S>, gated<S>};
+    return {name, MR, 2 * WIDE_NR, panel_bytes, pack<Kept>, task_rows, multiply<S>, gated<S>};
 }
 
 inline const Engine *engine_of(Format format, const char *name) {
     static const Engine f32 = engine<Products<F32>>(name), bf16 = engine<Products<Bf16>>(name),
                         f16 = engine<Products<F16>>(name);
     return format == Format::f32 ? &f32 : format == Format::bf16 ? &bf16 : &f16;
+}
+
+inline const Engine *rounded_engine_of(Format format, const char *name) {
+    static const Engine bf16 = engine<Products<Bf16>, Rounded>(name);
+    return format == Format::bf16 ? &bf16 : nullptr;
 }
 
 }  // namespace

@@ -15,4 +15,8 @@ const Engine *plain_exact_engine(Format format) {
     return is_float(format) ? nullptr : exact_engine_of(format, "exact_plain");
 }
 
+const Engine *plain_rounded_engine(Format format) {
+    return rounded_engine_of(format, "rounded_plain");
+}
+
 }  // namespace headrace

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "prefetch.h"
+#include "rounded.h"
 #include "tile_task.h"
 
 namespace headrace {
@@ -43,6 +44,7 @@ const float *tile_of(const void *panel, std::int64_t tile, std::int64_t padded) 
     return static_cast<const float *>(panel) + tile * MR * padded;
 }
 
+template <class Kept>
 void pack(const float *const *rows, std::int64_t count, const Weight &w, std::int64_t first,
           std::int64_t last, void *panel) {
     const std::int64_t padded = up_to(w.columns, Vec::width), full = w.columns / Vec::width;
@@ -53,11 +55,11 @@ void pack(const float *const *rows, std::int64_t count, const Weight &w, std::in
             const float *from = rows[tile * MR + m];
             float *to = tile_of(panel, tile, padded) + m * Vec::width;
             for (std::int64_t s = 0; s < full; ++s) {
-                Vec::store(to + s * height * Vec::width, Vec::load(from + s * Vec::width));
+                Vec::store(to + s * height * Vec::width, Kept::of(Vec::load(from + s * Vec::width)));
             }
             if (tail != 0) {
                 Vec::store(to + full * height * Vec::width,
-                           Vec::load_some(from + full * Vec::width, tail));
+                           Kept::of(Vec::load_some(from + full * Vec::width, tail)));
             }
         }
     }

@@ -7,6 +7,7 @@
 
 #include <cstring>
 
+#include "rounded.h"
 #include "turned_task.h"
 
 namespace headrace {
@@ -21,14 +22,18 @@ std::size_t panel_bytes(std::int64_t rows, const Weight &w) {
     return static_cast<std::size_t>(rows * up_to(w.columns, K_BLOCK)) * sizeof(float);
 }
 
+template <class Kept>
 void pack(const float *const *rows, std::int64_t count, const Weight &w, std::int64_t first,
           std::int64_t last, void *panel) {
     const std::int64_t end = last * TALL < count ? last * TALL : count;
     for (std::int64_t m = first * TALL; m < end; ++m) {
         for (std::int64_t k = 0; k < w.columns; k += K_BLOCK) {
             const std::int64_t columns = w.columns - k < K_BLOCK ? w.columns - k : K_BLOCK;
-            std::memcpy(static_cast<float *>(panel) + k * count + m * K_BLOCK, rows[m] + k,
-                        static_cast<std::size_t>(columns) * sizeof(float));
+            float *to = static_cast<float *>(panel) + k * count + m * K_BLOCK;
+            for (std::int64_t c = 0; c < columns; c += Vec::width) {
+                const auto left = static_cast<int>(columns - c < Vec::width ? columns - c : Vec::width);
+                Vec::store(to + c, Kept::of(Vec::load_some(rows[m] + k + c, left)));
+            }
         }
     }
 }
@@ -212,16 +217,22 @@ struct Products {
     }
 };
 
-template <class F>
+template <class F, class Kept = AsIs>
 constexpr Engine engine(const char *name) {
     using S = Products<F>;
-    return {name, TALL, PAIR * Vec::width, panel_bytes, pack, task_rows, multiply<S>, gated<S>};
+    return {name,      TALL,        PAIR * Vec::width, panel_bytes, pack<Kept>,
+            task_rows, multiply<S>, gated<S>};
 }
 
 inline const Engine *engine_of(Format format, const char *name) {
     static const Engine f32 = engine<F32>(name), bf16 = engine<Bf16>(name),
                         f16 = engine<F16>(name);
     return format == Format::f32 ? &f32 : format == Format::bf16 ? &bf16 : &f16;
+}
+
+inline const Engine *rounded_engine_of(Format format, const char *name) {
+    static const Engine bf16 = engine<Bf16, Rounded>(name);
+    return format == Format::bf16 ? &bf16 : nullptr;
 }
 
 }  // namespace

@@ -123,6 +123,24 @@ float dot_avx512(std::int64_t steps) {
     return sum;
 }
 
+HEADRACE_TARGET("avx512f,avx512bf16")
+float dot_bf16(std::int64_t steps) {
+    __m512 chains[CHAINS];
+    volatile int given = 0x3c003c00;  // two small numbers
+    const auto pairs = (__m512bh)_mm512_set1_epi32(given);
+    for (__m512 &chain : chains) chain = _mm512_setzero_ps();
+    for (std::int64_t i = 0; i < steps; ++i) {
+#pragma GCC unroll 12
+        for (int k = 0; k < CHAINS; ++k) chains[k] = _mm512_dpbf16_ps(chains[k], pairs, pairs);
+    }
+    float values[16], sum = 0;
+    for (const __m512 &chain : chains) {
+        _mm512_storeu_ps(values, chain);
+        sum += values[0];
+    }
+    return sum;
+}
+
 Burner floats() {
     const Features &f = features();
     if (f.avx512f) return {burn_avx512, 32};
@@ -132,6 +150,11 @@ Burner floats() {
 
 Burner bytes() {
     if (features().avx512_vnni) return {dot_avx512, 128};
+    return {nullptr, 0};
+}
+
+Burner pairs() {
+    if (features().avx512_bf16) return {dot_bf16, 64};
     return {nullptr, 0};
 }
 
@@ -157,12 +180,14 @@ float burn_neon(std::int64_t steps) {
 
 Burner floats() { return {burn_neon, 8}; }
 Burner bytes() { return {nullptr, 0}; }
+Burner pairs() { return {nullptr, 0}; }
 std::uint64_t read(const char *at, std::size_t count) { return read_plain(at, count); }
 
 #else
 
 Burner floats() { return {burn_plain, 2}; }
 Burner bytes() { return {nullptr, 0}; }
+Burner pairs() { return {nullptr, 0}; }
 std::uint64_t read(const char *at, std::size_t count) { return read_plain(at, count); }
 
 #endif
@@ -195,6 +220,10 @@ double multiply_floats(Team &team, int threads, std::int64_t steps) {
 
 double multiply_bytes(Team &team, int threads, std::int64_t steps) {
     return burn(team, threads, steps, bytes());
+}
+
+double multiply_pairs(Team &team, int threads, std::int64_t steps) {
+    return burn(team, threads, steps, pairs());
 }
 
 }  // namespace headrace

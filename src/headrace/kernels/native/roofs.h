@@ -1,5 +1,5 @@
 // What the machine can do at most: loops that only read, only multiply, or only add products of
-// bytes. They give other kernels' figures something to be a share of.
+// bytes or of bf16 pairs. They give other kernels' figures something to be a share of.
 #pragma once
 
 #include <cstddef>
@@ -20,5 +20,8 @@ double multiply_floats(Team &team, int threads, std::int64_t steps);
 // The same for products of unsigned and signed bytes added up in 32 bits; 0 where the processor
 // has no instruction for it.
 double multiply_bytes(Team &team, int threads, std::int64_t steps);
+
+// The same for products of bf16 pairs added up in fp32.
+double multiply_pairs(Team &team, int threads, std::int64_t steps);
 
 }  // namespace headrace

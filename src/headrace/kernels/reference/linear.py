@@ -6,7 +6,8 @@ matrix). Tiles are row blocks of W: the reduction along K is never cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ def linear(
 
     ``tile`` is fp32 scratch of at least ``specs.scratch.tile_elements(N, K)`` elements; fp32
     weights are used where they are. Costs 2 rows N K FLOPs and one pass over W. Where W is
-    integers and ``activations`` is ``int8``, x is rounded as ``kernels.quantized.rounded`` says.
+    integers, x is rounded as ``kernels.quantized.rounded`` says unless ``activations`` is
+    ``f32``; where W is bf16 and ``activations`` is ``bf16``, to the nearest bf16, ties to even.
     """
     for start, stop, block in upcast(weight, tile):
         for rows, values in _met(x, weight, activations):
@@ -72,11 +74,21 @@ def upcast(weight: Tensor | QuantizedWeight, tile: Tensor) -> Iterator[tuple[int
 def _met(
     x: Tensor, weight: Tensor | QuantizedWeight, activations: str
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Row blocks of x as the weights meet them."""
-    if activations == "f32" or not isinstance(weight, QuantizedWeight):
+    """Row blocks of x as the weights meet them, rounded in memory of their own
+    (``specs.scratch.integer_bytes``)."""
+    kept: Callable[[Tensor], Tensor] | None = None
+    if isinstance(weight, QuantizedWeight):
+        kept = None if activations == "f32" else partial(rounded, group=weight.group)
+    elif weight.dtype == torch.bfloat16 and activations == "bf16":
+        kept = _as_bf16
+    if kept is None:
         yield slice(None), x
         return
-    step = integer_elements(x.shape[1]) // x.shape[1]
+    step = integer_elements(x.shape[1]) // max(1, x.shape[1])
     for start in range(0, x.shape[0], step):
         rows = slice(start, start + step)
-        yield rows, rounded(x[rows], weight.group)
+        yield rows, kept(x[rows])
+
+
+def _as_bf16(x: Tensor) -> Tensor:
+    return x.bfloat16().float()
