@@ -64,18 +64,19 @@ def measure_machine(
     """
     streams = sum(loaded.page_bytes.values()) > capacity_bytes
     before = torch.get_num_threads()
+    swept = _swept_bytes(capacity_bytes)
     kept = Rehearsal(
         loaded,
         clock,
         streams=streams,
-        room_bytes=capacity_bytes,
+        room_bytes=capacity_bytes - swept,
         threads=threads,
         kv_dtype=kv_dtype,
         kernels=kernels,
         activations=activations,
     )
     torch.set_num_threads(torch_threads(kept.policy))
-    memory = _SweepMemory(threads, min(SWEPT_BYTES, max(LEAST_SWEPT, capacity_bytes // 4)))
+    memory = _SweepMemory(threads, swept)
     try:
         with torch.inference_mode():
             return measure(
@@ -96,6 +97,12 @@ def measure_machine(
         memory.close()
         kept.close()
         torch.set_num_threads(before)
+
+
+def _swept_bytes(capacity_bytes: int) -> int:
+    """A quarter of what the run may take; LEAST_SWEPT, if that is no more than a third."""
+    least = min(LEAST_SWEPT, capacity_bytes // 3)
+    return max(4096, min(SWEPT_BYTES, max(least, capacity_bytes // 4)) // 4096 * 4096)
 
 
 class ReadRate:

@@ -47,6 +47,12 @@ RING_SLOTS, RING_BYTES, LANES = 6, 96 << 20, 2
 """Slots of the ring at least, and its bytes where the model streams as many: into a ring that the
 cache holds a disk reads faster than into a run's."""
 
+LOGIT_BYTES = 64 << 20
+"""Of the logits at most."""
+
+MOST_HELD, LEAST_SLOTS = 64, 3
+"""Sequences with keys and values of their own; slots of the ring where there is little room."""
+
 VARIANTS = 8
 """Batches of different tokens of one load: rows of the embedding table are cold in a run, too."""
 
@@ -95,16 +101,16 @@ class Rehearsal:
         through = self._streamed(room_bytes)
         slot = self.table.max_slot_bytes(through)
         wanted = min(-(-RING_BYTES // slot), room_bytes // (4 * slot), len(through))
-        slots = max(RING_SLOTS, wanted)
+        slots = max(RING_SLOTS if RING_SLOTS * slot <= room_bytes // 3 else LEAST_SLOTS, wanted)
         self.policy = Policy(
             schedule="stream" if streams else "resident",
             max_rows=MAX_ROWS,
-            max_seqs=min(MAX_ROWS, max(16, (64 << 20) // (self.model.vocab * 4))),
+            max_seqs=min(MAX_ROWS, max(16, min(LOGIT_BYTES, room_bytes // 8) // (self.model.vocab * 4))),
             resident=frozenset(p.id for p in pages) - (through if streams else frozenset()),
             ring_slots=slots if streams else 0,
             slot_bytes=slot if streams else 0,
             disk_lanes=LANES,
-            kv_blocks=64 * CONTEXT // 16,
+            kv_blocks=self._held(room_bytes) * CONTEXT // 16,
             kv_dtype=kv_dtype,
             threads=threads,
             kernels=kernels,
@@ -171,6 +177,12 @@ class Rehearsal:
                 through.add(page.id)
         return through | {p.id for p in self.table.pages if p.role in ("embed", "head")}
 
+    def _held(self, room_bytes: int) -> int:
+        """Sequences that have tokens of their own: MOST_HELD, less where an eighth of the room does
+        not hold as many."""
+        each = 2 * CONTEXT * self.model.kv_size * 4 * self.model.layers
+        return max(4, min(MOST_HELD, room_bytes // 8 // each))
+
     def _loads(self) -> dict[str, list[tuple[int, int]]]:
         """Name -> (rows, tokens after them) of each sequence."""
         seqs = self.policy.max_seqs
@@ -213,7 +225,8 @@ class Rehearsal:
         traces = self._sweep_traces(schedule, count)
         reads = self._reads_of(traces)
         timed = tuple(self._named(schedule, (*self._timed(trace), *reads)) for trace in traces)
-        return Rehearsed(f"{load}, {schedule}", timed, *_reads(traces))
+        own = schedule == self.policy.schedule
+        return Rehearsed(load if own else f"{load}, {schedule}", timed, *_reads(traces))
 
     def _named(self, schedule: str, found: Sequence[Timed]) -> tuple[Timed, ...]:
         """Under the names of ``schedule``; where it is not our own only what is named for it."""
