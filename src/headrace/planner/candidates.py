@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from headrace.batching.blocks import blocks_for
+from headrace.planner.known import Known
 from headrace.planner.memory_map import MemoryMap, arena_bytes, map_of_sizes
 from headrace.planner.plan import Overrides
 from headrace.planner.played import PlayedOverlap
@@ -36,7 +37,8 @@ _RING_SHARE = 0.5  # of what is left for weights, at most
 @dataclass(frozen=True)
 class Situation:
     """All that a plan depends on. ``budget_bytes`` is for host memory, ``device_bytes`` for the
-    accelerator's (None: all that it has), ``disk_bytes`` for weights on disk (None: enough)."""
+    accelerator's (None: all that it has), ``disk_bytes`` for weights on disk (None: enough).
+    ``known`` goes along to situations that ``replace`` makes of this one."""
 
     model: ModelSpec
     pages: tuple[Page, ...]
@@ -47,6 +49,7 @@ class Situation:
     overrides: Overrides = field(default_factory=Overrides)
     device_bytes: int | None = None
     disk_bytes: int | None = None
+    known: Known = field(default_factory=Known, compare=False, repr=False)
 
     @cached_property
     def residency(self) -> Residency:
@@ -106,10 +109,16 @@ class Situation:
         return SweepTimes(self.model, self.pages, policy, self.hardware, kinds=self.kinds)
 
     def overlap_of(self, policy: Policy) -> PlayedOverlap:
-        """How well lanes overlap under ``policy``."""
-        return PlayedOverlap(
-            self.model, self.pages, policy, self.hardware, self.mean_kv, kinds=self.kinds
-        )
+        """How well lanes overlap under ``policy``; the same one each time."""
+        if policy not in self._overlaps:
+            self._overlaps[policy] = PlayedOverlap(
+                self.model, self.pages, policy, self.hardware, self.mean_kv, kinds=self.kinds
+            )
+        return self._overlaps[policy]
+
+    @cached_property
+    def _overlaps(self) -> dict[Policy, PlayedOverlap]:
+        return {}
 
 
 def smallest(at: Situation) -> Policy:

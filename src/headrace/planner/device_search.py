@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from headrace.planner.device_fit import Choice, Fit, Fitter
 from headrace.planner.device_pages import placed
 from headrace.planner.job_estimate import course_of
-from headrace.planner.prices import DevicePrices, Sketches, price
+from headrace.planner.prices import DevicePrices
 from headrace.planner.simulate import FewRows, job_seconds
 from headrace.planner.sweeps import Load
 from headrace.planner.tabulated import Tabulated
@@ -54,11 +54,10 @@ OWN = (
 
 
 class DeviceSearch:
-    """Fits of one situation, best first. ``sketches`` are shared by all that is played."""
+    """Fits of one situation, best first."""
 
-    def __init__(self, fitter: Fitter, sketches: Sketches | None = None) -> None:
+    def __init__(self, fitter: Fitter) -> None:
         self.fitter = fitter
-        self.sketches = Sketches() if sketches is None else sketches
         self._prices: dict[Policy, Tabulated] = {}
 
     def ranked(self, traits: Traits) -> list[Fit]:
@@ -87,7 +86,7 @@ class DeviceSearch:
             if policy is None:
                 continue
             times = self.times(policy, played=not (closed or policy.on_disk))
-            yield job_seconds(times, at.workload, steps), fit, policy
+            yield job_seconds(times, at.workload, steps, at.known.decisions), fit, policy
 
     def around(self, fit: Fit) -> list[Fit]:
         """Fits near ``fit``, best first by the closed form: other numbers of sequences, of prompt
@@ -116,10 +115,7 @@ class DeviceSearch:
         differ most if ``played``."""
         if policy not in self._prices:
             at = self.fitter.at
-            prices = price(
-                at.model, at.pages, policy, at.hardware, self.sketches, drawn_layers=_DRAWN
-            )
-            assert isinstance(prices, DevicePrices)
+            prices = DevicePrices(at.kinds, policy, at.hardware, at.known.sketches, _DRAWN)
             self._prices[policy] = Tabulated(prices, course_of(self.fitter.job, policy).loads)
         found = self._prices[policy]
         return FewRows(found if played else found.closed)
@@ -144,18 +140,22 @@ class DeviceSearch:
 
     def _of_count(self, traits: Traits, seqs: int) -> list[Fit]:
         parts = self._parts(traits, seqs)
-        first = self._fit(traits, seqs, seqs + self._chunk, parts[len(parts) // 2], 1 << 30)
+        middle = parts[len(parts) // 2]
+        first = self._fit(traits, seqs, seqs + self._chunk, middle, 1 << 30)
         if first is None:
             tried = [self._fit(traits, seqs, seqs + self._chunk, p, 1 << 30) for p in parts]
             return [fit for fit in tried if fit]
         balance = self._balance(first)
-        found = [first]
-        for part in parts:
-            for rows in self._rows(seqs, balance, traits.coarse):
-                fit = self._fit(traits, seqs, rows, part, min(balance, rows))
-                if fit:
-                    found.append(fit)
-        return found
+
+        def fit(rows: int, part: int) -> Fit | None:
+            return self._fit(traits, seqs, rows, part, min(balance, rows))
+
+        tried = [first, *(fit(rows, middle) for rows in self._rows(seqs, balance, traits.coarse))]
+        found = [fit for fit in tried if fit]
+        # rows and micro-batches hardly depend on one another
+        rows = min(found, key=_seconds).choice.rows
+        others = [fit(rows, part) for part in parts if part != middle]
+        return found + [fit for fit in others if fit]
 
     def _fit(self, traits: Traits, seqs: int, rows: int, parts: int, limit: int) -> Fit | None:
         rows = self.fitter.at.overrides.max_rows or min(rows, max(MOST_ROWS, seqs + self._chunk))

@@ -15,7 +15,8 @@ from headrace.errors import UsageError
 from headrace.planner.candidates import Situation, candidates, fitted, most_seqs, smallest
 from headrace.planner.nearest import host_refusal
 from headrace.planner.plan import Overrides, Plan
-from headrace.planner.simulate import FewRows, job_seconds, predict
+from headrace.planner.prices import HostPrices
+from headrace.planner.simulate import FewRows, Prediction, job_seconds, predict_with
 from headrace.planner.sweeps import Load, SweepTimes
 from headrace.planner.tail import on_demand_rows
 from headrace.specs.hardware import Hardware
@@ -90,13 +91,25 @@ def plan_of(at: Situation, policy: Policy, on_demand_rows: int) -> Plan:
     return Plan(
         policy=policy,
         memory=at.map_of(policy),
-        prediction=predict(
-            at.model, at.pages, policy, at.hardware, at.workload, on_demand_rows, at.kinds
-        ),
+        prediction=prediction(at, policy, on_demand_rows),
         on_demand_rows=on_demand_rows,
         smallest_bytes=at.map_of(smallest(at)).total_bytes,
         notes=_notes(at, policy, on_demand_rows),
     )
+
+
+def prediction(at: Situation, policy: Policy, on_demand_rows: int = 0) -> Prediction:
+    """``simulate.predict`` of ``policy``, with what is known of it."""
+
+    def times_of(schedule: str) -> HostPrices:
+        named = replace(policy, schedule=schedule)
+        overlap = at.overlap_of(named)
+        return HostPrices(at.model, at.pages, named, at.hardware, kinds=at.kinds, overlap=overlap)
+
+    times = FewRows(times_of(policy.schedule))
+    if on_demand_rows:
+        times = FewRows(times_of("stream"), times_of("on_demand"), on_demand_rows)
+    return predict_with(times, at.workload, at.hardware, decisions=at.known.decisions)
 
 
 def fastest(at: Situation, below: float = math.inf) -> Policy | None:
@@ -151,11 +164,15 @@ def _seconds(at: Situation, policy: Policy, below: float) -> float:
         return math.inf
     overlap = at.overlap_of(policy)
     if at.is_small:
-        seconds = job_seconds(FewRows(replace(times, overlap=overlap)), at.workload, _RANKING_STEPS)
+        seconds = _job_seconds(at, replace(times, overlap=overlap))
     else:
         typical = min(policy.max_rows, policy.max_seqs * 3 // 2 + 1)
-        seconds = job_seconds(FewRows(times), at.workload, _RANKING_STEPS) * overlap(typical)
+        seconds = _job_seconds(at, times) * overlap(typical)
     return seconds * (_TRUST if policy.slot_bytes else 1.0)
+
+
+def _job_seconds(at: Situation, times: SweepTimes) -> float:
+    return job_seconds(FewRows(times), at.workload, _RANKING_STEPS, at.known.decisions)
 
 
 def _bound(at: Situation, times: SweepTimes) -> float:

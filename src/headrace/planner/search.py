@@ -18,7 +18,6 @@ from headrace.planner.plan import Baseline, Plan
 from headrace.planner.simulate import (
     Ledger,
     Prediction,
-    predict,
     predict_with,
     simulate,
     with_interval,
@@ -63,7 +62,7 @@ def _on_host(at: Situation, plan: Plan, name: str) -> Baseline:
         return Baseline(name, plan.policy, plan.prediction)
     if name == "one_by_one":
         policy = replace(plan.policy, schedule=name)
-        return Baseline(name, policy, _prediction(at, policy))
+        return Baseline(name, policy, rules.prediction(at, policy))
     asked = replace(at, overrides=replace(at.overrides, schedule=name))
     least = asked.map_of(smallest(asked)).total_bytes
     if least > at.budget_bytes:
@@ -73,10 +72,6 @@ def _on_host(at: Situation, plan: Plan, name: str) -> Baseline:
     except HeadraceError as refusal:
         return Baseline(name, refusal=str(refusal))
     return Baseline(name, found.policy, found.prediction)
-
-
-def _prediction(at: Situation, policy: Policy) -> Prediction:
-    return predict(at.model, at.pages, policy, at.hardware, at.workload, kinds=at.kinds)
 
 
 def _winner(at: Situation, plan: Plan) -> Plan:
@@ -247,7 +242,9 @@ class _DeviceSearch:
         or waits for a disk, by the closed form; else corrected by plays of few sweeps."""
         close = seconds <= _CLOSE * self._best and not policy.on_disk
         times = self.search.times(policy, played=close)
-        return with_interval(simulate(times, self.at.workload, _STEPS), self.at.hardware)
+        decisions = self.at.known.decisions
+        found = simulate(times, self.at.workload, _STEPS, decisions)
+        return with_interval(found, self.at.hardware)
 
     def _rough(self, policy: Policy, fit: Fit) -> Prediction:
         """The job's course at the closed form, of a policy that is far from the best."""
@@ -269,7 +266,8 @@ class _DeviceSearch:
 
     def _predict(self, policy: Policy) -> Prediction:
         times = self.search.times(policy)
-        return predict_with(times, self.at.workload, self.at.hardware, _CAREFUL_STEPS)
+        decisions = self.at.known.decisions
+        return predict_with(times, self.at.workload, self.at.hardware, _CAREFUL_STEPS, decisions)
 
 
 def _different(fits: list[Fit]) -> list[Fit]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise, product
 from typing import NamedTuple
 
-from headrace.planner.prices import Counted, DevicePrices
+from headrace.planner.prices import Bounds, Counted, DevicePrices
 from headrace.planner.sweeps import Load
 from headrace.specs.policy import Policy
 
@@ -33,8 +33,9 @@ class Tabulated:
     prices: DevicePrices
     typical: tuple[Load, ...]
     plays: bool = True
+    _bounds: dict[_Point, Bounds] = field(default_factory=dict, repr=False)
     _counted: dict[_Point, Counted] = field(default_factory=dict, repr=False)
-    _known: dict[Load, list[tuple[Counted, float]]] = field(default_factory=dict, repr=False)
+    _known: dict[Load, Bounds] = field(default_factory=dict, repr=False)
     _apart: dict[int, float] = field(default_factory=dict, repr=False)
 
     @property
@@ -51,11 +52,12 @@ class Tabulated:
         """A steady sweep of ``load``."""
         if not load.rows:
             return 0.0
-        return max(self.bound(load), self._of(load, "estimate") * self._ratio(load))
+        least, estimate = self._of(load)
+        return max(least, estimate * self._ratio(load))
 
     def bound(self, load: Load) -> float:
         """No machine does it in less."""
-        return self._of(load, "least")
+        return self._of(load).least
 
     def lanes(self, load: Load) -> Mapping[str, float]:
         """Busy seconds by lane."""
@@ -65,26 +67,25 @@ class Tabulated:
         """Bytes by link or memory."""
         return {roof: n for roof, n in self._sums(load, "moved").items() if n}
 
-    def _of(self, load: Load, name: str) -> float:
-        return sum([weight * getattr(found, name) for found, weight in self._corners(load)])
+    def _of(self, load: Load) -> Bounds:
+        if load not in self._known:
+            least = estimate = 0.0
+            for point, weight in _around(load):
+                if point not in self._bounds:
+                    self._bounds[point] = self.prices.bounds(_load_of(point))
+                a, b = self._bounds[point]
+                least, estimate = least + weight * a, estimate + weight * b
+            self._known[load] = Bounds(least, estimate)
+        return self._known[load]
 
     def _sums(self, load: Load, name: str) -> dict[str, float]:
         totals: dict[str, float] = {}
-        for found, weight in self._corners(load):
-            for key, amount in getattr(found, name).items():
+        for point, weight in _around(load):
+            if point not in self._counted:
+                self._counted[point] = self.prices.counted(_load_of(point))
+            for key, amount in getattr(self._counted[point], name).items():
                 totals[key] = totals.get(key, 0.0) + weight * amount
         return totals
-
-    def _corners(self, load: Load) -> list[tuple[Counted, float]]:
-        if load not in self._known:
-            found = _around(load)
-            self._known[load] = [(self._at(point), weight) for point, weight in found]
-        return self._known[load]
-
-    def _at(self, point: _Point) -> Counted:
-        if point not in self._counted:
-            self._counted[point] = self.prices.counted(_load_of(point))
-        return self._counted[point]
 
     def _ratio(self, load: Load) -> float:
         """Played seconds over those of the closed form."""
