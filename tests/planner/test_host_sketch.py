@@ -9,7 +9,7 @@ import pytest
 from headrace.planner.candidates import Situation, fitted
 from headrace.planner.host_sketch import HostSketch
 from headrace.planner.memory_map import memory_map
-from headrace.planner.played import steady_seconds
+from headrace.planner.played import SteadyPlay
 from headrace.planner.sweeps import Load
 from headrace.planner.thinning import part_of, rest_seconds, sample
 from headrace.schedule.tally import Kinds
@@ -51,7 +51,7 @@ def test_a_sketch_takes_as_long_as_the_sweep(model, error, schedule, disk, seqs)
     assert policy.slot_bytes
     policy = replace(policy, schedule=schedule)
     load = Load(seqs, seqs * 50, 32, 40, seqs)
-    whole = steady_seconds(model, pages, policy, machine(disk), load)
+    whole = SteadyPlay(model, pages, policy, machine(disk)).seconds(load)
     small = HostSketch(at.kinds, policy, machine(disk)).play(load)
     assert small == pytest.approx(whole, rel=error)
 

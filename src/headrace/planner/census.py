@@ -128,9 +128,7 @@ def take_census(kinds: Kinds, policy: Policy) -> Census:
     return Census(model, layers, {key: _alike(groups) for key, groups in classes.items()})
 
 
-def _divided(
-    ids: frozenset[int], policy: Policy
-) -> Iterator[tuple[Weights, frozenset[int]]]:
+def _divided(ids: frozenset[int], policy: Policy) -> Iterator[tuple[Weights, frozenset[int]]]:
     """Expert pages ``ids`` by what they are under ``policy``."""
     held = ids & policy.resident
     rest = ids - held

@@ -1,4 +1,4 @@
-"""What searches for one job find out once, on however many machines and with however much memory."""
+"""What searches for one job find out once, on any number of machines."""
 
 from __future__ import annotations
 

@@ -158,10 +158,3 @@ _SWEEPS = 4  # the first starts cold, the last has its tail to itself
 
 def _kind_of(task: Task) -> Hashable:
     return task.op, task.lane, task.mb, task.layer if task.page is None else task.page
-
-
-def steady_seconds(
-    model: ModelSpec, pages: tuple[Page, ...], policy: Policy, hardware: Hardware, load: Load
-) -> float:
-    """Seconds of one of many appended sweeps of equal load, seam overlap included."""
-    return SteadyPlay(model, pages, policy, hardware).seconds(load)

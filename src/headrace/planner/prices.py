@@ -7,11 +7,9 @@ micro-batches are extended to the model's (``sketch``, ``costs``); on a CPU and 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import product
 from typing import NamedTuple, Protocol
 
 from headrace.machines.replay import Cost
@@ -19,6 +17,7 @@ from headrace.planner.census import Weights, take_census
 from headrace.planner.costs import SweepCosts, Totals
 from headrace.planner.device_kinds import kinds_of
 from headrace.planner.estimate import about
+from headrace.planner.grid import Point, around, load_at
 from headrace.planner.played import PlayedOverlap
 from headrace.planner.sketch import LAYERS, PARTS, Kind, Shape, Sketch, shape_of
 from headrace.planner.sweeps import Load, SweepTimes
@@ -32,6 +31,8 @@ from headrace.specs.policy import Policy
 
 MEMORIES = (DISK, DRAM, H2D, D2H, HBM)
 """Roofs that count bytes."""
+
+_SHARES = 2  # steps of the share of prompts between which ratios are taken as linear
 
 
 class Prices(Protocol):
@@ -149,7 +150,7 @@ class DevicePrices:
             cpu=bool(policy.cpu_experts),
             disk=bool(policy.on_disk),
         )
-        self._grid: dict[tuple[int, int, int], Played] = {}
+        self._grid: dict[Point, Played] = {}
         self._known: dict[Load, Played] = {}
 
     def seconds(self, load: Load) -> float:
@@ -240,7 +241,9 @@ class DevicePrices:
             lanes[kind.lane] = lanes.get(kind.lane, 0.0) + seconds
             for roof, amount in total.amounts.items():
                 amounts[roof] = amounts.get(roof, 0.0) + amount
-        shared = (a / self._works.rate(roof) for roof, a in amounts.items() if not roof.startswith(LANE))
+        shared = (
+            a / self._works.rate(roof) for roof, a in amounts.items() if not roof.startswith(LANE)
+        )
         return max(max(lanes.values(), default=0.0), max(shared, default=0.0))
 
     def _side_by_side(self, kind: Kind) -> int:
@@ -258,15 +261,15 @@ class DevicePrices:
             return Played(0.0, 0.0)
         least, estimate = self.bounds(load)
         apart = [0.0, 0.0]
-        for point, weight in _corners(load):
+        for point, weight in around(load, _SHARES):
             ratio = self._ratio(point)
             apart = [a + weight * r for a, r in zip(apart, ratio, strict=True)]
         return Played(*(max(least, estimate * a) for a in apart))
 
-    def _ratio(self, point: tuple[int, int, int]) -> Played:
+    def _ratio(self, point: Point) -> Played:
         """Played seconds over the estimate at a point of the grid."""
         if point not in self._grid:
-            load = _load_at(point)
+            load = load_at(point, _SHARES)
             estimate = self.estimate(load)
             self._grid[point] = Played(*(s / estimate for s in self.played(load)))
         return self._grid[point]
@@ -284,39 +287,6 @@ def _extended(found: Sequence[Played], drawn: Sequence[int], count: int) -> Play
     (a, b), (few, more) = found, drawn
     beyond = (count - more) / (more - few)
     return Played(*(y + (y - x) * beyond for x, y in zip(a, b, strict=True)))
-
-
-_ROWS_STEP = 2**0.5
-_KV_STEP = 2**0.5
-_CHUNK_STEPS = 2
-
-
-def _corners(load: Load) -> Iterator[tuple[tuple[int, int, int], float]]:
-    """Points of the grid around ``load``, and the weight of each: (log rows, log tokens that a
-    row attends to, share of rows that are prompt)."""
-    chunk_kv = max(1, load.chunk_kv)
-    attended = load.decode_kv + load.chunk_rows * chunk_kv
-    kv = max(1.0, attended / load.rows)
-    axes = (
-        _between(math.log(load.rows, _ROWS_STEP)),
-        _between(math.log(kv, _KV_STEP)),
-        _between(_CHUNK_STEPS * load.chunk_rows / load.rows),
-    )
-    for (rows, a), (tokens, b), (prompts, c) in product(*axes):
-        yield (rows, tokens, prompts), a * b * c
-
-
-def _between(value: float) -> list[tuple[int, float]]:
-    low = math.floor(value + 1e-9)
-    share = value - low
-    return [(low, 1.0)] if share < 1e-6 else [(low, 1.0 - share), (low + 1, share)]
-
-
-def _load_at(point: tuple[int, int, int]) -> Load:
-    rows, kv = round(_ROWS_STEP ** point[0]), round(_KV_STEP ** point[1])
-    chunk = rows * point[2] // _CHUNK_STEPS
-    decodes = rows - chunk
-    return Load(decodes, decodes * kv, chunk, kv if chunk else 0, max(decodes, 1))
 
 
 class HostPrices:

@@ -30,9 +30,7 @@ class Residency:
     ) -> None:
         self.pages = pages
         known = page_bytes or {}
-        self.bytes_of = {
-            p.id: arena_bytes(known.get(p.id, p.bytes + READ_SLACK)) for p in pages
-        }
+        self.bytes_of = {p.id: arena_bytes(known.get(p.id, p.bytes + READ_SLACK)) for p in pages}
         routed = [model.is_routed(layer) for layer in range(model.layers)]
         experts, shared = [], []
         for page in pages:

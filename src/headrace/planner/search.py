@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from headrace.errors import HeadraceError, UsageError
@@ -26,6 +26,7 @@ from headrace.specs.policy import DEVICE_SCHEDULES, SCHEDULES, Policy
 from headrace.specs.units import format_bytes
 
 HOST_BASELINES = ("resident", "one_by_one")
+ALL_BASELINES = frozenset((*HOST_BASELINES, *FAMILIES))
 
 _STEPS = 6000
 """Tokens of a play that ranks, or prices a baseline."""
@@ -44,16 +45,17 @@ _NEAR, _ROUNDS, _WORTH = 4, 3, 0.004
 _TRIED = 40  # of a short job
 
 
-def best_plan(at: Situation) -> Plan:
-    """The plan for ``at``, baselines priced beside it; where one of them is faster, it is the plan.
+def best_plan(at: Situation, baselines: Collection[str] = ALL_BASELINES) -> Plan:
+    """The plan for ``at``, ``baselines`` priced beside it, those that its machine knows; where one
+    of them is faster, it is the plan.
 
     Raises BudgetError with the smallest budget that works when none does, and UsageError for an
     override that cannot be honoured.
     """
     if at.hardware.has_device:
-        return _DeviceSearch(at).plan()
+        return _DeviceSearch(at).plan(baselines)
     plan = rules.best_plan(at)
-    found = tuple(_on_host(at, plan, name) for name in HOST_BASELINES)
+    found = tuple(_on_host(at, plan, name) for name in HOST_BASELINES if name in baselines)
     return _winner(at, replace(plan, baselines=found))
 
 
@@ -120,7 +122,7 @@ class _DeviceSearch:
         self._best = float("inf")
         self._alone: Policy | None = None  # the processor's, where it is faster
 
-    def plan(self) -> Plan:
+    def plan(self, baselines: Collection[str]) -> Plan:
         asked = self.at.overrides.schedule
         if asked is not None and asked not in (*SCHEDULES, *DEVICE_SCHEDULES):
             names = dict.fromkeys((*SCHEDULES, *DEVICE_SCHEDULES))
@@ -134,7 +136,7 @@ class _DeviceSearch:
         else:
             plan = self._plan_of(*own)
         self._best = plan.prediction.seconds
-        found = tuple(self._baseline(name, plan) for name in FAMILIES)
+        found = tuple(self._baseline(name, plan) for name in FAMILIES if name in baselines)
         return self._careful(_winner(self.at, replace(plan, baselines=found)))
 
     @property
