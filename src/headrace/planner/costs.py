@@ -1,7 +1,7 @@
 """What a sweep's tasks take on a machine, kind by kind, for any load: exact sums, no play.
 
 Amounts come from ``works``. Layers and pages that are alike are counted once; sequences of a load
-are alike by definition. Micro-batches share the rows evenly, as the batcher's do.
+are alike by definition, and so are micro-batches: the mean of all counts.
 """
 
 from __future__ import annotations
@@ -200,9 +200,10 @@ class _At:
         self.load = load
         self.parts = parts
         self.whole = Rows(load.rows, load.rows, load.samples)
-        low, more = divmod(load.rows, parts)
-        counts = ((parts - more, low), (more, low + 1))
-        self.each_part = [(count, Rows(rows, rows)) for count, rows in counts if count]
+        used = min(parts, load.rows)  # of few rows, some micro-batches are empty
+        mean = load.rows / max(1, used)
+        shares = ((used, Rows(mean, mean)), (parts - used, Rows(0, 0)))
+        self.each_part = [(count, rows) for count, rows in shares if count]
         self.sequences = list(_sequences(load))
 
     def part_that_counts(self, op: Op) -> object:
@@ -215,10 +216,7 @@ class _At:
 def _sequences(load: Load) -> Iterator[tuple[float, Rows]]:
     """(how many, the rows of one): decodes at their mean length, prompts at theirs."""
     if load.decodes:
-        low, more = divmod(max(load.decode_kv, load.decodes), load.decodes)
-        for count, kv in ((load.decodes - more, low), (more, low + 1)):
-            if count:
-                yield count, Rows(1, kv)
+        yield load.decodes, Rows(1, max(load.decode_kv, load.decodes) / load.decodes)
     if load.chunk_rows:
         rows = min(load.chunk_rows, max(1, load.chunk_kv))
         yield load.chunk_rows / rows, Rows(rows, max(rows, load.chunk_kv))

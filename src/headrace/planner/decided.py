@@ -99,25 +99,28 @@ class _Job:
 
     def step(self) -> None:
         choice = self.batcher.next_choice()
-        self.loads.append(self._load(choice))
         ended = [s for s, n in choice.chunks if s.computed + n == s.length]
         drawn = [*choice.decodes, *ended]
+        self.loads.append(self._load(choice, len(drawn)))
         self.first.append(sum([not s.generated for s in ended]))
         ends = self._ends
         finished = {s.id for s in drawn if len(s.generated) + 1 >= ends[s.id]}
         self.batcher.commit_choice(choice, dict.fromkeys([s.id for s in drawn], 0), finished)
         self.drawn.append(self.batcher.counters.sampled_tokens)
 
-    def _load(self, choice: Choice) -> Load:
+    def _load(self, choice: Choice, drawn: int) -> Load:
         """The full machine's load, rounded to 3 % so that loads repeat."""
-        n = self.slices
-        decodes, chunks = len(choice.decodes), choice.chunks
+        n, decodes, chunks = self.slices, len(choice.decodes), choice.chunks
         kv = sum([s.computed for s in choice.decodes]) + decodes
-        rows = sum([n for _, n in chunks])
-        chunk_kv = sum([s.computed + n for s, n in chunks]) // max(1, len(chunks))
-        drawn = choice.samples
-        full = (decodes * n, kv * n, rows * n, chunk_kv, drawn * n)
-        return Load(*(rounded(round(amount)) for amount in full))
+        rows = sum([rows for _, rows in chunks])
+        chunk_kv = sum([s.computed + rows for s, rows in chunks]) // max(1, len(chunks))
+        return Load(
+            rounded(round(decodes * n)),
+            rounded(round(kv * n)),
+            rounded(round(rows * n)),
+            rounded(chunk_kv),
+            rounded(round(drawn * n)),
+        )
 
 
 def _slices(limits: Limits, workload: Workload, steps: int) -> int:

@@ -14,7 +14,7 @@ from headrace.planner.device_kinds import kinds_of
 from headrace.planner.device_map import Budgets, device_map, parts_of
 from headrace.planner.device_split import Split, Terms, best_split
 from headrace.planner.estimate import about
-from headrace.planner.job_estimate import Course, JobShape, course_of
+from headrace.planner.job_estimate import Course, course_of
 from headrace.planner.memory_map import MemoryMap, arena_bytes
 from headrace.planner.sketch import Kind as TaskKind
 from headrace.planner.sweeps import Load
@@ -66,7 +66,7 @@ class Fitter:
         capacity = at.hardware.capacity
         device = capacity.get("device", 0) if at.device_bytes is None else at.device_bytes
         self.budgets = Budgets(device, at.budget_bytes, capacity.get("pinned"), at.disk_bytes)
-        self.job = JobShape.of(at.workload, at.decode_kv)
+        self.job = at.job
         self._rooms: dict[tuple[object, ...], tuple[float, float]] = {}
         self._known: dict[tuple[object, ...], Totals] = {}
         self._shared: dict[tuple[object, ...], Known] = {}

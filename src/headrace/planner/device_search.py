@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from headrace.planner.candidates import counts_near
 from headrace.planner.device_fit import Choice, Fit, Fitter
 from headrace.planner.device_pages import placed
 from headrace.planner.job_estimate import course_of
@@ -74,6 +75,23 @@ class DeviceSearch:
                     break
         return sorted(found, key=_seconds)
 
+    def known(self) -> list[Fit]:
+        """The policy that is known of a machine like this one, if it fits."""
+        policy = self.fitter.at.near
+        if policy is None or not policy.on_device:
+            return []
+        choice = Choice(
+            policy.schedule,
+            policy.max_seqs,
+            policy.max_rows,
+            policy.micro_batches,
+            policy.compute_rows,
+            policy.kv_on_device,
+            beside=bool(policy.cpu_experts),
+        )
+        fit = self.fitter.fit(choice)
+        return [fit] if fit else []
+
     def played(
         self, fits: Iterable[Fit], steps: int, *, closed: bool = False
     ) -> Iterator[tuple[float, Fit, Policy]]:
@@ -134,6 +152,8 @@ class DeviceSearch:
         if fixed.max_seqs:
             return [fixed.max_seqs]
         top = max(1, min(most, self.fitter.at.workload.requests, fixed.max_rows or most))
+        if self.fitter.at.near:
+            return counts_near(self.fitter.at.near, top)
         steps = (2,) if coarse else (2, 3)
         counts = {top} | {n * 2**p for p in range(13) for n in steps if n * 2**p <= top} | {1}
         return sorted(counts, reverse=True)

@@ -67,10 +67,11 @@ class Priced:
 
 def price_changes(at: Situation, plan: Plan) -> list[Priced]:
     """Every change that applies, with its gain over ``plan``; the largest gain first. Each is
-    planned as ``at`` was, by the same search, beside the baselines that came close."""
+    planned as ``at`` was, by the same search around the plan, beside baselines that came close."""
     took = plan.prediction.seconds
     close = [b.name for b in plan.baselines if b.prediction and b.prediction.seconds < CLOSE * took]
-    priced = [_price(change, took, close) for change in changes(at)]
+    near = replace(at, near=plan.policy)
+    priced = [_price(change, took, close) for change in changes(near)]
     return sorted(priced, key=lambda each: -(each.gain if each.gain is not None else -1e9))
 
 

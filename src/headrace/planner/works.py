@@ -30,10 +30,11 @@ class What(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What it works on: new ``rows`` of one sequence that see ``kv`` tokens, tokens to draw."""
+    """What it works on: new ``rows`` of one sequence that see ``kv`` tokens, tokens to draw. Means
+    need not be whole."""
 
-    rows: int
-    kv: int
+    rows: float
+    kv: float
     samples: int = 0
 
 
@@ -105,7 +106,7 @@ class Works:
 
     def _binding(self, rows: Rows) -> Binding:
         if rows not in self._bindings:
-            extents = (Extent(rows.rows, rows.kv),) if rows.rows else ()
+            extents = (Extent(rows.rows, rows.kv),) if rows.rows else ()  # type: ignore[arg-type]
             self._bindings[rows] = Binding((extents,), (rows.samples,))
         return self._bindings[rows]
 
