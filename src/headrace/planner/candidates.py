@@ -59,12 +59,12 @@ class Situation:
     @cached_property
     def residency(self) -> Residency:
         """Residency choices of this model."""
-        return Residency(self.model, self.pages, self.page_bytes)
+        return self.known.residency_of(self.model, self.pages, self.page_bytes)
 
     @cached_property
     def kinds(self) -> Kinds:
         """Its pages by kind."""
-        return Kinds(self.model, self.pages)
+        return self.known.kinds_of(self.model, self.pages)
 
     @cached_property
     def longest_blocks(self) -> int:

@@ -1,7 +1,7 @@
 """What a sweep's tasks take on a machine, kind by kind, for any load: exact sums, no play.
 
 Amounts come from ``works``. Layers and pages that are alike are counted once; sequences of a load
-are alike by definition, and so are micro-batches: the mean of all counts.
+are alike by definition. Micro-batches share the rows evenly, as the batcher's do.
 """
 
 from __future__ import annotations
@@ -191,6 +191,7 @@ _PER_SAMPLE = (Op.FINAL, Op.LOGITS, Op.SAMPLE, Op.COMMIT)
 _PER_SEQUENCE = (Op.ATTN, Op.LOAD_KV, Op.STORE_KV, Op.BIND)
 _INTO_STAGE = {Way.PAGEABLE: Op.STAGE_PAGE, Way.DISK: Op.READ_PAGE}
 _NOTHING = Priced(0.0, 0.0, ())
+_MANY = 16  # rows of a micro-batch
 
 
 class _At:
@@ -200,10 +201,11 @@ class _At:
         self.load = load
         self.parts = parts
         self.whole = Rows(load.rows, load.rows, load.samples)
-        used = min(parts, load.rows)  # of few rows, some micro-batches are empty
-        mean = load.rows / max(1, used)
-        shares = ((used, Rows(mean, mean)), (parts - used, Rows(0, 0)))
-        self.each_part = [(count, rows) for count, rows in shares if count]
+        low, more = divmod(load.rows, parts)
+        shares = [(parts - more, float(low)), (more, low + 1.0)]
+        if low >= _MANY:  # one more makes no difference
+            shares = [(parts, load.rows / parts)]
+        self.each_part = [(count, Rows(rows, rows)) for count, rows in shares if count]
         self.sequences = list(_sequences(load))
 
     def part_that_counts(self, op: Op) -> object:
