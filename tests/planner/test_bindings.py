@@ -7,7 +7,7 @@ import math
 import pytest
 
 from headrace.planner.bindings import typical_routing
-from headrace.planner.calibrate import ALONE
+from headrace.planner.calibrate import name_of
 from headrace.planner.played import PlayedOverlap
 from headrace.planner.sweeps import SweepTimes, as_run
 from headrace.schedule.routing import visit_chance
@@ -63,10 +63,16 @@ def test_reads_that_wait_for_the_router_hide_behind_little():
     assert lanes.hardware is STOCK
 
 
-def test_reads_alone_have_a_rate_of_their_own():
-    curves = {"read_page": ((1.0, 0.5),), ALONE: ((1.0, 0.8),)}
+def test_schedules_that_read_otherwise_have_curves_of_their_own():
+    alone, now_and_then = name_of("read_page", "one_by_one"), name_of("expert", "on_demand")
+    curves = {"read_page": ((1.0, 0.5),), alone: ((1.0, 0.8),), now_and_then: ((1.0, 0.3),)}
+    curves["expert"] = ((1.0, 0.2),)
     machine = Hardware("m", STOCK.roofs, lane_rate=1e9, efficiency=curves)
-    alone, _ = on_demand("one_by_one")
-    beside, _ = on_demand("stream")
-    assert as_run(machine, alone).efficiency_of("read_page", 1) == 0.8
-    assert as_run(machine, beside) is machine
+
+    def share(schedule: str, op: str) -> float:
+        policy, _ = on_demand(schedule)
+        return as_run(machine, policy).efficiency_of(op, 1)
+
+    assert [share("one_by_one", op) for op in ("read_page", "expert")] == [0.8, 0.2]
+    assert [share("on_demand", op) for op in ("read_page", "expert")] == [0.5, 0.3]
+    assert as_run(machine, on_demand("stream")[0]) is machine

@@ -115,6 +115,8 @@ def test_what_no_roof_explains_is_timed_by_row_and_task():
     probes = replace(toy.probes(), rehearse=lambda: loads)
     found = measure(probes, toy.clock)
     assert found.row_read_seconds == pytest.approx(0.002)
+    assert found.efficiency_of("read_rows", 20) == pytest.approx(1.0)
+    assert found.efficiency_of("read_rows", 1) == pytest.approx(0.002 / 0.5), "it waits alone"
     assert found.task_seconds == pytest.approx(20e-6 + 30e-6)
     assert SPARED not in found.efficiency
     again = measure(replace(probes, rehearse=lambda: loads), toy.clock, known=found)

@@ -24,6 +24,10 @@ VOCAB = 512
 MAX_TOKENS = 12
 LINES = 40
 
+MAX_SEQS = 6
+"""Sequences in a sweep at most: a plan that takes more ends in fewer sweeps than the moment at
+which it is to be killed."""
+
 
 @dataclass(frozen=True)
 class Rig:
@@ -50,6 +54,7 @@ class Rig:
             memory=self.memory,
             kv_dtype="f32",
             threads=1,
+            max_seqs=MAX_SEQS,
             hardware=known_hardware("cpu-2core").hardware,
             **({} if faults is None else {"faults": faults}),
         )
@@ -57,6 +62,7 @@ class Rig:
     def arguments(self, output: Path, *more: str) -> list[str]:
         """The command line of the same job."""
         settings = ["--memory", str(self.memory), "--threads", "1", "--kv-cache-dtype", "f32"]
+        settings += ["--max-num-seqs", str(MAX_SEQS)]
         files = ["-i", str(self.source), "-o", str(output)]
         cap = ["--max-tokens", str(MAX_TOKENS)]
         return ["run-batch", str(self.model), *files, *settings, *cap, *more]

@@ -24,7 +24,7 @@ from headrace.machines.trace import SweepTrace
 from headrace.memory.arena import Arena
 from headrace.models.bodies import make_bodies
 from headrace.models.workspace import Workspace
-from headrace.planner.calibrate import ALONE, SPARED, Timed
+from headrace.planner.calibrate import OTHERS, SPARED, Timed, name_of
 from headrace.planner.memory_map import arena_bytes
 from headrace.schedule.generate import generate, next_phase
 from headrace.schedule.sizes import buffer_sizes
@@ -49,6 +49,9 @@ cache holds a disk reads faster than into a run's."""
 
 VARIANTS = 8
 """Batches of different tokens of one load: rows of the embedding table are cold in a run, too."""
+
+FEWER = ("1 decodes", "4 decodes", "16 decodes", "64 decodes", "1 chunk of 64", "4 chunks of 64")
+"""Loads that are played under the schedules of OTHERS, too."""
 
 LEAST_REPEATS, MOST_REPEATS = 3, 24
 """Sweeps of one load that count; one before them does not."""
@@ -116,7 +119,7 @@ class Rehearsal:
         self._batches: list[Batch] = [Batch()]
         self._clock = clock
         self._phase = self._sweeps = 0
-        self._schedules: dict[int, Schedule] = {}
+        self._schedules: dict[tuple[str, int], Schedule] = {}
         bodies = {**make_bodies(self.model, self.table, self.policy), **self._own_bodies()}
         self._machine: Machine = lanes_as_threads(bodies, self._workspace, clock)
         idle = dict.fromkeys(bodies, _nothing)
@@ -131,13 +134,16 @@ class Rehearsal:
         self._arena.close()
 
     def play(self, seconds_each: float) -> Iterator[Rehearsed]:
-        """Every load for about ``seconds_each``: decodes, then prompt chunks."""
-        loads = self._loads()
-        self._repeat("first touch of all memory", list(loads.values())[-1], seconds_each)
+        """Every load for about ``seconds_each``: decodes, then prompt chunks; where experts pass
+        through a ring, some of them under the other schedules that do so."""
+        loads, own = self._loads(), self.policy.schedule
+        self._repeat("first touch of all memory", own, list(loads.values())[-1], seconds_each)
         for load, extents in loads.items():
-            yield self._repeat(load, extents, seconds_each)
-        if self.policy.ring_slots:
-            yield self.reads_alone()
+            yield self._repeat(load, own, extents, seconds_each)
+        for schedule in OTHERS if self.policy.ring_slots else ():
+            for load in FEWER:
+                if load in loads:
+                    yield self._repeat(load, schedule, loads[load], seconds_each)
 
     def sample(self) -> float:
         """Draw greedily for as many rows as there are logits; returns their number."""
@@ -148,7 +154,7 @@ class Rehearsal:
 
     def idle_tasks(self) -> float:
         """Run a sweep of tasks that do nothing; returns their number."""
-        schedule = self._schedule(0)
+        schedule = self._schedule(self.policy.schedule, 0)
         self._idle.append(schedule, Sweep(0)).wait()
         return float(len(schedule.tasks))
 
@@ -193,50 +199,43 @@ class Rehearsal:
         )
         return Batch((MicroBatch(segments),))
 
-    def _repeat(self, load: str, extents: Sequence[tuple[int, int]], seconds: float) -> Rehearsed:
+    def _repeat(
+        self, load: str, schedule: str, extents: Sequence[tuple[int, int]], seconds: float
+    ) -> Rehearsed:
         self._batches = [self._batch_of(extents, variant) for variant in range(VARIANTS)]
         began = self._clock()
-        self._sweep_traces(1)
+        self._sweep_traces(schedule, 1)
         once = max(self._clock() - began, 1e-6)
         count = max(LEAST_REPEATS, min(MOST_REPEATS, int(seconds / once)))
-        traces = self._sweep_traces(count)
+        traces = self._sweep_traces(schedule, count)
         reads = self._reads_of(traces)
-        timed = tuple((*self._timed(trace), *reads) for trace in traces)
-        return Rehearsed(load, timed, *_reads(traces))
+        timed = tuple(
+            tuple(each._replace(op=name_of(each.op, schedule)) for each in (*found, *reads))
+            for found in map(self._timed, traces)
+        )
+        return Rehearsed(f"{load}, {schedule}", timed, *_reads(traces))
 
-    def reads_alone(self) -> Rehearsed:
-        """Sweeps of ``one_by_one``: a page at a time is read, and nothing goes on beside it."""
-        self._batches = [self._batch_of([(1, CONTEXT)], 0)]
-        policy = replace(self.policy, schedule="one_by_one")
-        schedule = generate(self.model, self.table.pages, policy, self._phase)
-        self._phase = next_phase(self.table.pages, policy, self._phase)
-        traces = []
-        for _ in range(LEAST_REPEATS):
-            traces.append(self._machine.append(schedule, Sweep(self._sweeps)).wait())
-            self._sweeps += 1
-        reads = tuple(each._replace(op=ALONE) for each in self._reads_of(traces))
-        return Rehearsed("reads alone", (reads,), *_reads(traces))
-
-    def _sweep_traces(self, count: int) -> list[SweepTrace]:
+    def _sweep_traces(self, schedule: str, count: int) -> list[SweepTrace]:
         """``count`` sweeps, two in flight."""
         tickets, traces = [], []
         for index in range(count):
-            tickets.append(self._machine.append(self._next_schedule(), Sweep(self._sweeps)))
+            tickets.append(self._machine.append(self._next_schedule(schedule), Sweep(self._sweeps)))
             self._sweeps += 1
             if index:
                 traces.append(tickets[index - 1].wait())
         return [*traces, tickets[-1].wait()]
 
-    def _next_schedule(self) -> Schedule:
-        schedule = self._schedule(self._phase)
+    def _next_schedule(self, name: str) -> Schedule:
+        schedule = self._schedule(name, self._phase)
         self._phase = next_phase(self.table.pages, self.policy, self._phase)
         return schedule
 
-    def _schedule(self, phase: int) -> Schedule:
-        if phase not in self._schedules:
-            made = generate(self.model, self.table.pages, self.policy, phase)
-            self._schedules[phase] = made
-        return self._schedules[phase]
+    def _schedule(self, name: str, phase: int) -> Schedule:
+        if (name, phase) not in self._schedules:
+            policy = replace(self.policy, schedule=name)
+            made = generate(self.model, self.table.pages, policy, phase)
+            self._schedules[name, phase] = made
+        return self._schedules[name, phase]
 
     def _timed(self, trace: SweepTrace) -> Iterator[Timed]:
         sweep = trace.sweep

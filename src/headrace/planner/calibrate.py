@@ -73,34 +73,65 @@ def measure(
     else:
         base = _checked(probes, known, max(depths[:2]))
     loads = list(probes.rehearse())
-    spared = _typical(loads, SPARED, 0.0) if known is None else 0.0  # known tasks have it in them
+    spared = _spared(loads) if known is None else 0.0  # known tasks have it in them
+    row_seconds, rows = _row_reads(loads)
     return replace(
         base,
         capacity=dict(capacity or {}),
-        efficiency=curves(loads, base.roofs),
+        efficiency={**curves(loads, base.roofs), **rows},
         task_seconds=base.task_seconds + spared,
-        row_read_seconds=_typical(loads, "read_rows", base.row_read_seconds, MANY_ROWS),
+        row_read_seconds=row_seconds or base.row_read_seconds,
         noise=max(base.noise, watch.noise),
     )
 
 
-def _typical(loads: Iterable[Sweeps], op: str, otherwise: float, least: float = 1.0) -> float:
-    """Seconds per row of an op's tasks of ``least`` rows or more, their median."""
+def _spared(loads: Iterable[Sweeps]) -> float:
+    """Seconds of a task of an expert that nobody came to, their median."""
     tasks = (task for sweeps in loads for sweep in sweeps for task in sweep)
-    found = [task.seconds / task.rows for task in tasks if task.op == op and task.rows >= least]
-    return statistics.median(found) if found else otherwise
+    return statistics.median([task.seconds for task in tasks if task.op == SPARED] or [0.0])
 
 
-MANY_ROWS = 16
-"""Rows of a table that are fetched together from which each takes as long as any other: of a few,
-one waits for the disk's latency and the others beside it."""
+def _row_reads(loads: Iterable[Sweeps]) -> tuple[float, dict[str, Curve]]:
+    """Least seconds per row of a table that is read from disk, and how close to it reads of fewer
+    rows come, by schedule. Of a few rows one waits for the disk's latency, and the others beside
+    it; and all of them behind the pages that are being read."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for task in (task for sweeps in loads for sweep in sweeps for task in sweep):
+        if op_of(task.op) == ROW_READ_OP and task.rows:
+            by_rows = found.setdefault(task.op, {})
+            by_rows.setdefault(task.rows, []).append(task.seconds / task.rows)
+    typical = {
+        op: [(rows, statistics.median(each)) for rows, each in sorted(by_rows.items())]
+        for op, by_rows in found.items()
+    }
+    least = min((seconds for each in typical.values() for _, seconds in each), default=0.0)
+    curves = {
+        op: tuple((rows, least / seconds) for rows, seconds in each if seconds)
+        for op, each in typical.items()
+    }
+    return least, {op: curve for op, curve in curves.items() if curve}
 
+
+ROW_READ_OP = "read_rows"
+"""Fetches rows of a table."""
 
 SPARED = "spared"
 """Tasks of experts that nobody came to: they cost what every body costs, whatever it does."""
 
-ALONE = "read_page alone"
-"""Reads of a page at a time, with nothing beside them."""
+
+def name_of(op: str, schedule: str) -> str:
+    """An op's name in curves. How close it comes to its roof depends on what goes on beside it,
+    which the schedule decides: ``stream`` reads all the time, and stands for all but OTHERS."""
+    return f"{op} of {schedule}" if schedule in OTHERS else op
+
+
+def op_of(name: str) -> str:
+    """The op of a curve's name."""
+    return name.partition(" of ")[0]
+
+
+OTHERS = ("one_by_one", "on_demand")
+"""Schedules with curves of their own: one reads beside nothing, the other now and then."""
 
 
 STEADY = 0.25

@@ -17,7 +17,10 @@ from headrace.planner.interval import half_width
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, Curve, Hardware
 from headrace.specs.model import ModelSpec
 
-FORMAT = 1
+FORMAT = 2
+
+MEASURED = (CPU_FLOPS, DRAM, DISK)
+"""Roofs of a machine that are measured."""
 
 MOST_RESIDUALS = 64
 """Runs that are remembered; older ones are forgotten."""
@@ -34,8 +37,8 @@ class Read(NamedTuple):
 @dataclass(frozen=True)
 class ShapeCurves:
     """How close a model of this shape comes to the roofs, op by op. ``streams``: measured beside
-    reads, experts passing through a ring. ``roofs`` are the rates that the shares are of;
-    ``task_seconds`` and ``row_read_seconds`` as in Hardware."""
+    reads, experts passing through a ring. ``roofs`` and ``lane_rate`` are the rates that the shares
+    are of; ``task_seconds`` and ``row_read_seconds`` as in Hardware."""
 
     weights: str
     hidden: int
@@ -46,6 +49,7 @@ class ShapeCurves:
     streams: bool
     efficiency: Mapping[str, Curve]
     roofs: Mapping[str, float]
+    lane_rate: float
     task_seconds: float
     row_read_seconds: float
 
@@ -53,9 +57,10 @@ class ShapeCurves:
     def of(cls, model: ModelSpec, kv_dtype: str, streams: bool, hardware: Hardware) -> ShapeCurves:
         """Those of ``hardware``, measured with ``model``."""
         sizes = (model.hidden, model.ffn_width, model.q_size, model.kv_size)
-        roofs = {roof: hardware.roofs[roof] for roof in (CPU_FLOPS, DRAM)}
+        roofs = {roof: hardware.roofs[roof] for roof in MEASURED}
         return cls(
             *(weights_of(model), *sizes, kv_dtype, streams, dict(hardware.efficiency), roofs),
+            hardware.lane_rate,
             hardware.task_seconds,
             hardware.row_read_seconds,
         )
@@ -95,6 +100,7 @@ class Profile:
             self.hardware,
             roofs={**self.hardware.roofs, **nearest.roofs},
             efficiency=nearest.efficiency,
+            lane_rate=nearest.lane_rate,
             task_seconds=nearest.task_seconds,
             row_read_seconds=nearest.row_read_seconds,
             error=half_width(self.residuals, self.hardware.noise),
@@ -151,7 +157,7 @@ def shape_from(data: object, where: str = "the shape") -> ShapeCurves:
         whole(found[name], f"{name} of {where}", 1, _MOST) for name in _SIZES
     )
     curves = mapping(found["efficiency"], f"efficiency of {where}").items()
-    roofs = _named(found["roofs"], f"roofs of {where}", (CPU_FLOPS, DRAM))
+    roofs = _named(found["roofs"], f"roofs of {where}", MEASURED)
     return ShapeCurves(
         weights=text(found["weights"], f"weights of {where}"),
         hidden=hidden,
@@ -161,7 +167,8 @@ def shape_from(data: object, where: str = "the shape") -> ShapeCurves:
         kv_dtype=text(found["kv_dtype"], f"kv_dtype of {where}"),
         streams=switch(found["streams"], f"streams of {where}"),
         efficiency={op: _curve(points, f"{op[:80]} of {where}") for op, points in curves},
-        roofs={roof: _rate(roofs[roof], f"{roof} of {where}") for roof in (CPU_FLOPS, DRAM)},
+        roofs={roof: _rate(roofs[roof], f"{roof} of {where}") for roof in MEASURED},
+        lane_rate=_rate(found["lane_rate"], f"lane_rate of {where}"),
         task_seconds=_seconds(found["task_seconds"], f"task_seconds of {where}"),
         row_read_seconds=_seconds(found["row_read_seconds"], f"row_read_seconds of {where}"),
     )
@@ -204,7 +211,7 @@ def _read(data: object) -> Read:
 def _hardware(data: object) -> Hardware:
     found = _named(data, "hardware", [f.name for f in fields(Hardware) if f.name not in _APART])
     roofs = mapping(found["roofs"], "roofs")
-    if missing := sorted({CPU_FLOPS, DRAM, DISK} - roofs.keys()):
+    if missing := sorted(set(MEASURED) - roofs.keys()):
         raise DocumentError("roofs", expected=f"rates of {', '.join(missing)}, too")
     capacity = mapping(found["capacity"], "capacity")
     seconds = {name: _seconds(found[name], name) for name in found if name.endswith("_seconds")}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from headrace.batching.microbatch import used_micro_batches
-from headrace.planner.calibrate import ALONE
+from headrace.planner.calibrate import OTHERS, name_of
 from headrace.schedule.binding import Binding, Extent
 from headrace.schedule.tally import Kinds, tally
 from headrace.schedule.task import Op, Task
@@ -212,12 +212,12 @@ class SweepTimes:
 
 
 def as_run(hardware: Hardware, policy: Policy) -> Hardware:
-    """The machine as ``policy`` meets it: of ``one_by_one`` reads have the disk to themselves, one
-    at a time."""
-    alone = hardware.efficiency.get(ALONE)
-    if policy.schedule != "one_by_one" or alone is None:
+    """The machine as ``policy`` meets it: with its schedule's own curves, where it has any."""
+    if policy.schedule not in OTHERS:
         return hardware
-    return replace(hardware, efficiency={**hardware.efficiency, Op.READ_PAGE.value: alone})
+    own = {op: hardware.efficiency.get(name_of(op, policy.schedule)) for op in hardware.efficiency}
+    known = {op: curve for op, curve in own.items() if curve is not None}
+    return replace(hardware, efficiency={**hardware.efficiency, **known}) if known else hardware
 
 
 def _between(at: Callable[[int], float], value: int) -> float:

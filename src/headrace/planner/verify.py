@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from headrace.errors import DocumentError, UsageError
+from headrace.planner.calibrate import op_of
 from headrace.planner.profile import Profile, ShapeCurves
-from headrace.specs.hardware import DISK
+from headrace.specs.hardware import DISK, Curve
 
 LEAST_SHARE = 0.01
 """Of the wall time: what took less says nothing about a machine."""
@@ -79,21 +80,31 @@ def updated(profile: Profile, run: Run) -> Profile:
     scaled by predicted over measured, the disk's rates alike if the run was bound by it, and the
     run's residual."""
     rows = {(row.kind, row.name): row for row in run.compared()}
-    curves = {
-        op: tuple(
-            (rows_, min(1.0, share * _scale(rows.get(("op", op)), run))) for rows_, share in c
-        )
-        for op, c in run.shape.efficiency.items()
-    }
-    shape = replace(run.shape, efficiency=curves)
+    scale = _scale(rows.get(("lane", "disk")), run) if run.summary["bound_by"] == "disk" else 1.0
+    shape = replace(
+        run.shape,
+        efficiency={
+            name: _scaled(curve, _scale(rows.get(("op", op_of(name))), run))
+            for name, curve in run.shape.efficiency.items()
+        },
+        roofs=_faster(run.shape.roofs, scale),
+        lane_rate=run.shape.lane_rate * scale,
+    )
     others = [known for known in profile.shapes if known.distance(shape) > 0]
     hardware = profile.hardware
-    if run.summary["bound_by"] == "disk":
-        scale = _scale(rows.get(("lane", "disk")), run)
-        roofs = {**hardware.roofs, DISK: hardware.roofs[DISK] * scale}
-        hardware = replace(hardware, roofs=roofs, lane_rate=hardware.lane_rate * scale)
+    roofs = _faster(hardware.roofs, scale)
+    hardware = replace(hardware, roofs=roofs, lane_rate=hardware.lane_rate * scale)
     kept = replace(profile, shapes=(*others, shape), hardware=hardware)
     return kept if run.residual is None else kept.with_residuals([run.residual])
+
+
+def _scaled(curve: Curve, scale: float) -> Curve:
+    return tuple((rows, min(1.0, share * scale)) for rows, share in curve)
+
+
+def _faster(roofs: Mapping[str, float], scale: float) -> dict[str, float]:
+    """With the disk's rate scaled."""
+    return {**roofs, DISK: roofs[DISK] * scale}
 
 
 def run_from(data: object, shape_from: Any) -> Run:
