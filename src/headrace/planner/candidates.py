@@ -31,7 +31,7 @@ MOST_SEQS = 2048
 ROWS_PER_MICRO_BATCH = 512
 SMALL_TOKENS, SMALL_REQUESTS = 1000, 16
 RESIDENT_ROWS = 512  # prompt rows beside decodes when nothing is read: enough for full speed
-_NEAR = (0.5, 0.7, 1.0, 1.4, 2.0)  # times the sequences of a plan for nearly the same machine
+_NEAR = (0.5, 1.0, 2.0)  # times the sequences of a plan for nearly the same machine
 _FREE_CHUNKS = 4  # of prompts in a sweep, where arithmetic sets no limit
 _RING_SHARE = 0.5  # of what is left for weights, at most
 

@@ -41,8 +41,9 @@ _CLOSE = 1.3
 _PLAYED = 4  # choices in all
 
 
-_NEAR, _ROUNDS, _WORTH = 4, 3, 0.004
-"""Choices played around the best, how often that may go on, and the gain that it takes."""
+_NEAR, _ROUNDS, _SHORT_ROUNDS, _WORTH = 4, 2, 3, 0.004
+"""Choices played around the best, how often that may go on, also of a short job, and the gain that
+it takes."""
 
 _TRIED = 40  # of a short job
 
@@ -203,7 +204,7 @@ class _DeviceSearch:
 
     def _refined(self, best: _PlayedFit) -> _PlayedFit:
         """The best of what is near, as long as that is better."""
-        for _ in range(_ROUNDS if self.at.is_small else 1):
+        for _ in range(_SHORT_ROUNDS if self.at.is_small else _ROUNDS):
             near = self._few(self.search.around(best[1]))
             found = min(self.search.played(near, _STEPS), key=_job, default=best)
             if found[0] >= (1 - _WORTH) * best[0]:

@@ -20,7 +20,7 @@ from headrace.specs.units import format_seconds
 LEAST_GAIN = 0.03
 """A change that saves less of the job's time is not worth making."""
 
-CLOSE = 1.3
+CLOSE = 1.15
 """Baselines of so many times the plan's seconds may be the fastest after a change."""
 
 MOST_DEVICES = 3
