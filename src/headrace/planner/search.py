@@ -204,7 +204,7 @@ class _DeviceSearch:
 
     def _refined(self, best: _PlayedFit) -> _PlayedFit:
         """The best of what is near, as long as that is better."""
-        for _ in range(_SHORT_ROUNDS if self.at.is_small else _ROUNDS):
+        for _ in range(_SHORT_ROUNDS if self.at.is_small else self.at.plays(_ROUNDS)):
             near = self._few(self.search.around(best[1]))
             found = min(self.search.played(near, _STEPS), key=_job, default=best)
             if found[0] >= (1 - _WORTH) * best[0]:
