@@ -50,8 +50,11 @@ cache holds a disk reads faster than into a run's."""
 VARIANTS = 8
 """Batches of different tokens of one load: rows of the embedding table are cold in a run, too."""
 
-FEWER = ("1 decodes", "4 decodes", "16 decodes", "64 decodes", "1 chunk of 64", "4 chunks of 64")
-"""Loads that are played under the schedules of OTHERS, too."""
+FEWER = {
+    "one_by_one": ("1 decodes", "16 decodes", "4 chunks of 64"),
+    "on_demand": (*(f"{n} decodes" for n in (1, 4, 16, 64)), "1 chunk of 64", "4 chunks of 64"),
+}
+"""Loads that are played under other schedules, too."""
 
 LEAST_REPEATS, MOST_REPEATS = 3, 24
 """Sweeps of one load that count; one before them does not."""
@@ -141,7 +144,7 @@ class Rehearsal:
         for load, extents in loads.items():
             yield self._repeat(load, own, extents, seconds_each)
         for schedule in OTHERS if self.policy.ring_slots else ():
-            for load in FEWER:
+            for load in FEWER[schedule]:
                 if load in loads:
                     yield self._repeat(load, schedule, loads[load], seconds_each)
 
@@ -209,11 +212,14 @@ class Rehearsal:
         count = max(LEAST_REPEATS, min(MOST_REPEATS, int(seconds / once)))
         traces = self._sweep_traces(schedule, count)
         reads = self._reads_of(traces)
-        timed = tuple(
-            tuple(each._replace(op=name_of(each.op, schedule)) for each in (*found, *reads))
-            for found in map(self._timed, traces)
-        )
+        timed = tuple(self._named(schedule, (*self._timed(trace), *reads)) for trace in traces)
         return Rehearsed(f"{load}, {schedule}", timed, *_reads(traces))
+
+    def _named(self, schedule: str, found: Sequence[Timed]) -> tuple[Timed, ...]:
+        """Under the names of ``schedule``; of another than the rehearsal's own only what has one."""
+        named = (each._replace(op=name_of(each.op, schedule)) for each in found)
+        own = schedule == self.policy.schedule
+        return tuple(new for old, new in zip(found, named, strict=True) if own or new.op != old.op)
 
     def _sweep_traces(self, schedule: str, count: int) -> list[SweepTrace]:
         """``count`` sweeps, two in flight."""

@@ -120,9 +120,18 @@ SPARED = "spared"
 
 
 def name_of(op: str, schedule: str) -> str:
-    """An op's name in curves. How close it comes to its roof depends on what goes on beside it,
-    which the schedule decides: ``stream`` reads all the time, and stands for all but OTHERS."""
-    return f"{op} of {schedule}" if schedule in OTHERS else op
+    """An op's name in curves: how close it comes to its roof depends on what goes on beside it,
+    which the schedule decides. ``stream`` reads all the time, and its curves stand for all that
+    have none of their own: ``on_demand``, which reads now and then, and reads of ``one_by_one``,
+    which have the disk to themselves."""
+    own = schedule == "on_demand" or (schedule == "one_by_one" and op in _READS)
+    return f"{op} of {schedule}" if own else op
+
+
+OTHERS = ("one_by_one", "on_demand")
+"""Schedules with curves of their own."""
+
+_READS = ("read_page", "read_rows")
 
 
 def op_of(name: str) -> str:

@@ -35,7 +35,8 @@ MOST_TASKS = 1500
 class PlayedOverlap:
     """An ``Overlap``: rows -> steady seconds over those of the busiest lane.
 
-    Played at powers of four and interpolated in log(rows). ``kv`` is the tokens a row attends
+    Played at powers of four (two where reads wait for the router: which lane is the busiest changes
+    with every row) and interpolated in log(rows). ``kv`` is the tokens a row attends
     to, ``decodes`` the rows that are decodes at most (the rest is prompt).
     """
 
@@ -52,16 +53,21 @@ class PlayedOverlap:
     def __call__(self, rows: int) -> float:
         """Seconds of a steady sweep of ``rows`` rows over those of its busiest lane."""
         rows = max(1, min(rows, self.policy.max_rows))
-        below = (rows.bit_length() - 1) // 2
-        share = math.log(rows, 4) - below
+        place = math.log(rows, self._base) + 1e-9
+        below = int(place)
+        share = place - below
         low = self._point(below)
-        return low if share < 1e-9 else low + share * (self._point(below + 1) - low)
+        return low if share < 1e-6 else low + share * (self._point(below + 1) - low)
 
     def _point(self, power: int) -> float:
         if power not in self._points:
-            rows = min(4**power, self.policy.max_rows)
+            rows = min(self._base**power, self.policy.max_rows)
             self._points[power] = self._play(rows)
         return self._points[power]
+
+    @property
+    def _base(self) -> int:
+        return 2 if self.policy.schedule == "on_demand" else 4
 
     def _play(self, rows: int) -> float:
         decodes = min(rows, self.decodes, self.policy.max_seqs)
