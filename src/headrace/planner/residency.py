@@ -121,14 +121,15 @@ class Residency:
         mean = sum(sizes) / len(sizes)
         count = min(len(ids) - 1, int(left / mean) + len(self._by_size))
         while count > 0:
-            chosen = base | set(evenly(ids, count))
-            if self.weight_bytes(chosen, ring_slots) <= room:
+            chosen = base.union(evenly(ids, count))
+            over = self.weight_bytes(chosen, ring_slots) - room
+            if over <= 0:
                 return chosen
-            count -= 1
+            count -= -(-over // max(sizes))  # fewer would not be enough
         return base
 
 
 def evenly(items: Sequence[T], count: int) -> Iterable[T]:
     """``count`` of ``items``, spread evenly over the list."""
     total = len(items)
-    return (items[-(-j * total // count) - 1] for j in range(1, count + 1))
+    return [items[-(-j * total // count) - 1] for j in range(1, count + 1)]
