@@ -54,6 +54,7 @@ class Residency:
         self._shared_ids = [p.id for p in self.shared]
         self._expert_ids = [p.id for p in self.experts]
         self._expert_set = frozenset(self._expert_ids)
+        self._smallest: dict[int, frozenset[int]] = {}  # by slots of the ring
 
     def everything(self) -> frozenset[int]:
         """All pages."""
@@ -75,8 +76,12 @@ class Residency:
     def smallest(self, ring_slots: int) -> frozenset[int]:
         """The residency that takes the fewest bytes: as pages above some size stay, slots of
         the ring shrink, which may save more than it costs."""
-        options = list(accumulate(self._by_size.values(), frozenset.union, initial=self._final))
-        return min(options, key=lambda r: (self.weight_bytes(r, ring_slots), len(r)))
+        if ring_slots not in self._smallest:
+            options = accumulate(self._by_size.values(), frozenset.union, initial=self._final)
+            self._smallest[ring_slots] = min(
+                options, key=lambda r: (self.weight_bytes(r, ring_slots), len(r))
+            )
+        return self._smallest[ring_slots]
 
     def fill(self, room: int, ring_slots: int) -> frozenset[int] | None:
         """As much as fits ``room`` bytes beside a ring of ``ring_slots``; None if nothing does."""
