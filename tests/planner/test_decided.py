@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from headrace.planner.decided import Decisions
-from headrace.planner.grid import around, load_at
+from headrace.planner.grid import Grid
 from headrace.planner.sweeps import Load
 from headrace.specs.policy import Policy
 from headrace.specs.workload import Workload
@@ -49,11 +49,11 @@ def test_a_slice_stands_for_all_of_the_rows():
 
 
 @pytest.mark.parametrize("load", [Load(17, 17 * 23), Load(13, 13 * 41, 37, 29), Load(0, 0, 55, 30)])
-@pytest.mark.parametrize("shares", [2, 4])
-def test_points_of_the_grid_surround_a_load(load, shares):
-    points = list(around(load, shares))
+@pytest.mark.parametrize("grid", [Grid(2, 4), Grid(4, 2), Grid(4, 4)])
+def test_points_of_the_grid_surround_a_load(load, grid):
+    points = list(grid.around(load))
     assert sum(weight for _, weight in points) == pytest.approx(1.0)
-    loads = [(load_at(point, shares), weight) for point, weight in points]
+    loads = [(grid.load_at(point), weight) for point, weight in points]
     assert sum(found.rows * weight for found, weight in loads) == pytest.approx(load.rows)
     assert min(found.rows for found, _ in loads) <= load.rows
     assert max(found.rows for found, _ in loads) >= load.rows

@@ -7,12 +7,11 @@ of rows that are prompt, which is how the amounts of a sweep go.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
 from headrace.planner.sweeps import Load
-
-_PER_OCTAVE = 2  # points per doubling of rows, and of tokens attended to
 
 
 class Point(NamedTuple):
@@ -23,41 +22,45 @@ class Point(NamedTuple):
     prompts: int
 
 
-def around(load: Load, shares: int) -> Iterator[tuple[Point, float]]:
-    """Points around ``load``, with their weights; ``shares`` steps from no prompts to all."""
-    if not load.rows:
-        return
-    attended = load.decode_kv + load.chunk_rows * max(1, load.chunk_kv)
-    rows = _between(load.rows)
-    kv = _between(max(1.0, attended / load.rows))
-    share = shares * load.chunk_rows / load.rows
-    low = min(int(share), shares - 1)
-    prompts = [(low, 1.0 - (share - low)), (low + 1, share - low)]
-    for (r, a), (k, b), (p, c) in product(rows, kv, prompts):
-        if a * b * c > 1e-9:
-            yield Point(r, k, p), a * b * c
+@dataclass(frozen=True)
+class Grid:
+    """``per_octave`` points per doubling of rows, and of tokens attended to; ``shares`` steps from
+    no prompts to all."""
 
+    per_octave: int
+    shares: int
 
-def load_at(point: Point, shares: int) -> Load:
-    """The load that ``point`` stands for."""
-    rows, kv = _value(point.rows), _value(point.kv)
-    chunk = rows * point.prompts // shares
-    decodes = rows - chunk
-    return Load(decodes, decodes * kv, chunk, kv if chunk else 0, max(1, decodes))
+    def around(self, load: Load) -> Iterator[tuple[Point, float]]:
+        """Points around ``load``, with their weights."""
+        if not load.rows:
+            return
+        attended = load.decode_kv + load.chunk_rows * max(1, load.chunk_kv)
+        rows = self._between(load.rows)
+        kv = self._between(max(1.0, attended / load.rows))
+        share = self.shares * load.chunk_rows / load.rows
+        low = min(int(share), self.shares - 1)
+        prompts = [(low, 1.0 - (share - low)), (low + 1, share - low)]
+        for (r, a), (k, b), (p, c) in product(rows, kv, prompts):
+            if a * b * c > 1e-9:
+                yield Point(r, k, p), a * b * c
 
+    def load_at(self, point: Point) -> Load:
+        """The load that ``point`` stands for."""
+        rows, kv = self._value(point.rows), self._value(point.kv)
+        chunk = rows * point.prompts // self.shares
+        decodes = rows - chunk
+        return Load(decodes, decodes * kv, chunk, kv if chunk else 0, max(1, decodes))
 
-def _between(value: float) -> list[tuple[int, float]]:
-    """The two steps of a geometric grid around ``value``, linear in it."""
-    step = (int(value).bit_length() - 1) * _PER_OCTAVE
-    while _value(step + 1) <= value:
-        step += 1
-    low, high = _value(step), _value(step + 1)
-    share = min(1.0, max(0.0, (value - low) / max(1, high - low)))
-    return [(step, 1.0 - share), (step + 1, share)]
+    def _between(self, value: float) -> list[tuple[int, float]]:
+        """The two steps of the geometric grid around ``value``, linear in it."""
+        step = (int(value).bit_length() - 1) * self.per_octave
+        while self._value(step + 1) <= value:
+            step += 1
+        low, high = self._value(step), self._value(step + 1)
+        share = min(1.0, max(0.0, (value - low) / (high - low)))
+        return [(step, 1.0 - share), (step + 1, share)]
 
-
-def _value(step: int) -> int:
-    """Whole numbers, ascending: 1, 2, 3, 4, 6, 8 ..."""
-    octave, part = divmod(step, _PER_OCTAVE)
-    base = 1 << octave
-    return base + base * part // _PER_OCTAVE if base >= _PER_OCTAVE else base + part
+    def _value(self, step: int) -> int:
+        """Whole numbers, none below the one before: with two per octave 1, 1, 2, 3, 4, 6, 8 ..."""
+        octave, part = divmod(step, self.per_octave)
+        return (1 << octave) + (part << octave) // self.per_octave

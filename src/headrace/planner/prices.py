@@ -17,7 +17,7 @@ from headrace.planner.census import Weights, take_census
 from headrace.planner.costs import SweepCosts, Totals
 from headrace.planner.device_kinds import kinds_of
 from headrace.planner.estimate import about
-from headrace.planner.grid import Point, around, load_at
+from headrace.planner.grid import Grid, Point
 from headrace.planner.played import PlayedOverlap
 from headrace.planner.sketch import LAYERS, PARTS, Kind, Shape, Sketch, shape_of
 from headrace.planner.sweeps import Load, SweepTimes
@@ -32,7 +32,8 @@ from headrace.specs.policy import Policy
 MEMORIES = (DISK, DRAM, H2D, D2H, HBM)
 """Roofs that count bytes."""
 
-_SHARES = 2  # steps of the share of prompts between which ratios are taken as linear
+_GRID = Grid(per_octave=4, shares=2)
+"""Where play and closed form are compared: their ratio bends where another lane becomes the bound."""
 
 
 class Prices(Protocol):
@@ -261,7 +262,7 @@ class DevicePrices:
             return Played(0.0, 0.0)
         least, estimate = self.bounds(load)
         apart = [0.0, 0.0]
-        for point, weight in around(load, _SHARES):
+        for point, weight in _GRID.around(load):
             ratio = self._ratio(point)
             apart = [a + weight * r for a, r in zip(apart, ratio, strict=True)]
         return Played(*(max(least, estimate * a) for a in apart))
@@ -269,7 +270,7 @@ class DevicePrices:
     def _ratio(self, point: Point) -> Played:
         """Played seconds over the estimate at a point of the grid."""
         if point not in self._grid:
-            load = load_at(point, _SHARES)
+            load = _GRID.load_at(point)
             estimate = self.estimate(load)
             self._grid[point] = Played(*(s / estimate for s in self.played(load)))
         return self._grid[point]

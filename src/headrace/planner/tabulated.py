@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from headrace.planner.grid import Point, around, load_at
+from headrace.planner.grid import Grid, Point
 from headrace.planner.prices import Bounds, Counted, DevicePrices
 from headrace.planner.sweeps import Load
 from headrace.specs.policy import Policy
 
-_SHARES = 4  # steps of the share of prompts
+_GRID = Grid(per_octave=2, shares=4)
 
 
 @dataclass
@@ -59,9 +59,9 @@ class Tabulated:
     def _of(self, load: Load) -> Bounds:
         if load not in self._known:
             least = estimate = 0.0
-            for point, weight in around(load, _SHARES):
+            for point, weight in _GRID.around(load):
                 if point not in self._bounds:
-                    self._bounds[point] = self.prices.bounds(load_at(point, _SHARES))
+                    self._bounds[point] = self.prices.bounds(_GRID.load_at(point))
                 a, b = self._bounds[point]
                 least, estimate = least + weight * a, estimate + weight * b
             self._known[load] = Bounds(least, estimate)
@@ -69,9 +69,9 @@ class Tabulated:
 
     def _sums(self, load: Load, name: str) -> dict[str, float]:
         totals: dict[str, float] = {}
-        for point, weight in around(load, _SHARES):
+        for point, weight in _GRID.around(load):
             if point not in self._counted:
-                self._counted[point] = self.prices.counted(load_at(point, _SHARES))
+                self._counted[point] = self.prices.counted(_GRID.load_at(point))
             for key, amount in getattr(self._counted[point], name).items():
                 totals[key] = totals.get(key, 0.0) + weight * amount
         return totals
