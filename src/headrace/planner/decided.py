@@ -21,6 +21,8 @@ from headrace.planner.thinning import part_of, sample
 from headrace.specs.policy import Policy
 from headrace.specs.workload import Workload
 
+_SWEEP_TOKENS = 12  # that take as long to play as what a sweep costs whatever is in it
+
 
 @dataclass(frozen=True)
 class Decided:
@@ -62,7 +64,9 @@ def rounded(count: int) -> int:
 
 def _decide(limits: Limits, workload: Workload, steps: int) -> Decided:
     slices = _slices(limits, workload, steps)
-    part = part_of(workload, min(limits.max_seqs, workload.requests), steps * slices)
+    places = min(limits.max_seqs, workload.requests)
+    tokens = steps * slices / (1 + _SWEEP_TOKENS / max(1, places))
+    part = part_of(workload, places, round(tokens))
     job = _Job(limits, part, slices)
     while job.batcher.has_work:
         job.step()

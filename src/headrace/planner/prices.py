@@ -33,7 +33,7 @@ MEMORIES = (DISK, DRAM, H2D, D2H, HBM)
 """Roofs that count bytes."""
 
 _GRID = Grid(per_octave=4, shares=2)
-"""Where play and closed form are compared: their ratio bends where another lane becomes the bound."""
+"""Where play and closed form are compared: their ratio bends where another lane is the bound."""
 
 
 class Prices(Protocol):
