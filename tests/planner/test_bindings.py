@@ -70,9 +70,8 @@ def test_schedules_that_read_otherwise_have_curves_of_their_own():
     machine = Hardware("m", STOCK.roofs, lane_rate=1e9, efficiency=curves)
 
     def share(schedule: str, op: str) -> float:
-        policy, _ = on_demand(schedule)
-        return as_run(machine, policy).efficiency_of(op, 1)
+        return as_run(machine, schedule).efficiency_of(op, 1)
 
     assert [share("one_by_one", op) for op in ("read_page", "expert")] == [0.8, 0.2]
     assert [share("on_demand", op) for op in ("read_page", "expert")] == [0.5, 0.3]
-    assert as_run(machine, on_demand("stream")[0]) is machine
+    assert as_run(machine, "stream") is machine

@@ -78,7 +78,7 @@ def test_residuals_move_the_interval_from_the_assumed_to_the_seen():
 @pytest.mark.parametrize(
     "damage",
     [
-        {"format": 2},
+        {"format": 3},
         {"made": 5},
         {"machine": {"processor": 1}},
         {"hardware": {}},

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cases import Case, cases
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from headrace.machines.orders import TaskGraph
 from headrace.schedule.task import Buffer, Op, Schedule, Task
@@ -75,6 +78,18 @@ def test_waits_are_exactly_the_conflicts_less_what_is_implied(case: Case) -> Non
     for wait in graph.waits:
         rest = graph.predecessors(without=wait)[wait.after]
         assert not any(before[p] >> wait.before & 1 or p == wait.before for p in rest), wait
+
+
+@settings(max_examples=30, deadline=None)
+@given(cases(max_layers=2, max_experts=4), st.lists(st.integers(1, 12), min_size=2, max_size=4))
+def test_a_list_that_repeats_waits_as_if_each_were_a_new_one(case: Case, runs: list[int]) -> None:
+    kinds = case.schedules()[:2]
+    repeating, deriving = Hazards(), Hazards()
+    for number, times in enumerate(runs):
+        schedule = kinds[number % len(kinds)]
+        for _ in range(times):
+            wanted = deriving.append(replace(schedule))  # equal, and another object
+            assert repeating.append(schedule) == wanted
 
 
 def closure(predecessors: list[list[int]], count: int) -> list[int]:

@@ -41,6 +41,10 @@ Event = Answered | Delta | Refused | SweepEnd
 ScheduleSource = Callable[[int], Schedule]
 """Gives the list for the next sweep from the number of rows that it is expected to have."""
 
+Settle = Callable[[int, int, bool], bool]
+"""``settle(rows, sweeps_left, idle)``, before a sweep is appended: whether it must wait until the
+machine is idle, since something is to change that no sweep may see changing."""
+
 Stop = Callable[[], None]
 """Raises what ends a run, if anything does: called where nothing is half done."""
 
@@ -78,7 +82,9 @@ class Engine:
         context: int,
         explain: Explain,
         faults: Faults = no_faults,
+        settle: Settle = lambda rows, sweeps_left, idle: False,
     ) -> None:
+        self._settle = settle
         self._batcher = batcher
         self._sampler = sampler
         self._new_answers = new_answers
@@ -141,7 +147,9 @@ class Engine:
                 outlook = self._batcher.outlook()
             if outlook.sweeps_left <= len(flights):
                 return
-            rows = outlook.rows(after=len(flights))
+            rows, left = outlook.rows(after=len(flights)), outlook.sweeps_left - len(flights)
+            if self._settle(rows, left, not flights):
+                return
             self._sweeps += 1
             sweep = Sweep(self._sweeps)
             flights.append(Flight(machine.append(self._schedules(rows), sweep), sweep))

@@ -11,6 +11,7 @@ from headrace.batching.counters import Counters
 from headrace.engine.sweep import Sweep
 from headrace.machines.trace import RunTotals, SweepTrace
 from headrace.memory.pages import PageTable
+from headrace.planner.sweeps import as_run
 from headrace.schedule.binding import Binding
 from headrace.schedule.tally import Alike
 from headrace.schedule.task import Op, Schedule, Task
@@ -64,6 +65,7 @@ class Record:
     _spans: int = 0
     _kinds: dict[str, tuple[list[Alike], list[Alike]]] = field(default_factory=dict, repr=False)
     _expert_sums: dict[tuple[str, int], _Sums] = field(default_factory=dict, repr=False)
+    _as_run: dict[str, Hardware] = field(default_factory=dict, repr=False)
 
     def add(self, trace: SweepTrace) -> None:
         """Count a sweep that has ended. Sweeps arrive in order."""
@@ -137,24 +139,31 @@ class Record:
             self._kinds[schedule.name] = self._divided(schedule)
         experts, others = self._kinds[schedule.name]
         if key not in self._expert_sums:
-            self._expert_sums[key] = self._sum(experts, known)
-        each = self._expert_sums[key], self._sum(others, known)
+            self._expert_sums[key] = self._sum(schedule.name, experts, known)
+        each = self._expert_sums[key], self._sum(schedule.name, others, known)
         for found in each:
             for op, seconds in found.seconds.items():
                 self.predicted[op] = self.predicted.get(op, 0.0) + seconds
         return sum(found.flops for found in each)
 
-    def _sum(self, tasks: Iterable[Alike], binding: Binding) -> _Sums:
+    def _sum(self, schedule: str, tasks: Iterable[Alike], binding: Binding) -> _Sums:
         flops, seconds = 0.0, dict[str, float]()
+        hardware = None if self.hardware is None else self._met(schedule, self.hardware)
         for task, count in tasks:
             work = self.work.work(task, binding)
             flops += count * work.amounts.get(CPU_FLOPS, 0.0)
-            if self.hardware is not None:
+            if hardware is not None:
                 op = task.op.value
-                share = self.hardware.efficiency_of(op, work.rows)
-                alone = max(work.seconds(self.hardware, share).values(), default=0.0)
+                share = hardware.efficiency_of(op, work.rows)
+                alone = max(work.seconds(hardware, share).values(), default=0.0)
                 seconds[op] = seconds.get(op, 0.0) + count * alone
         return _Sums(flops, seconds)
+
+    def _met(self, schedule: str, hardware: Hardware) -> Hardware:
+        """The machine as sweeps of ``schedule`` meet it."""
+        if schedule not in self._as_run:
+            self._as_run[schedule] = as_run(hardware, schedule)
+        return self._as_run[schedule]
 
     def _divided(self, schedule: Schedule) -> tuple[list[Alike], list[Alike]]:
         """The tasks of experts, and the others that compute; those that cost the same, whatever

@@ -216,7 +216,7 @@ class Rehearsal:
         return Rehearsed(f"{load}, {schedule}", timed, *_reads(traces))
 
     def _named(self, schedule: str, found: Sequence[Timed]) -> tuple[Timed, ...]:
-        """Under the names of ``schedule``; of another than the rehearsal's own only what has one."""
+        """Under the names of ``schedule``; where it is not our own only what is named for it."""
         named = (each._replace(op=name_of(each.op, schedule)) for each in found)
         own = schedule == self.policy.schedule
         return tuple(new for old, new in zip(found, named, strict=True) if own or new.op != old.op)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 
@@ -14,6 +16,7 @@ from headrace.engine.answers import Answers, Prompt
 from headrace.engine.detokenizer import Detokenizer
 from headrace.engine.engine import Engine, Event, Stop, never
 from headrace.engine.explain import Explainer
+from headrace.engine.followers import Exchange, Followers
 from headrace.engine.loaded import Loaded
 from headrace.engine.record import Record
 from headrace.engine.sampler import Sampler
@@ -80,31 +83,39 @@ class Session:
         self.policy = policy
         self.batcher = Batcher(Limits.of(policy))
         self._record: Record | None = None
+        self._schedules = _Schedules(loaded, policy, pick or (lambda _: policy.schedule))
+        self._followers = Followers(
+            loaded.model, loaded.pages, policy.resident if policy.ring_slots else frozenset(),
+            loaded.page_bytes,
+        )  # fmt: skip
+        self._exchanges: list[Exchange] = []
+        self._exchanging = threading.Lock()
         self.engine = Engine(
             self.batcher,
             Sampler(seed, loaded.model.vocab, select(policy.kernels, policy.threads)),
             lambda stream: self._answers(context, stream),
-            _Schedules(loaded, policy, pick or (lambda _: policy.schedule)),
+            self._schedules,
             self._on_sweep,
             self._on_cut,
             context,
             Explainer(loaded.checkpoint),
             faults,
+            self._settle,
         )
         self.arena = Arena("host", arena_bytes)
         try:
             sizes = buffer_sizes(loaded.model, loaded.pages, policy, loaded.page_bytes)
-            workspace = Workspace(loaded.model, loaded.table, policy, sizes, self.arena)
+            self._workspace = Workspace(loaded.model, loaded.table, policy, sizes, self.arena)
             faults("start.memory")
             before = clock()
-            self.loaded_bytes = workspace.load_resident(on_load)
+            self.loaded_bytes = self._workspace.load_resident(on_load)
             self.load_seconds = clock() - before
             faults("start.loaded")
         except BaseException:
             self.arena.close()
             raise
         bodies = {**make_bodies(loaded.model, loaded.table, policy), **self.engine.bodies}
-        self._machine: Machine | None = machine(bodies, workspace, clock)
+        self._machine: Machine | None = machine(bodies, self._workspace, clock)
 
     def run(
         self,
@@ -126,9 +137,42 @@ class Session:
         machine, self._machine = self._machine, None
         if machine is not None:
             machine.close()
+            del self._workspace
             self.arena.close()
 
+    def _settle(self, rows: int, sweeps_left: int, idle: bool) -> bool:
+        """Before a sweep that reads what is routed: let experts change places, where that pays."""
+        if self._schedules.name(rows) != "on_demand":
+            return False
+        if not self._exchanges and self._followers.due():
+            self._exchanges = self._followers.exchanges(rows, sweeps_left)
+        if self._exchanges and idle:
+            self._exchange()
+        return bool(self._exchanges)
+
+    def _exchange(self) -> None:
+        """All that is planned, on as many threads as the disk has lanes. What a failure leaves
+        undone is forgotten, and weighed again."""
+        planned, self._exchanges = self._exchanges, []
+        lanes = min(self.policy.disk_lanes, self.policy.ring_slots)
+        try:
+            with ThreadPoolExecutor(lanes) as threads:
+                list(threads.map(lambda lane: self._exchange_all(planned[lane::lanes], lane),
+                                 range(lanes)))  # fmt: skip
+        finally:
+            self._schedules.keep(self._followers.resident)
+
+    def _exchange_all(self, planned: Iterable[Exchange], slot: int) -> None:
+        for exchange in planned:
+            moved = self._workspace.exchange(*exchange, slot)
+            with self._exchanging:
+                self._followers.exchanged(exchange)
+                if self._record is not None:
+                    self._record.bytes_read += moved
+
     def _on_sweep(self, trace: SweepTrace) -> None:
+        assert isinstance(trace.sweep, Sweep)
+        self._followers.saw(trace.sweep.binding.routed)
         if self._record is not None:
             self._record.add(trace)
 
@@ -158,6 +202,15 @@ class _Schedules:
         self._phase = 0
         kept = max(2, KEPT_TASKS // (2 * len(loaded.pages)))  # a task per page, one per read
         self._generate = lru_cache(maxsize=kept)(self._make)
+
+    def name(self, rows: int) -> str:
+        """Of the schedule of a sweep of ``rows`` rows."""
+        return self._pick(rows)
+
+    def keep(self, resident: frozenset[int]) -> None:
+        """From now on other pages stay, as many as before."""
+        self._policy = replace(self._policy, resident=resident)
+        self._generate.cache_clear()
 
     def __call__(self, rows: int) -> Schedule:
         schedule = self._generate(self._pick(rows), self._phase)

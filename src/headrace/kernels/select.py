@@ -52,6 +52,7 @@ class Kernels:
     experts: Callable[..., Any]
     expert_up: Callable[..., Any]
     expert_down: Callable[..., Any]
+    fetch: Callable[..., Any]
 
 
 def select(choice: str = "auto", threads: int = 1, activations: str = "int8") -> Kernels:
@@ -101,6 +102,7 @@ def _reference(threads: int, activations: str) -> Kernels:
         experts=partial(reference.experts, activations=activations),
         expert_up=partial(reference.expert_up, activations=activations),
         expert_down=partial(reference.expert_down, activations=activations),
+        fetch=reference.fetch,
     )
 
 
@@ -133,4 +135,5 @@ def _native(threads: int, activations: str) -> Kernels:
         experts=partial(matrix.experts, threads=threads, path=path, kept=Kept()),
         expert_up=partial(matrix.expert_up, threads=threads, path=path),
         expert_down=partial(matrix.expert_down, threads=threads, path=path),
+        fetch=partial(matrix.fetch, threads=threads, kept=Kept()),
     )

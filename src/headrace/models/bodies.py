@@ -8,6 +8,7 @@ bodies use the first rows of them. An empty micro-batch or an unrouted expert co
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import add
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from headrace.kernels.scratch import Scratch
 from headrace.kernels.select import Kernels, select
 from headrace.machines.machine import Body, Views
 from headrace.memory.pages import PageTable
+from headrace.models.ahead import Ahead
 from headrace.models.ffn import Ffn
 from headrace.models.sweep import Indexer, RowIndex, Sweep
 from headrace.models.weights import Weight, Weights
@@ -41,7 +43,7 @@ def make_bodies(
     """
     kernels = kernels or select(policy.kernels, policy.threads, policy.activations)
     bodies = _Bodies(model, table, policy, kernels)
-    ffn = Ffn(model, table, bodies.indexer, kernels)
+    ffn = Ffn(model, table, bodies.indexer, kernels, bodies.weights, bodies.ahead)
     return {
         Op.READ_ROWS: bodies.read_rows,
         Op.READ_PAGE: bodies.read_page,
@@ -71,6 +73,7 @@ class _Bodies:
         self.mu = policy.mu
         self._pieces: _Lent | None = None
         self.weights = Weights(table)
+        self.ahead = Ahead(table.pages, policy.resident, self.weights, kernels.fetch)
         self.indexer = Indexer(model, policy, kernels)
         self.attention_rule = AttentionRule(model.norm_eps, model.head_dim, model.clip_qkv)
         self.router_rule = RouterRule(renormalise=model.renormalise)
@@ -117,6 +120,7 @@ class _Bodies:
         )  # fmt: skip
         kv = views[Buffer("kv", _layer(task))]
         self.kernels.append(lent.k, lent.v, kv, index.slots, lent.temp)
+        self.ahead.output(_layer(task))
 
     def attention(self, task: Task, views: Views, sweep: Sweep) -> None:
         """attended = softmax(q K^T) V over the cache, the chunk's own keys included."""
@@ -153,12 +157,13 @@ class _Bodies:
             self.kernels.route(normed, router, self.router_rule, routing, scratch, rows=r)
         else:
             routing.starts.zero_()
-        routed = sweep.binding.routed
-        if not _mb(task):
-            routed[layer] = tuple(routing.counts())
-        elif r:
-            counts = zip(routed[layer], routing.counts(), strict=True)
-            routed[layer] = tuple(a + b for a, b in counts)
+        routed, counts = sweep.binding.routed, tuple(routing.counts())
+        if _mb(task):
+            counts = tuple(map(add, routed[layer], counts))
+        routed[layer] = counts
+        first = next((e for e, count in enumerate(counts) if count), None)
+        if first is not None:
+            self.ahead.expert(layer, first)
 
     def final(self, task: Task, views: Views, sweep: Sweep) -> None:
         """Final norm of the rows that draw a token."""
@@ -184,6 +189,7 @@ class _Bodies:
         tile = Scratch(views[_SCRATCH]).take(tile_elements(*weight.shape))
         out = views[Buffer("logits")][:count, piece.start : piece.stop]
         self.kernels.linear(views[Buffer("final")][:count], weight, out, tile)
+        self.ahead.head(self.pages[task.page].part + 1)
 
     def _lent(self, scratch: Tensor) -> _Lent:
         """The same pieces of the same scratch: kernels know them again."""

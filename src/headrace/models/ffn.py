@@ -15,6 +15,7 @@ from headrace.kernels.routed import Routed
 from headrace.kernels.select import Kernels
 from headrace.machines.machine import Views
 from headrace.memory.pages import PageTable
+from headrace.models.ahead import Ahead
 from headrace.models.sweep import Indexer, Sweep
 from headrace.models.weights import Weights
 from headrace.schedule.task import Buffer, Task
@@ -29,12 +30,19 @@ class Ffn:
     """Bodies for EXPERT, EXPERT_UP, EXPERT_DOWN (one page) and MOE (all pages of a layer)."""
 
     def __init__(
-        self, model: ModelSpec, table: PageTable, indexer: Indexer, kernels: Kernels
+        self,
+        model: ModelSpec,
+        table: PageTable,
+        indexer: Indexer,
+        kernels: Kernels,
+        weights: Weights,
+        ahead: Ahead,
     ) -> None:
         self.model = model
         self.indexer = indexer
         self.kernels = kernels
-        self.weights = Weights(table)
+        self.weights = weights
+        self.ahead = ahead
         self.pages = {page.id: page for page in table.pages}
         self._lists: dict[int, tuple[Views, list[Any]]] = {}
         self.layers: dict[int, list[Page]] = {}
@@ -58,9 +66,10 @@ class Ffn:
         if all(page.role is Role.EXPERT for page in pages):
             weights = self._layer_weights(task.layer, pages, views)
             self.kernels.experts(batches, 0, weights, views[_SCRATCH])
-            return
-        for page in pages:
-            self._apply(page, views[Buffer("page", page.id)], batches, views)
+        else:
+            for page in pages:
+                self._apply(page, views[Buffer("page", page.id)], batches, views)
+        self.ahead.layer(task.layer + 1)
 
     def _layer_weights(self, layer: int, pages: list[Page], views: Views) -> Sequence[Any]:
         """The weights of all ``pages``: the same list as long as the views are the same."""

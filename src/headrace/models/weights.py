@@ -41,6 +41,11 @@ class Weights:
         self._kept[page] = view, tensors
         return tensors
 
+    def known(self, page: int) -> Mapping[str, Weight] | None:
+        """The tensors of ``page`` where it was last; None when they are not kept."""
+        kept = self._kept.get(page)
+        return None if kept is None else kept[1]
+
     def _cut(self, page: int, view: Tensor) -> Mapping[str, Weight]:
         places = self._table.geometry(page)
         found: dict[str, Weight] = {n: _tensor(view, place) for n, place in places.items()}

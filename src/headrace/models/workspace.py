@@ -59,6 +59,21 @@ class Workspace:
                     on_page(moved)
         return total
 
+    def exchange(self, out: int, into: int, slot: int = 0) -> int:
+        """Give the memory of the resident page ``out`` to page ``into``, read from disk by way of a
+        ``slot`` of the ring; returns bytes read. Both take as many bytes; nobody may use them or
+        the slot meanwhile. When the read fails (StorageError), nothing has changed."""
+        old, new = Buffer("page", out), Buffer("page", into)
+        staged = self._memory[Buffer("slot", slot)]
+        moved = self.table.read(into, staged)
+        memory = self._memory.pop(old)
+        size = self.table.slot_bytes(into)
+        memory[:size] = staged[:size]
+        del self._views[old]
+        self._memory[new] = memory
+        self._views[new] = self._shaped(new, memory)
+        return moved
+
     @property
     def buffers(self) -> tuple[Buffer, ...]:
         """Everything taken from the arena, in its order."""

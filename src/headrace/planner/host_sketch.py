@@ -66,7 +66,7 @@ class HostSketch:
     hardware: Hardware
 
     def __post_init__(self) -> None:
-        self.hardware = as_run(self.hardware, self.policy)
+        self.hardware = as_run(self.hardware, self.policy.schedule)
         self._streams = _streams(self.kinds, self.policy)
         self._draw()
         kinds = self.kinds

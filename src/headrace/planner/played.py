@@ -133,7 +133,7 @@ class SteadyPlay:
     ) -> None:
         self._policy = policy
         self._model = model
-        self._hardware = as_run(hardware, policy)
+        self._hardware = as_run(hardware, policy.schedule)
         self._work = WorkModel(model, pages, policy)
         lists, phase = [], 0
         for _ in range(_SWEEPS):

@@ -81,7 +81,7 @@ class SweepTimes:
     _samples: dict[int, float] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        self.hardware = as_run(self.hardware, self.policy)
+        self.hardware = as_run(self.hardware, self.policy.schedule)
         kinds = self.kinds or Kinds(self.model, self.pages)
         self._work = WorkModel(self.model, self.pages, self.policy, kinds=kinds)
         counted = tally(kinds, self.policy)
@@ -211,11 +211,11 @@ class SweepTimes:
         return amount / rate_of(self.hardware, roof)
 
 
-def as_run(hardware: Hardware, policy: Policy) -> Hardware:
-    """The machine as ``policy`` meets it: with its schedule's own curves, where it has any."""
-    if policy.schedule not in OTHERS:
+def as_run(hardware: Hardware, schedule: str) -> Hardware:
+    """The machine as sweeps of ``schedule`` meet it: with its own curves, where it has any."""
+    if schedule not in OTHERS:
         return hardware
-    own = {op: hardware.efficiency.get(name_of(op, policy.schedule)) for op in hardware.efficiency}
+    own = {op: hardware.efficiency.get(name_of(op, schedule)) for op in hardware.efficiency}
     known = {op: curve for op, curve in own.items() if curve is not None}
     return replace(hardware, efficiency={**hardware.efficiency, **known}) if known else hardware
 

@@ -9,6 +9,7 @@ start.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 from headrace.schedule.task import Buffer, Schedule, Task
@@ -30,10 +31,12 @@ TaskWaits = tuple[Wait, ...]
 class Hazards:
     """Derives the waits of schedules appended one after the other, as if they were one list.
 
-    Costs a few microseconds per task and remembers only the last accesses of each buffer.
+    Costs a few microseconds per task and remembers only the last accesses of each buffer. The
+    same list again and again costs less: its waits only move.
     """
 
     def __init__(self) -> None:
+        self._repeats: _Repeats | None = None
         self._serial = 0
         self._count: dict[str, int] = {}
         self._clocks: dict[str, _Clock] = {}  # of the newest task of each lane
@@ -42,10 +45,39 @@ class Hazards:
 
     def append(self, schedule: Schedule) -> tuple[TaskWaits, ...]:
         """The reduced waits of each task of ``schedule``, behind all that came before."""
-        return tuple([self.add(task) for task in schedule.tasks])
+        repeats = self._repeats
+        if repeats is None or repeats.schedule is not schedule:
+            self._catch_up()
+            repeats = self._repeats = _Repeats(schedule)
+        if repeats.settled:
+            repeats.skipped += 1
+            return repeats.moved()
+        repeats.rounds += 1
+        repeats.waits = self._derive(schedule)
+        return repeats.waits
 
     def add(self, task: Task) -> TaskWaits:
         """The reduced waits of one more task."""
+        self._catch_up()
+        self._repeats = None
+        return self._add(task)
+
+    def _catch_up(self) -> None:
+        """Note what was appended but not derived: the last rounds stand for all."""
+        repeats = self._repeats
+        if repeats is None or not repeats.skipped:
+            return
+        passed = max(0, repeats.skipped - repeats.enough)
+        self._serial += passed * len(repeats.schedule.tasks)
+        for lane, tasks in repeats.per_lane.items():
+            self._count[lane] += passed * tasks
+        for _ in range(repeats.skipped - passed):
+            self._derive(repeats.schedule)
+
+    def _derive(self, schedule: Schedule) -> tuple[TaskWaits, ...]:
+        return tuple([self._add(task) for task in schedule.tasks])
+
+    def _add(self, task: Task) -> TaskWaits:
         lane = task.lane
         clock = dict(self._clocks.get(lane, _NOTHING))
         waits: list[Wait] = []
@@ -91,6 +123,36 @@ class Hazards:
         for buffer in task.writes:
             self._writer[buffer] = access
             readers.pop(buffer, None)
+
+
+class _Repeats:
+    """The same schedule several times in a row.
+
+    From the second round on every wait is for a task of this round or the one before: whatever
+    came earlier was waited for in the first, or is implied since. What a task knows about rounds
+    before these implies none of them, and what it knows of these is the same in each: so waits
+    move with the rounds. What is known of tasks before the first round may still spread from lane
+    to lane, once per round; then nothing changes any more.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.per_lane = Counter(task.lane for task in schedule.tasks)
+        self.enough = len(self.per_lane) + 1
+        self.rounds = 0
+        self.skipped = 0
+        self.waits: tuple[TaskWaits, ...] = ()  # of the last round that was derived
+
+    @property
+    def settled(self) -> bool:
+        return self.rounds > self.enough
+
+    def moved(self) -> tuple[TaskWaits, ...]:
+        """The waits of the round that was skipped last."""
+        by = {lane: self.skipped * tasks for lane, tasks in self.per_lane.items()}
+        return tuple(
+            [tuple([Wait(lane, at + by[lane]) for lane, at in waits]) for waits in self.waits]
+        )
 
 
 _Clock = dict[str, int]

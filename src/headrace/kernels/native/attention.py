@@ -95,15 +95,22 @@ def attend(
     head that takes weight and gives no value. Any contiguous ``memory`` will do; a long sequence
     alone is shared among threads as far as it suffices.
     """
-    _, _, heads, _, d = kv.values.shape
-    group = q.shape[1] // (heads * d)
-    cache = _cache(kv, plan, halves=2, kept=kept)
-    _check_rows("q", q, plan.rows, heads * group * d)
-    _check_rows("out", out, plan.rows, heads * group * d)
-    call = native_module().Attention.make(
-        cache, q.data_ptr(), q.stride(0), out.data_ptr(), out.stride(0), group, d, d
-    )  # fmt: skip
-    _run(call, plan, d**-0.5, window, _sinks(sinks, heads * group), memory, threads, path)
+
+    def described() -> tuple[Any, ...]:
+        _, blocks, heads, block, d = kv.values.shape
+        group = q.shape[1] // (heads * d)
+        for name, x in (("q", q), ("out", out)):
+            _check_rows(name, x, 0, heads * group * d)
+        call = native_module().Attention.make(
+            _described(kv, halves=2), q.data_ptr(), q.stride(0), out.data_ptr(), out.stride(0),
+            group, d, d,
+        )  # fmt: skip
+        return call, min(len(q), len(out)), blocks, block, d**-0.5, _sinks(sinks, heads * group)
+
+    sources = (q, kv, out, sinks)
+    call, rows, blocks, block, scale, sinks_at = made_of(kept, sources, described)
+    _check_plan(plan, rows, blocks, block)
+    _run(call, plan, scale, window, sinks_at, memory, threads, path)
 
 
 def attend_latent(
@@ -127,13 +134,14 @@ def attend_latent(
     width = latent.values.shape[4]
     heads = q.shape[1] // width
     columns = out.shape[1] // heads
-    cache = _cache(latent, plan, halves=1)
-    _check_rows("q", q, plan.rows, heads * width)
-    _check_rows("out", out, plan.rows, heads * columns)
+    _check_rows("q", q, 0, heads * width)
+    _check_rows("out", out, 0, heads * columns)
+    _check_plan(plan, min(len(q), len(out)), latent.values.shape[1], latent.values.shape[3])
     if latent.values.shape[2] != 1 or columns > width:
         raise ValueError(f"latent: expected one head of {columns} columns or more, got {width}")
     call = native_module().Attention.make(
-        cache, q.data_ptr(), q.stride(0), out.data_ptr(), out.stride(0), heads, width, columns
+        _described(latent, halves=1), q.data_ptr(), q.stride(0), out.data_ptr(), out.stride(0),
+        heads, width, columns,
     )  # fmt: skip
     _run(call, plan, scale, window, 0, memory, threads, path)
 
@@ -152,21 +160,28 @@ def append(
     """Write rows k and v [r, KV d] to the places ``slots`` (int64 [r], in tokens) of the cache,
     rounded to its format; see the reference. v None: a latent cache, of one half. ``temp`` is
     not used. ``kept`` spares describing the same cache again."""
-    halves, blocks, heads, block, d = kv.values.shape
+
+    def described() -> tuple[Any, ...]:
+        halves, blocks, heads, block, d = kv.values.shape
+        if halves != (1 if v is None else 2):
+            raise ValueError(f"kv: expected values for each of {halves} halves")
+        _check_rows("k", k, 0, heads * d)
+        most, at, stride = len(k), 0, 0
+        if v is not None:
+            _check_rows("v", v, 0, heads * d)
+            most, at, stride = min(most, len(v)), v.data_ptr(), v.stride(0)
+        cache = _described(kv, halves)
+        return most, cache, (k.data_ptr(), k.stride(0), at, stride), d, blocks * block
+
+    most, cache, operands, d, capacity = made_of(kept, (k, v, kv), described)
     rows = slots.shape[0]
     if slots.dtype != torch.int64 or not slots.is_contiguous():
         raise ValueError(f"slots: expected contiguous int64, got {slots.dtype}")
-    if halves != (1 if v is None else 2):
-        raise ValueError(f"kv: expected values for each of {halves} halves")
-    _check_rows("k", k, rows, heads * d)
-    at, stride = 0, 0
-    if v is not None:
-        _check_rows("v", v, rows, heads * d)
-        at, stride = v.data_ptr(), v.stride(0)
+    if rows > most:
+        raise ValueError(f"k and v: expected {rows} rows or more, got {most}")
     native_module().append(
-        made_of(kept, kv, lambda: _described(kv)), k.data_ptr(), k.stride(0), at, stride, rows, d,
-        0 if v is None else d, slots.data_ptr(), blocks * block, threads, path,
-    )  # fmt: skip
+        cache, *operands, rows, d, 0 if v is None else d, slots.data_ptr(), capacity, threads, path
+    )
 
 
 def _run(
@@ -183,17 +198,19 @@ def _run(
     )  # fmt: skip
 
 
-def _cache(kv: KvCache, plan: AttentionPlan, halves: int, kept: Kept | None = None) -> Any:
-    if kv.values.shape[0] != halves or kv.values.shape[3] != plan.block:
+def _check_plan(plan: AttentionPlan, rows: int, blocks: int, block: int) -> None:
+    """Whether what the plan speaks of is there."""
+    if plan.block != block or plan.blocks > blocks:
         raise ValueError(
-            f"kv: expected [{halves}, blocks, KV, {plan.block}, d], got {tuple(kv.values.shape)}"
+            f"kv: expected {plan.blocks} blocks or more of {plan.block}, got {blocks} of {block}"
         )
-    if kv.values.shape[1] < plan.blocks:
-        raise ValueError(f"kv: expected {plan.blocks} blocks, got {kv.values.shape[1]}")
-    return made_of(kept, kv, lambda: _described(kv))
+    if plan.rows > rows:
+        raise ValueError(f"q and out: expected {plan.rows} rows or more, got {rows}")
 
 
-def _described(kv: KvCache) -> Any:
+def _described(kv: KvCache, halves: int) -> Any:
+    if kv.values.shape[0] != halves:
+        raise ValueError(f"kv: expected {halves} halves, got {tuple(kv.values.shape)}")
     values, scales = kv
     if values.dtype not in _FORMATS or not values.is_contiguous():
         raise TypeError(

@@ -61,9 +61,9 @@ Weight make_quantised(Address data, std::int64_t rows, std::int64_t columns,
 
 // Gate and up share the packed rows of x.
 void check_pair(const Weight &gate, const Weight &up) {
-    if (gate.format != up.format || gate.group != up.group ||
-        (gate.zeros == nullptr) != (up.zeros == nullptr)) {
-        throw std::invalid_argument("gate and up: expected one format, group and kind of zeros");
+    if (!packed_alike(gate, up)) {
+        throw std::invalid_argument(
+            "gate and up: expected one format, width, group and kind of zeros");
     }
 }
 
@@ -123,15 +123,21 @@ struct Visitors {
     Store store() const { return {hidden.data(), dense ? nullptr : gates.data(), true}; }
 };
 
-// Experts of one page or of a whole layer; gate and up of an expert are stored alike.
-void run_experts(const std::vector<MicroBatch> &batches, std::int64_t first,
-                 const std::vector<ExpertWeights> &weights, const Activation &activation,
+// Experts of one page or of a whole layer; gate and up of an expert are stored alike. A class of
+// its own, so that a call does not copy them.
+struct ExpertList {
+    std::vector<ExpertWeights> all;
+};
+
+// `rows` of each micro-batch, whatever its own count.
+void run_experts(std::vector<MicroBatch> batches, const std::vector<std::int64_t> &rows,
+                 std::int64_t first, const ExpertList &weights, const Activation &activation,
                  const Setting &setting) {
-    std::vector<Visitors> visitors(weights.size());
+    for (std::size_t i = 0; i < batches.size(); ++i) std::get<7>(batches[i]) = rows.at(i);
+    std::vector<Visitors> visitors(weights.all.size());
     std::vector<Visit> visits;
-    for (std::size_t e = 0; e < weights.size(); ++e) {
-        const ExpertWeights &w = weights[e];
-        check_pair(w.gate, w.up);
+    for (std::size_t e = 0; e < weights.all.size(); ++e) {
+        const ExpertWeights &w = weights.all[e];
         visitors[e].gather(batches, first + static_cast<std::int64_t>(e));
         if (visitors[e].count() == 0) continue;
         visits.push_back({&w, &choose_engine(w.gate.format, setting.path.c_str()),
@@ -191,6 +197,11 @@ void bind_matrix(nb::module_ &module) {
     nb::class_<ExpertWeights>(module, "ExpertWeights")
         .def("__init__", [](ExpertWeights *self, const Weight &gate, const Weight &up,
                             const Weight &down) { new (self) ExpertWeights{gate, up, down}; });
+    nb::class_<ExpertList>(module, "ExpertList")
+        .def("__init__", [](ExpertList *self, const std::vector<ExpertWeights> &all) {
+            for (const ExpertWeights &w : all) check_pair(w.gate, w.up);
+            new (self) ExpertList{all};
+        });
     nb::class_<Activation>(module, "Activation")
         .def("__init__", [](Activation *self, float alpha, float shift, float limit) {
             new (self) Activation{alpha, shift, limit};
@@ -201,6 +212,9 @@ void bind_matrix(nb::module_ &module) {
             new (self) Setting{threads, path, scratch, bytes};
         });
     module.def("path_of", &path_of, "format"_a, "path"_a = "auto");
+    module.def("fetch", [](Address data, std::size_t bytes, int threads) {
+        fetch(at<const void>(data), bytes, threads);
+    });
     module.def("linear", &run_linear);
     module.def("experts", &run_experts);
     module.def("expert_up", &run_expert_up);

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <initializer_list>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -108,6 +109,30 @@ void multiply(Team &team, const std::vector<const float *> &x, const Weight &w, 
            {to.data(), nullptr, add}, lent.rest());
 }
 
+// Several products of the same rows; at once, where they share what is packed.
+struct Output {
+    const Weight &w;
+    const Matrix &out;
+};
+
+void multiply_all(Team &team, const std::vector<const float *> &x,
+                  std::initializer_list<Output> outputs, const Lent &lent) {
+    const Weight &like = outputs.begin()->w;
+    const auto rows = static_cast<std::int64_t>(x.size());
+    std::vector<std::vector<float *>> to;
+    std::vector<Product> products;
+    for (const Output &o : outputs) {
+        if (!packed_alike(like, o.w)) {
+            for (const Output &each : outputs) multiply(team, x, each.w, each.out, false, lent);
+            return;
+        }
+        to.push_back(o.out.rows(rows));
+        products.push_back({&o.w, {to.back().data(), nullptr, false}});
+    }
+    linear_all(team, choose_engine(like.format, lent.path.c_str()), x.data(), rows, products,
+               lent.rest());
+}
+
 // -- norms ---------------------------------------------------------------------------------------
 
 // Row i of out = norm of row index[i] (or i) of x. Both may be the same memory without an index.
@@ -179,9 +204,7 @@ void run_attention_inputs(const AttentionInputs &in, const Matrix &hidden, std::
     each_row(team, rows, D, [&](std::int64_t i) {
         ops.norm(hidden.row(i), in.norm, D, in.eps, x.row(i));
     });
-    multiply(team, normed, in.q, q, false, lent);
-    multiply(team, normed, in.k, k, false, lent);
-    multiply(team, normed, in.v, v, false, lent);
+    multiply_all(team, normed, {{in.q, q}, {in.k, k}, {in.v, v}}, lent);
     const auto finish = [&](float *row, std::int64_t size, const Values &norm,
                             std::int64_t width, std::int64_t i) {
         for (std::int64_t j = 0; norm.data != nullptr && j < size; j += width) {

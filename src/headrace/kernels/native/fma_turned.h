@@ -13,6 +13,7 @@ namespace headrace {
 namespace {
 
 constexpr std::int64_t K_BLOCK = 128;
+constexpr std::size_t LONG_ROW = 4096;  // bytes; two times sixteen rows of as many overflow a core's L1
 
 // --- the panel: [block of K][row of x][K_BLOCK] ---
 
@@ -115,6 +116,39 @@ template <class F, int H, int V, int COUNT>
     }
 }
 
+// The same for one row of x and the whole blocks of sixteen long weight rows, one after the other:
+// memory is slower than the one chain. What is asked for are the lines that these loads meet next, a
+// few steps ahead, so that they are still in the first-level cache when they are met; the next rows
+// as a whole would not fit it. `then`: the sixteen rows that follow, or null.
+template <class F>
+[[gnu::noinline]] void stream(const Weight &w, const Rows<1> &rows, const float *x,
+                              std::int64_t count, const char *then, float *sums) {
+    constexpr int columns = Turn::words * 4 / F::size;
+    constexpr std::size_t ahead = 4 * LINE;
+    const std::size_t whole = static_cast<std::size_t>(w.columns / K_BLOCK * K_BLOCK * F::size);
+    for (std::int64_t k = 0; k + K_BLOCK <= w.columns; k += K_BLOCK) {
+        Vec::T acc = Vec::zero();
+        for (std::int64_t at = 0; at < K_BLOCK; at += columns) {
+            const std::size_t offset = static_cast<std::size_t>((k + at) * F::size);
+            const char *next = offset + ahead < whole ? rows.at[0] + offset + ahead
+                               : then != nullptr      ? then + (offset + ahead - whole)
+                                                      : rows.at[0] + offset;
+            typename Turn::T words[Turn::words];
+            Turn::line(rows.at, offset, words);
+            const float *values = x + k * count + at;
+#pragma GCC unroll 16
+            for (int j = 0; j < Turn::words; ++j) {
+                prefetch_close(next + static_cast<std::size_t>(j) * w.row_bytes);
+#pragma GCC unroll 2
+                for (int c = 0; c < 4 / F::size; ++c, ++values) {
+                    acc = Vec::fma(Vec::set(*values), F::column(words[j], c), acc);
+                }
+            }
+        }
+        Vec::store(sums, k == 0 ? acc : Vec::add(Vec::load(sums), acc));
+    }
+}
+
 // As many as make eight chains or so.
 constexpr int blocks_at_once(int rows) { return rows <= 2 ? 4 : rows <= 4 ? 2 : 1; }
 
@@ -156,6 +190,13 @@ struct Products {
     static std::int64_t whole_blocks(const Weight &w, const Part &p, const Rows<V> &rows,
                                      Ahead &ahead, float *sums) {
         std::int64_t k = 0;
+        if constexpr (V == 1) {
+            if (p.m1 - p.m0 == 1 && w.row_bytes >= LONG_ROW) {
+                const float *x = static_cast<const float *>(p.panel) + p.m0 * K_BLOCK;
+                stream<F>(w, rows, x, p.count, ahead.take(), sums);
+                return w.columns / K_BLOCK * K_BLOCK;
+            }
+        }
         with_height(p.m1 - p.m0, [&](auto height) {
             if constexpr ((V == 1) == (height.value <= FEW)) {
                 constexpr int count = blocks_at_once(height.value);

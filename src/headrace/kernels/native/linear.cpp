@@ -49,13 +49,19 @@ void pack(Team &team, const Panel &p) {
     }
 }
 
+Store from(const Store &to, std::int64_t first) {
+    return {to.rows + first, to.gates == nullptr ? nullptr : to.gates + first, to.add};
+}
+
 // How `n` weight rows (and granules, where weight rows are few) are cut into tasks.
 struct Cut {
     std::int64_t n, granules, height, width;
 
-    Cut(const Panel &p, std::int64_t n, std::int64_t most) : n(n), granules(p.granules()) {
+    // `shared`: weight rows of all that is cut at once, of which these are a part.
+    Cut(const Panel &p, std::int64_t n, std::int64_t most, std::int64_t shared)
+        : n(n), granules(p.granules()) {
         const std::int64_t unit = p.engine.unit;
-        const std::int64_t fair = ceil_div(ceil_div(n, TASKS), unit) * unit;
+        const std::int64_t fair = ceil_div(ceil_div(shared, TASKS), unit) * unit;
         height = std::max<std::int64_t>(std::min(most, fair), 1);
         const std::int64_t down = std::max<std::int64_t>(ceil_div(n, height), 1);
         const std::int64_t across =
@@ -74,8 +80,30 @@ struct Cut {
     }
 };
 
+// Several cuts whose tasks are shared out as one row.
+struct Cuts {
+    std::vector<Cut> all;
+    std::vector<std::int64_t> ends;
+
+    void add(const Cut &cut) {
+        all.push_back(cut);
+        ends.push_back(tasks() + cut.tasks());
+    }
+    std::int64_t tasks() const { return ends.empty() ? 0 : ends.back(); }
+
+    // Calls work(c, n0, n1, g0, g1) for task i, one of the c-th cut.
+    template <class Work>
+    void run(std::int64_t i, const Work &work) const {
+        const auto c = static_cast<std::size_t>(std::upper_bound(ends.begin(), ends.end(), i) -
+                                                ends.begin());
+        all[c].run(i - (c == 0 ? 0 : ends[c - 1]), [&](auto n0, auto n1, auto g0, auto g1) {
+            work(c, n0, n1, g0, g1);
+        });
+    }
+};
+
 void multiply(Team &team, const Panel &p, const Weight &w, const Store &to) {
-    const Cut cut(p, w.rows, p.engine.task_rows(p.rows, p.like.columns, 1));
+    const Cut cut(p, w.rows, p.engine.task_rows(p.rows, p.like.columns, 1), w.rows);
     team.share(cut.tasks(), [&](std::int64_t i) {
         cut.run(i, [&](auto n0, auto n1, auto g0, auto g1) {
             p.engine.multiply(w, p.at, p.rows, n0, n1, g0, g1, to);
@@ -83,8 +111,24 @@ void multiply(Team &team, const Panel &p, const Weight &w, const Store &to) {
     });
 }
 
+void multiply_all(Team &team, const Panel &p, const std::vector<Product> &products,
+                  std::int64_t first) {
+    std::int64_t shared = 0;
+    for (const Product &product : products) shared += product.w->rows;
+    Cuts cuts;
+    for (const Product &product : products) {
+        cuts.add({p, product.w->rows, p.engine.task_rows(p.rows, p.like.columns, 1), shared});
+    }
+    team.share(cuts.tasks(), [&](std::int64_t i) {
+        cuts.run(i, [&](auto c, auto n0, auto n1, auto g0, auto g1) {
+            p.engine.multiply(*products[c].w, p.at, p.rows, n0, n1, g0, g1,
+                              from(products[c].to, first));
+        });
+    });
+}
+
 Cut gated_cut(const Panel &p, std::int64_t n) {
-    return Cut(p, n, p.engine.task_rows(p.rows, p.like.columns, 2));
+    return Cut(p, n, p.engine.task_rows(p.rows, p.like.columns, 2), n);
 }
 
 void gate_and_up(Team &team, const Panel &p, const Weight &gate, const Weight &up,
@@ -95,10 +139,6 @@ void gate_and_up(Team &team, const Panel &p, const Weight &gate, const Weight &u
             p.engine.gated(gate, up, p.at, p.rows, n0, n1, g0, g1, activation, to);
         });
     });
-}
-
-Store from(const Store &to, std::int64_t first) {
-    return {to.rows + first, to.gates == nullptr ? nullptr : to.gates + first, to.add};
 }
 
 // --- experts ---
@@ -195,18 +235,14 @@ void pack_all(Team &team, const std::vector<Place> &all, const PanelOf &panel_of
 
 // The tasks of all experts in one row.
 void all_gated(Team &team, const std::vector<Place> &all, const Activation &activation) {
-    std::vector<Cut> cuts;
-    std::vector<std::int64_t> ends;
+    Cuts cuts;
     for (const Place &place : all) {
-        cuts.push_back(gated_cut(place.in(), place.visit.weights->gate.rows));
-        ends.push_back((ends.empty() ? 0 : ends.back()) + cuts.back().tasks());
+        cuts.add(gated_cut(place.in(), place.visit.weights->gate.rows));
     }
-    team.share(ends.back(), [&](std::int64_t i) {
-        const auto e = static_cast<std::size_t>(std::upper_bound(ends.begin(), ends.end(), i) -
-                                                ends.begin());
-        const Place &place = all[e];
-        const ExpertWeights &w = *place.visit.weights;
-        cuts[e].run(i - (e == 0 ? 0 : ends[e - 1]), [&](auto n0, auto n1, auto g0, auto g1) {
+    team.share(cuts.tasks(), [&](std::int64_t i) {
+        cuts.run(i, [&](auto c, auto n0, auto n1, auto g0, auto g1) {
+            const Place &place = all[c];
+            const ExpertWeights &w = *place.visit.weights;
             place.visit.in->gated(w.gate, w.up, place.panel, place.visit.rows, n0, n1, g0, g1,
                                   activation, {place.inter.data(), nullptr, false});
         });
@@ -251,6 +287,18 @@ void linear(Team &team, const Engine &engine, const float *const *x, std::int64_
         const Panel panel{engine, x + first, std::min(most, rows - first), w, scratch.at};
         pack(team, panel);
         multiply(team, panel, w, from(to, first));
+    }
+}
+
+void linear_all(Team &team, const Engine &engine, const float *const *x, std::int64_t rows,
+                const std::vector<Product> &products, Scratch scratch) {
+    const Weight &like = *products.front().w;
+    const std::int64_t most = block_rows(engine, rows, scratch.bytes,
+                                         engine.panel_bytes(engine.granule, like) + 64, 0);
+    for (std::int64_t first = 0; first < rows; first += most) {
+        const Panel panel{engine, x + first, std::min(most, rows - first), like, scratch.at};
+        pack(team, panel);
+        multiply_all(team, panel, products, first);
     }
 }
 

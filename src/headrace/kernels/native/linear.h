@@ -19,6 +19,17 @@ struct Scratch {
 void linear(Team &team, const Engine &engine, const float *const *x, std::int64_t rows,
             const Weight &w, const Store &to, Scratch scratch);
 
+// One weight of several that meet the same rows.
+struct Product {
+    const Weight *w;
+    Store to;
+};
+
+// The same for several weights that share packed rows (see packed_alike): their tasks are shared
+// out together, so that small ones neither wait for each other nor are cut into small pieces.
+void linear_all(Team &team, const Engine &engine, const float *const *x, std::int64_t rows,
+                const std::vector<Product> &products, Scratch scratch);
+
 // to = act(gate x) * up x: the first half, for expert parts.
 void gated(Team &team, const Engine &engine, const float *const *x, std::int64_t rows,
            const Weight &gate, const Weight &up, const Activation &activation, const Store &to,

@@ -56,6 +56,12 @@ struct Weight {
     }
 };
 
+// Whether rows of x that were packed for one weight serve the other as well.
+inline bool packed_alike(const Weight &a, const Weight &b) {
+    return a.format == b.format && a.columns == b.columns && a.group == b.group &&
+           (a.zeros == nullptr) == (b.zeros == nullptr);
+}
+
 // Columns of an activation row that share a scale on the integer path: those of a weight's group,
 // but not more than this, so that one large value does not coarsen a whole row.
 constexpr std::int64_t MOST_SHARED = 64;

@@ -13,6 +13,7 @@ amx_fast, exact_avx512, ...) forces an instruction set, for tests.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import gt
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ from headrace.kernels.quantized import QuantizedWeight
 from headrace.kernels.routed import Routed
 
 _FORMATS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+
+MOST_FETCHED = 1 << 20
+"""Bytes that are asked for ahead: what fits a core's own cache, and more than there is time for."""
 
 
 def path_of(form: torch.dtype | str, path: str = "auto") -> str:
@@ -71,18 +75,35 @@ def experts(
 ) -> None:
     """hidden += gate * expert(x) for experts ``first``, ``first + 1``, ... in that order.
 
-    ``kept`` spares describing the same list of ``weights`` again.
+    ``kept`` spares describing the same list of ``weights``, and what they meet, again.
     """
     if not weights:
         return
     native = native_module()
-    loaded = made_of(kept, weights, lambda: [_expert(w) for w in weights])
-    hidden = weights[0]["gate"].shape[1]
-    numbers = range(first, first + len(weights))
-    native.experts(
-        _batches(batches, numbers, hidden, slice(0, hidden)), first, loaded,
-        native.Activation(1.0, 0.0, 0.0), _setting(memory, threads, path),
-    )  # fmt: skip
+
+    def described() -> tuple[Any, ...]:
+        hidden = weights[0]["gate"].shape[1]
+        numbers = range(first, first + len(weights))
+        most = [min(len(x) for x in (b.x, b.hidden) if x is not None) for b in batches]
+        return (
+            native.ExpertList([_expert(w) for w in weights]),
+            _batches(batches, numbers, hidden, slice(0, hidden)),
+            most, native.Activation(1.0, 0.0, 0.0), _setting(memory, threads, path),
+        )  # fmt: skip
+
+    operands = [operand for batch in batches for operand in batch[1:]]
+    sources = (weights, memory, *operands)
+    loaded, micro_batches, most, activation, setting = made_of(kept, sources, described)
+    rows = [batch.rows for batch in batches]
+    if any(map(gt, rows, most)):
+        raise ValueError(f"x and hidden: expected {rows} rows or more, got {most}")
+    native.experts(micro_batches, rows, first, loaded, activation, setting)
+
+
+def fetch(weight: Tensor | QuantizedWeight, *, threads: int = 1, kept: Kept | None = None) -> None:
+    """Have helper threads ask for the first MOST_FETCHED bytes of ``weight``, into their caches,
+    until they are called again; see the reference. Returns at once."""
+    native_module().fetch(*made_of(kept, (weight,), lambda: _memory(weight)), threads)
 
 
 def native_weight(weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Any:
@@ -135,6 +156,12 @@ def expert_down(
         inter.data_ptr(), inter.stride(0),
         _weight(weights["down"], weights.get("down_bias")), _setting(memory, threads, path),
     )  # fmt: skip
+
+
+def _memory(weight: Tensor | QuantizedWeight) -> tuple[int, int]:
+    """Address and bytes of what is asked for ahead."""
+    values = weight.values if isinstance(weight, QuantizedWeight) else weight
+    return values.data_ptr(), min(MOST_FETCHED, values.numel() * values.itemsize)
 
 
 def _expert(weights: Mapping[str, Any]) -> Any:

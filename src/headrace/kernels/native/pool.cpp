@@ -1,6 +1,7 @@
 #include "pool.h"
 
 #include "local.h"
+#include "prefetch.h"
 
 #include <atomic>
 #include <condition_variable>
@@ -97,20 +98,32 @@ struct Region {
     }
 };
 
-namespace {
-
+// A helper is free again as soon as the team that called it has ended, even if it has not looked
+// up yet: it finds the number of the last call, and that one's region.
 struct Helper {
+    std::atomic<std::uint64_t> calls{0};
     std::atomic<Region *> region{nullptr};
     std::atomic<bool> asleep{false};
-    std::vector<int> cores;
-    std::vector<int> pinned;
+    std::vector<int> cores;  // where it was last told to run
     std::mutex mutex;
     std::condition_variable called;
+    std::thread::native_handle_type thread{};
+
+    // What to fetch while nothing else is to be done; `errand` says that there is something.
+    std::atomic<bool> errand{false};
+    const char *fetch = nullptr;
+    std::size_t fetch_bytes = 0;
+
+    bool called_after(std::uint64_t served) const {
+        return calls.load(std::memory_order_acquire) != served;
+    }
 };
+
+namespace {
 
 struct Pool {
     std::mutex mutex;
-    std::vector<Helper *> idle;
+    std::vector<Helper *> free;  // the last one used at the end
     std::vector<Region *> regions;
     int helpers = 0;
 };
@@ -131,17 +144,17 @@ Pool &the_pool() {
     return *pool;
 }
 
-void pin(Helper &helper) {
+// By whoever calls, not by the helper itself: it wakes where it belongs, and need not first get
+// its turn on the core that it should leave.
+void place(Helper &helper, const std::vector<int> &cores) {
+    if (cores.empty() || cores == helper.cores) return;
 #if defined(__linux__)
-    if (helper.cores.empty() || helper.cores == helper.pinned) return;
     cpu_set_t set;
     CPU_ZERO(&set);
-    for (int core : helper.cores) CPU_SET(core, &set);
-    pthread_setaffinity_np(pthread_self(), sizeof set, &set);  // best effort
-    helper.pinned = helper.cores;
-#else
-    (void)helper;
+    for (int core : cores) CPU_SET(core, &set);
+    pthread_setaffinity_np(helper.thread, sizeof set, &set);  // best effort
 #endif
+    helper.cores = cores;
 }
 
 void help_region(Region &region) {
@@ -156,32 +169,57 @@ void help_region(Region &region) {
     }
 }
 
-Region *next_region(Helper &helper) {
-    const auto called = [&] { return helper.region.load(std::memory_order_acquire) != nullptr; };
-    if (soon(called)) return helper.region.load();
+// Asks for memory until the helper is called. Nothing is loaded: the memory may be gone.
+void run_errand(Helper &helper, std::uint64_t served) {
+    constexpr std::size_t line = 64, piece = 64 * line;
+    const char *at = nullptr, *end = nullptr;
+    {
+        std::lock_guard<std::mutex> lock(helper.mutex);
+        helper.errand.store(false);
+        at = helper.fetch;
+        end = at + helper.fetch_bytes;
+    }
+    for (; at < end && !helper.called_after(served); at += piece) {
+        for (std::size_t i = 0; i < piece; i += line) prefetch(at + i);
+    }
+}
+
+// The number of the next call, once there is one.
+std::uint64_t next_call(Helper &helper, std::uint64_t served) {
+    const auto called = [&] { return helper.called_after(served); };
+    while (soon([&] { return called() || helper.errand.load(std::memory_order_acquire); })) {
+        if (called()) return helper.calls.load();
+        run_errand(helper, served);
+    }
     std::unique_lock<std::mutex> lock(helper.mutex);
     helper.asleep.store(true);
     helper.called.wait(lock, called);
     helper.asleep.store(false);
-    return helper.region.load();
+    return helper.calls.load();
 }
 
-void live(Pool *home, Helper *helper) {
+void live(Helper *helper) {
+    std::uint64_t served = 0;
     while (true) {
-        Region *region = next_region(*helper);
-        pin(*helper);
-        help_region(*region);
-        helper->region.store(nullptr);
-        std::lock_guard<std::mutex> lock(home->mutex);
-        home->idle.push_back(helper);
+        served = next_call(*helper, served);
+        help_region(*helper->region.load());
     }
 }
 
 void call_helper(Helper &helper, Region *region) {
+    helper.errand.store(false);
     helper.region.store(region);
-    std::atomic_thread_fence(std::memory_order_seq_cst);
+    helper.calls.fetch_add(1);
     std::lock_guard<std::mutex> lock(helper.mutex);
     if (helper.asleep.load()) helper.called.notify_one();
+}
+
+Helper *new_helper() {
+    auto *helper = new Helper;
+    std::thread thread(live, helper);
+    helper->thread = thread.native_handle();
+    thread.detach();
+    return helper;
 }
 
 }  // namespace
@@ -189,28 +227,24 @@ void call_helper(Helper &helper, Region *region) {
 Team::Team(int threads, const std::vector<int> &cores) : region_(nullptr) {
     if (threads <= 1) return;
     Pool &home = the_pool();
-    std::vector<Helper *> taken;
     {
         std::lock_guard<std::mutex> lock(home.mutex);
         if (home.regions.empty()) home.regions.push_back(new Region);
         region_ = home.regions.back();
         home.regions.pop_back();
-        while (static_cast<int>(taken.size()) + 1 < threads) {
-            if (home.idle.empty()) {
+        while (static_cast<int>(helpers_.size()) + 1 < threads) {
+            if (home.free.empty()) {
                 if (home.helpers == MAX_HELPERS) break;
                 ++home.helpers;
-                auto *helper = new Helper;
-                std::thread(live, &home, helper).detach();
-                taken.push_back(helper);
-            } else {
-                taken.push_back(home.idle.back());
-                home.idle.pop_back();
+                home.free.push_back(new_helper());
             }
+            helpers_.push_back(home.free.back());
+            home.free.pop_back();
         }
     }
     region_->open.store(true);
-    for (Helper *helper : taken) {
-        helper->cores = cores;
+    for (Helper *helper : helpers_) {
+        place(*helper, cores);
         call_helper(*helper, region_);
     }
 }
@@ -222,6 +256,7 @@ Team::~Team() {
     Pool &home = the_pool();
     std::lock_guard<std::mutex> lock(home.mutex);
     home.regions.push_back(region_);
+    home.free.insert(home.free.end(), helpers_.rbegin(), helpers_.rend());
 }
 
 void Team::run(std::int64_t count, Call call, const void *context) {
@@ -257,6 +292,24 @@ void Team::run_phase(std::int64_t count, Call call, const void *context) {
     while (region.help()) {
     }
     region.wait([&] { return region.done.load(std::memory_order_acquire) == count; });
+}
+
+void fetch(const void *data, std::size_t bytes, int threads) {
+    Pool &home = the_pool();
+    std::lock_guard<std::mutex> lock(home.mutex);
+    std::vector<Helper *> awake;
+    for (auto at = home.free.rbegin(); at != home.free.rend(); ++at) {
+        if (static_cast<int>(awake.size()) + 1 >= threads) break;
+        if (!(*at)->asleep.load()) awake.push_back(*at);
+    }
+    const char *from = static_cast<const char *>(data);
+    for (std::size_t i = 0; i < awake.size(); ++i) {
+        const std::size_t first = bytes * i / awake.size(), last = bytes * (i + 1) / awake.size();
+        std::lock_guard<std::mutex> held(awake[i]->mutex);
+        awake[i]->fetch = from + first;
+        awake[i]->fetch_bytes = last - first;
+        awake[i]->errand.store(true, std::memory_order_release);
+    }
 }
 
 void *local_memory() {

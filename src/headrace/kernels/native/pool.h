@@ -1,12 +1,14 @@
 // A pool of helper threads that join whoever calls, for one phase of work at a time.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
 namespace headrace {
 
 struct Region;
+struct Helper;
 
 // One call's hold on the pool. The caller runs phases one after the other; helpers take tasks
 // from the phase at hand. A helper that wakes late is never waited for: whoever is awake does
@@ -36,6 +38,12 @@ class Team {
     void run_phase(std::int64_t count, Call call, const void *context);
 
     Region *region_;  // null: run inline
+    std::vector<Helper *> helpers_;
 };
+
+// Memory that the next call will read, for helpers that still look out for it: until it comes they
+// ask for it, into their caches, while the caller is elsewhere and memory would be idle. A hint:
+// whoever sleeps is not woken, and any address will do. At most `threads` - 1 helpers take part.
+void fetch(const void *data, std::size_t bytes, int threads);
 
 }  // namespace headrace

@@ -115,16 +115,21 @@ def attention_inputs(
     path: str = "auto",
 ) -> None:
     """q, k and v of ``hidden``: norm, projections, clipping, rotation; see the reference."""
-    native = native_module()
-    made = made_of(kept, weights, lambda: _inputs(weights, rule))
-    rows = cos.shape[0]
+    memory, rows = scratch.rest(), cos.shape[0]
     _check_tables(cos, sin, rows, rule.head_dim)
-    shape = weights["q"].shape
-    native.attention_inputs(
-        made, _rows_of("hidden", hidden, rows, shape[1], kept), rows, cos.data_ptr(),
-        sin.data_ptr(), _rows_of("q", q, rows, shape[0], kept),
-        _rows_of("k", k, rows, weights["k"].shape[0], kept),
-        _rows_of("v", v, rows, weights["v"].shape[0], kept), _lent(scratch, threads, path),
+
+    def described() -> tuple[Any, ...]:
+        shapes = [weights[name].shape for name in ("q", "q", "k", "v")]
+        widths = (shapes[0][1], *(shape[0] for shape in shapes[1:]))
+        named = zip(("hidden", "q", "k", "v"), (hidden, q, k, v), widths, strict=True)
+        matrices = [_matrix(name, x, width) for name, x, width in named]
+        most = min(len(x) for x in (hidden, q, k, v))
+        return most, _inputs(weights, rule), *matrices, _lent(memory, threads, path)
+
+    most, inputs, x, *to, lent = made_of(kept, (hidden, weights, q, k, v, memory), described)
+    _check_count("attention inputs", rows, most)
+    native_module().attention_inputs(
+        inputs, x, rows, cos.data_ptr(), sin.data_ptr(), *to, lent
     )  # fmt: skip
 
 
@@ -142,15 +147,21 @@ def attention_output(
     path: str = "auto",
 ) -> None:
     """``hidden`` += the projection of ``attended``; ``normed`` = its norm; see the reference."""
-    native = native_module()
-    made = made_of(kept, weights, lambda: _output(weights, eps))
-    width, columns = weights["o"].shape
+    memory = scratch.rest()
+
+    def described() -> tuple[Any, ...]:
+        width, columns = weights["o"].shape
+        return (
+            min(len(x) for x in (attended, hidden, normed)), _output(weights, eps),
+            _matrix("attended", attended, columns), _matrix("hidden", hidden, width),
+            _matrix("normed", normed, width), _lent(memory, threads, path),
+        )  # fmt: skip
+
+    sources = (attended, weights, hidden, normed, memory)
+    most, made, x, to, norm, lent = made_of(kept, sources, described)
     count = attended.shape[0] if rows is None else rows
-    native.attention_output(
-        made, _rows_of("attended", attended, count, columns, kept), count,
-        _rows_of("hidden", hidden, count, width, kept),
-        _rows_of("normed", normed, count, width, kept), _lent(scratch, threads, path),
-    )  # fmt: skip
+    _check_count("attention output", count, most)
+    native_module().attention_output(made, x, count, to, norm, lent)
 
 
 def route(
@@ -167,21 +178,25 @@ def route(
     path: str = "auto",
 ) -> None:
     """The best k experts of every row and their gates, sorted; see the reference."""
-    native = native_module()
-    experts, width = router.shape
-    mu, k = routing.ids.shape
+    memory = scratch.rest()
+
+    def described() -> tuple[Any, ...]:
+        experts, width = router.shape
+        most, k = routing.ids.shape
+        if routing.starts.shape[0] != experts + 1:
+            raise ValueError(
+                f"routing: expected {experts} experts, got {routing.starts.shape[0] - 1}"
+            )
+        tables = [table.data_ptr() for table in routing]
+        weight, made = _router(router, rule, k, bias)
+        x = _matrix("normed", normed, width)
+        return min(len(normed), most), weight, made, x, k, tables, _lent(memory, threads, path)
+
+    sources = (normed, router, routing, bias, memory)
+    most, weight, made, x, k, tables, lent = made_of(kept, sources, described)
     count = normed.shape[0] if rows is None else rows
-    if count > mu or routing.starts.shape[0] != experts + 1:
-        raise ValueError(
-            f"routing: expected room for {count} rows and {experts} experts, "
-            f"got {mu} and {routing.starts.shape[0] - 1}"
-        )
-    weight, made, _ = made_of(kept, router, lambda: _router(router, rule, k, bias))
-    native.route(
-        weight, made, _rows_of("normed", normed, count, width, kept), count, k,
-        made_of(kept, routing, lambda: [table.data_ptr() for table in routing]),
-        _lent(scratch, threads, path),
-    )  # fmt: skip
+    _check_count("routing", count, most)
+    native_module().route(weight, made, x, count, k, tables, lent)
 
 
 def embed(
@@ -249,7 +264,7 @@ def _router(router: Tensor, rule: RouterRule, k: int, bias: Tensor | None) -> tu
         rule.scoring is Scoring.SIGMOID, rule.renormalise, rule.groups, rule.kept,
         rule.per_group, rule.scale, 0 if bias is None else bias.data_ptr(),
     )  # fmt: skip
-    return native_weight(router, None), made, bias  # whose memory the rule names
+    return native_weight(router, None), made
 
 
 def _bias(weights: LayerWeights, name: str) -> Tensor | None:
@@ -276,15 +291,12 @@ def _matrix(name: str, x: Tensor, width: int) -> Any:
     return native_module().Matrix(x.data_ptr(), x.stride(0))
 
 
-def _rows_of(name: str, x: Tensor, rows: int, width: int, kept: Kept | None) -> Any:
-    """At least ``rows`` rows of ``width`` values."""
-    if x.shape[0] < rows:
-        raise ValueError(f"{name}: expected {rows} rows or more, got {x.shape[0]}")
-    return made_of(kept, x, lambda: _matrix(name, x, width))
+def _check_count(what: str, rows: int, most: int) -> None:
+    if rows > most:
+        raise ValueError(f"{what}: expected room for {rows} rows, got {most}")
 
 
-def _lent(scratch: Scratch, threads: int, path: str) -> Any:
-    memory = scratch.rest()
+def _lent(memory: Tensor, threads: int, path: str) -> Any:
     single = path if path in ROW_PATHS else "auto"
     return native_module().Lent(threads, path, single, memory.data_ptr(), memory.numel())
 

@@ -51,6 +51,13 @@ class Ahead {
         while (at_ < end_) ask(1);
     }
 
+    // Where it begins, null when there is none; who takes it asks for it himself.
+    const char *take() {
+        const char *first = at_ < end_ ? at_ : nullptr;
+        at_ = end_;
+        return first;
+    }
+
   private:
     static constexpr int LINE_BYTES = 64;
     const char *at_, *end_;

@@ -18,7 +18,7 @@ from headrace.kernels.reference.layer import (
     gather_norm,
     widen_rows,
 )
-from headrace.kernels.reference.linear import linear, upcast
+from headrace.kernels.reference.linear import fetch, linear, upcast
 from headrace.kernels.reference.moe import expert, gated, route
 from headrace.kernels.reference.norm import rms_norm
 from headrace.kernels.reference.rope import apply_rope, inverse_frequencies, rope_tables
@@ -44,6 +44,7 @@ __all__ = [
     "expert_down",
     "expert_up",
     "experts",
+    "fetch",
     "gated",
     "gather_norm",
     "inverse_frequencies",

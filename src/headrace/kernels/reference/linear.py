@@ -42,6 +42,11 @@ def linear(
     return out
 
 
+def fetch(weight: Tensor | QuantizedWeight) -> None:
+    """``weight`` is what the next call reads: a hint, for kernels that have threads to ask for it
+    meanwhile. No result depends on it; here it does nothing."""
+
+
 def upcast(weight: Tensor | QuantizedWeight, tile: Tensor) -> Iterator[tuple[int, int, Tensor]]:
     """Row blocks ``(start, stop, fp32 block)`` of ``weight``; a block is valid until the next.
 
