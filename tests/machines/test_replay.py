@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from headrace.errors import ScheduleError
 from headrace.machines.replay import Cost, Score
 from headrace.machines.virtual import Virtual
-from headrace.schedule.task import Buffer, Op, Schedule, Task
+from headrace.schedule.task import Buffer, Op, Task
 from headrace.schedule.work_vector import Work
 from headrace.specs.hardware import Hardware
 
@@ -34,7 +34,8 @@ def test_a_score_ends_every_task_when_the_virtual_machine_does(case: Case, seed:
     tickets = [machine.append(schedule, None) for schedule in schedules]
     wanted = [span.end for ticket in tickets for span in ticket.wait().spans]
 
-    score = Score(schedules, lambda task: (task.op, task.layer))
+    lists = [schedule.tasks for schedule in schedules]
+    score = Score(lists, lambda task: (task.op, task.layer))
     costs = {}
     for task in score.tasks:
         roofs = works(seed, task).seconds(HARDWARE)
@@ -47,8 +48,7 @@ def test_a_score_ends_every_task_when_the_virtual_machine_does(case: Case, seed:
 
 def test_what_stands_behind_the_wanted_sweeps_runs_in_their_tail_only() -> None:
     a, b = Task(Op.EXPERT, "cpu", (), (Buffer("a"),)), Task(Op.READ_PAGE, "disk0", (), ())
-    first = Schedule("x", (a, b), {})
-    score = Score([first, first, first], lambda task: task.op, most_of_last=1)
+    score = Score([(a, b)] * 3, lambda task: task.op, most_of_last=1)
     costs = {Op.EXPERT: Cost(1.0, {}), Op.READ_PAGE: Cost(0.25, {})}
     assert score.play(costs, 1) == [1.0, 0.25, 0.0, 0.5, 0.0]
     assert score.play(costs, 2) == [1.0, 0.25, 2.0, 0.5, 0.0]
@@ -58,14 +58,14 @@ def test_what_stands_behind_the_wanted_sweeps_runs_in_their_tail_only() -> None:
 def test_tasks_without_cost_end_at_once_and_free_others() -> None:
     slot = Buffer("slot")
     chain = [Task(Op.READ_PAGE, "disk0", (), (slot,)), Task(Op.EXPERT, "cpu", (slot,), (slot,))]
-    score = Score([Schedule("x", tuple(chain), {})] * 3, lambda task: task.op)
+    score = Score([chain] * 3, lambda task: task.op)
     ends = score.play({Op.READ_PAGE: Cost(0.0, {}), Op.EXPERT: Cost(2.0, {"dram": 2.0})})
     assert ends == [0.0, 2.0, 2.0, 4.0, 4.0, 6.0]
     assert all(a <= b for a, b in pairwise(ends))
 
 
 def test_a_list_cut_so_that_it_waits_for_itself_is_refused() -> None:
-    score = Score([Schedule("x", (Task(Op.EXPERT, "cpu", (), ()),), {})], lambda task: task.op)
+    score = Score([[Task(Op.EXPERT, "cpu", (), ())]], lambda task: task.op)
     score.lasts[-1] = 2  # one more than there are
     with pytest.raises(ScheduleError, match="waits for itself"):
         score.play({Op.EXPERT: Cost(1.0, {})})

@@ -49,7 +49,7 @@ def test_shares_cost_what_the_pages_cost(choice, host):
     for load in (Load(20, 20 * 30, samples=20), Load(10, 10 * 30, 40, 30, 12)):
         before = fitter.sweep_seconds(fit.policy, fit.split, load)
         # room is kept for rounding to 48 pages, and to whole experts; the pages then fill it
-        most = 1.3 if choice.beside else 1.12
+        most = 1.6 if choice.beside else 1.12
         assert 0.95 * prices.estimate(load) <= before <= most * prices.estimate(load)
 
 

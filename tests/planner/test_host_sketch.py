@@ -9,9 +9,9 @@ import pytest
 from headrace.planner.candidates import Situation, fitted
 from headrace.planner.host_sketch import HostSketch
 from headrace.planner.memory_map import memory_map
-from headrace.planner.played import steady_seconds
+from headrace.planner.played import SteadyPlay
 from headrace.planner.sweeps import Load
-from headrace.planner.thinning import Drawn, part_of, rest_seconds, sample
+from headrace.planner.thinning import part_of, rest_seconds, sample
 from headrace.schedule.tally import Kinds
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Hardware
 from headrace.specs.model import ModelSpec, SharedExpert
@@ -51,7 +51,7 @@ def test_a_sketch_takes_as_long_as_the_sweep(model, error, schedule, disk, seqs)
     assert policy.slot_bytes
     policy = replace(policy, schedule=schedule)
     load = Load(seqs, seqs * 50, 32, 40, seqs)
-    whole = steady_seconds(model, pages, policy, machine(disk), load)
+    whole = SteadyPlay(model, pages, policy, machine(disk)).seconds(load)
     small = HostSketch(at.kinds, policy, machine(disk)).play(load)
     assert small == pytest.approx(whole, rel=error)
 
@@ -78,11 +78,11 @@ def test_a_part_of_a_job_has_its_mean_lengths():
 
 
 def test_the_rest_of_a_job_goes_on_as_its_middle():
-    steady = [Drawn(10 * i, 2.0 * i) for i in range(1, 101)]
-    assert rest_seconds(steady, 500) == pytest.approx(100.0)
-    slow_ends = [Drawn(0, 50.0), *(Drawn(p.tokens, p.seconds + 50.0) for p in steady)]
-    assert rest_seconds(slow_ends, 500) == pytest.approx(100.0)
-    assert rest_seconds(steady, 0) == 0.0
+    drawn, ends = [10 * i for i in range(1, 101)], [2.0 * i for i in range(1, 101)]
+    assert rest_seconds(drawn, ends, 500) == pytest.approx(100.0)
+    late = [50.0, *(seconds + 50.0 for seconds in ends)]
+    assert rest_seconds([0, *drawn], late, 500) == pytest.approx(100.0)
+    assert rest_seconds(drawn, ends, 0) == 0.0
 
 
 def test_a_short_job_is_played_whole():

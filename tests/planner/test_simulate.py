@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from headrace.batching.batcher import Batcher
 from headrace.batching.limits import Limits
 from headrace.batching.request import Request
-from headrace.planner.played import PlayedOverlap, steady_seconds
+from headrace.planner.played import PlayedOverlap, SteadyPlay
 from headrace.planner.prices import DevicePrices, price
 from headrace.planner.residency import Residency
 from headrace.planner.simulate import FewRows, predict, simulate
@@ -96,8 +96,8 @@ def test_a_streamed_sweep_takes_its_busiest_lane_and_one_by_one_the_sum(rows):
     load = Load(min(rows, 16), 16 * 50, max(0, rows - 16), 30, min(rows, 16))
     slow = replace(MACHINE, task_seconds=0.0)
     lanes = times(policy(), slow).lanes(load)
-    stream = steady_seconds(MODEL, PAGES, policy(), slow, load)
-    serial = steady_seconds(MODEL, PAGES, policy("one_by_one"), slow, load)
+    stream = SteadyPlay(MODEL, PAGES, policy(), slow).seconds(load)
+    serial = SteadyPlay(MODEL, PAGES, policy("one_by_one"), slow).seconds(load)
     assert 0.95 * lanes.busiest <= stream <= 1.35 * lanes.busiest
     assert serial >= 0.95 * (lanes.cpu + lanes.disk)
     assert stream < serial
@@ -293,8 +293,8 @@ def test_on_demand_pays_up_to_its_threshold_and_not_beyond():
 
     def gain(rows):
         load = Load(rows, rows * 50, samples=rows)
-        demand = steady_seconds(MODEL, PAGES, replace(p, schedule="on_demand"), MACHINE, load)
-        return steady_seconds(MODEL, PAGES, p, MACHINE, load) / demand
+        demand = SteadyPlay(MODEL, PAGES, replace(p, schedule="on_demand"), MACHINE).seconds(load)
+        return SteadyPlay(MODEL, PAGES, p, MACHINE).seconds(load) / demand
 
     assert gain(max(1, n // 2)) > 1
     assert gain(2 * n + 1) < 1.1

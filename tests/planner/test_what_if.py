@@ -31,6 +31,19 @@ def test_a_faster_disk_is_worth_it_where_the_disk_bounds():
     assert found["int8 weights (headrace quantize)"].gain > 0.2
 
 
+def test_a_change_takes_what_the_plan_made_for_it_takes():
+    """Leaving out baselines that are far behind changes no plan."""
+    at = situation("t4")
+    plan = best_plan(at)
+    for change, found in zip(changes(at), _in_order(price_changes(at, plan), at), strict=True):
+        assert found.seconds == pytest.approx(best_plan(change.at).prediction.seconds, rel=0.01)
+
+
+def _in_order(priced: list[Priced], at: Situation) -> list[Priced]:
+    by_name = {each.name: each for each in priced}
+    return [by_name[change.name] for change in changes(at)]
+
+
 def test_links_and_cards_are_priced_beside_an_accelerator():
     host, t4 = situation("cpu-2core"), situation("t4")
     assert not any("PCIe" in c.name for c in changes(host))

@@ -226,13 +226,14 @@ class Batcher:
     ) -> tuple[Sequence, ...]:
         counters, ended = self.counters, []
         for sequence, rows in list(shares):
-            if rows == 1 and sequence.generated and sequence.computed + 1 == sequence.length:
+            length = sequence.length
+            if rows == 1 and sequence.generated and sequence.computed + 1 == length:
                 counters.decode_tokens += 1
             else:
                 counters.prefill_tokens += rows
                 counters.recomputed_tokens += rows if sequence.generated else 0
             sequence.computed += rows
-            if sequence.computed < sequence.length:
+            if sequence.computed < length:
                 continue
             sequence.generated.append(tokens[sequence.id])
             counters.sampled_tokens += 1

@@ -18,7 +18,10 @@ class BlockPool:
     def take(self, count: int) -> tuple[int, ...]:
         """``count`` blocks (the caller has checked ``free``)."""
         assert count <= len(self._free), "more blocks taken than are free"
-        return tuple(self._free.pop() for _ in range(count))
+        start = len(self._free) - count
+        taken = tuple(reversed(self._free[start:]))
+        del self._free[start:]
+        return taken
 
     def give(self, blocks: tuple[int, ...]) -> None:
         """Take ``blocks`` back."""

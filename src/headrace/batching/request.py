@@ -36,16 +36,21 @@ class Sequence:
     generated: list[int] = field(default_factory=list)
     computed: int = 0
     blocks: tuple[int, ...] = ()
+    prompt: int = field(init=False)  # its tokens
+
+    def __post_init__(self) -> None:
+        self.prompt = len(self.request.tokens)
 
     @property
     def length(self) -> int:
         """Tokens known: the prompt and what was generated."""
-        return len(self.request.tokens) + len(self.generated)
+        return self.prompt + len(self.generated)
 
     @property
     def partial(self) -> bool:
         """Whether more than its newest token is missing from the cache."""
-        return self.computed + 1 < self.length or not self.generated
+        known = len(self.generated)
+        return not known or self.computed + 1 < self.prompt + known
 
     @property
     def left(self) -> int:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from headrace.errors import ScheduleError
 from headrace.machines.virtual import fair_speeds
-from headrace.schedule.task import Schedule, Task
+from headrace.schedule.task import Task
 from headrace.schedule.waits import Hazards
 
 
@@ -32,37 +32,37 @@ KindOf = Callable[[Task], Hashable]
 
 
 class Score:
-    """Schedules appended one after the other, ready to be played at any costs.
+    """Lists of tasks appended one after the other, ready to be played at any costs.
 
-    ``kind_of`` gives each task its kind. Of the last schedule only the first ``most_of_last``
+    ``kind_of`` gives each task its kind. Of the last list only the first ``most_of_last``
     tasks are kept: it is there so that the tail of the one before is not idle.
     """
 
     def __init__(
-        self, schedules: Sequence[Schedule], kind_of: KindOf, most_of_last: int | None = None
+        self,
+        lists: Sequence[Sequence[Task]],
+        kind_of: KindOf,
+        most_of_last: int | None = None,
     ) -> None:
         self.kinds: list[Hashable] = []
         self.tasks: list[Task] = []
-        self.lasts: list[int] = []  # of each schedule, how many tasks end with it
+        self.lasts: list[int] = []  # of each list, how many tasks end with it
         self._numbers: dict[Hashable, int] = {}
         self._lanes: dict[str, int] = {}
         self._queues: list[list[_Entry]] = []
         hazards = Hazards()
-        for number, schedule in enumerate(schedules):
-            tasks = schedule.tasks
-            if number == len(schedules) - 1 and most_of_last is not None:
-                tasks = tasks[:most_of_last]
-            part = Schedule(schedule.name, tasks, {})
-            for task, waits in zip(tasks, hazards.append(part), strict=True):
+        for number, tasks in enumerate(lists):
+            last = number == len(lists) - 1
+            for task in tasks[: most_of_last if last else None]:
                 lane = self._lane(task.lane)
-                before = tuple((self._lane(w.lane), w.position) for w in waits)
+                before = tuple([(self._lane(w.lane), w.position) for w in hazards.add(task)])
                 kind = self._kind(kind_of(task))
                 self._queues[lane].append(_Entry(len(self.tasks), kind, before))
                 self.tasks.append(task)
             self.lasts.append(len(self.tasks))
 
     def play(self, costs: Mapping[Hashable, Cost], sweeps: int | None = None) -> list[float]:
-        """The end of each task, in list order; of tasks behind schedule number ``sweeps`` only of
+        """The end of each task, in list order; of tasks behind list number ``sweeps`` only of
         those that ended before it did (others: 0). Raises ScheduleError if all wait for another.
         """
         wanted = self.lasts[-1 if sweeps is None else sweeps - 1]

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from headrace.planner.decided import rounded
 from headrace.planner.prices import Prices, Sketches, price
-from headrace.planner.simulate import FewRows, Ledger, Prediction, rounded, simulate
+from headrace.planner.simulate import FewRows, Ledger, Prediction, simulate
 from headrace.planner.sweeps import Load
 from headrace.planner.traits import Traits
 from headrace.specs.hardware import Hardware

@@ -16,15 +16,19 @@ def binding_of(load: Load, policy: Policy) -> Binding:
     samples = [0] * policy.micro_batches
     micro_batches = used_micro_batches(load.rows, policy)
     mean = max(1, load.decode_kv // max(1, load.decodes))
-    for i in range(load.decodes):
-        extents[i % micro_batches].append(Extent(1, mean))
-    for i in range(load.samples):
-        samples[i % micro_batches] += 1
+    for mb in range(micro_batches):
+        extents[mb] += [Extent(1, mean)] * _dealt(load.decodes, micro_batches, mb)
+        samples[mb] = _dealt(load.samples, micro_batches, mb)
     step = max(1, min(load.chunk_kv, -(-load.chunk_rows // micro_batches)))
     for i, start in enumerate(range(0, load.chunk_rows, step)):
         rows = min(step, load.chunk_rows - start)
         extents[i % micro_batches].append(Extent(rows, max(rows, load.chunk_kv)))
     return Binding(tuple(map(tuple, extents)), tuple(samples))
+
+
+def _dealt(count: int, places: int, place: int) -> int:
+    """Of ``count`` dealt to ``places`` in turn, those that ``place`` gets."""
+    return (count + places - 1 - place) // places
 
 
 def typical_routing(model: ModelSpec, rows: int) -> dict[int, tuple[float, ...]]:

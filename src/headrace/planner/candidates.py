@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from headrace.batching.blocks import blocks_for
+from headrace.planner.job_estimate import JobShape
+from headrace.planner.known import Known
 from headrace.planner.memory_map import MemoryMap, arena_bytes, map_of_sizes
 from headrace.planner.plan import Overrides
 from headrace.planner.played import PlayedOverlap
@@ -29,6 +31,7 @@ MOST_SEQS = 2048
 ROWS_PER_MICRO_BATCH = 512
 SMALL_TOKENS, SMALL_REQUESTS = 1000, 16
 RESIDENT_ROWS = 512  # prompt rows beside decodes when nothing is read: enough for full speed
+_NEAR = (0.5, 1.0, 2.0)  # times the sequences of a plan for nearly the same machine
 _FREE_CHUNKS = 4  # of prompts in a sweep, where arithmetic sets no limit
 _RING_SHARE = 0.5  # of what is left for weights, at most
 
@@ -36,7 +39,10 @@ _RING_SHARE = 0.5  # of what is left for weights, at most
 @dataclass(frozen=True)
 class Situation:
     """All that a plan depends on. ``budget_bytes`` is for host memory, ``device_bytes`` for the
-    accelerator's (None: all that it has), ``disk_bytes`` for weights on disk (None: enough)."""
+    accelerator's (None: all that it has), ``disk_bytes`` for weights on disk (None: enough).
+    ``near`` is the policy planned for nearly the same machine, where one is known: it is tried, and
+    numbers of sequences around its own. ``known`` goes along to situations that ``replace`` makes
+    of this one."""
 
     model: ModelSpec
     pages: tuple[Page, ...]
@@ -47,16 +53,18 @@ class Situation:
     overrides: Overrides = field(default_factory=Overrides)
     device_bytes: int | None = None
     disk_bytes: int | None = None
+    near: Policy | None = None
+    known: Known = field(default_factory=Known, compare=False, repr=False)
 
     @cached_property
     def residency(self) -> Residency:
         """Residency choices of this model."""
-        return Residency(self.model, self.pages, self.page_bytes)
+        return self.known.residency_of(self.model, self.pages, self.page_bytes)
 
     @cached_property
     def kinds(self) -> Kinds:
         """Its pages by kind."""
-        return Kinds(self.model, self.pages)
+        return self.known.kinds_of(self.model, self.pages)
 
     @cached_property
     def longest_blocks(self) -> int:
@@ -101,15 +109,38 @@ class Situation:
         ring = policy.ring_slots * arena_bytes(policy.slot_bytes) if streams else 0
         return map_of_sizes(self.model, policy, sizes, self.budget_bytes, weights, ring)
 
+    def plays(self, count: int) -> int:
+        """How many plays are worth it: fewer around a plan that is known."""
+        return count // 2 if self.near else count
+
+    @cached_property
+    def job(self) -> JobShape:
+        """The job in means."""
+        return JobShape.of(self.workload, self.decode_kv)
+
     def times_of(self, policy: Policy) -> SweepTimes:
-        """Sweep times of ``policy``, overlap taken as perfect."""
-        return SweepTimes(self.model, self.pages, policy, self.hardware, kinds=self.kinds)
+        """Sweep times of ``policy``, overlap taken as perfect; the same ones each time."""
+        if policy not in self._times:
+            self._times[policy] = SweepTimes(
+                self.model, self.pages, policy, self.hardware, kinds=self.kinds
+            )
+        return self._times[policy]
 
     def overlap_of(self, policy: Policy) -> PlayedOverlap:
-        """How well lanes overlap under ``policy``."""
-        return PlayedOverlap(
-            self.model, self.pages, policy, self.hardware, self.mean_kv, kinds=self.kinds
-        )
+        """How well lanes overlap under ``policy``; the same one each time."""
+        if policy not in self._overlaps:
+            self._overlaps[policy] = PlayedOverlap(
+                self.model, self.pages, policy, self.hardware, self.mean_kv, kinds=self.kinds
+            )
+        return self._overlaps[policy]
+
+    @cached_property
+    def _times(self) -> dict[Policy, SweepTimes]:
+        return {}
+
+    @cached_property
+    def _overlaps(self) -> dict[Policy, PlayedOverlap]:
+        return {}
 
 
 def smallest(at: Situation) -> Policy:
@@ -246,8 +277,16 @@ def _sequence_counts(at: Situation) -> list[int]:
     if at.overrides.max_seqs:
         return [at.overrides.max_seqs]
     most = most_seqs(at)
+    if at.near:
+        return counts_near(at.near, most)
     counts = {most} | {n for p in range(12) for n in (2**p, 3 * 2**p) if n <= most}
     return sorted(counts, reverse=True)
+
+
+def counts_near(policy: Policy, most: int) -> list[int]:
+    """Numbers of sequences around those of ``policy``, and ``most``; most first."""
+    near = {min(most, max(1, round(policy.max_seqs * factor))) for factor in _NEAR}
+    return sorted(near | {most}, reverse=True)
 
 
 def _policy(at: Situation, seqs: int, rows: int, kv_blocks: int) -> Policy:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from headrace.schedule.tally import Kinds
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page, Role
 from headrace.specs.policy import Policy
@@ -102,37 +103,61 @@ def period_of(model: ModelSpec) -> int:
     return model.window_every if model.sliding_window else 1
 
 
-def take_census(model: ModelSpec, pages: tuple[Page, ...], policy: Policy) -> Census:
-    """One pass over ``pages``: about a microsecond each."""
+def take_census(kinds: Kinds, policy: Policy) -> Census:
+    """Pages of ``kinds`` counted; those of a layer that are alike are counted as sets."""
+    model, period = kinds.model, period_of(kinds.model)
     classes: dict[tuple[Weights, Way, int | None], _Groups] = {}
-    period = period_of(model)
+    for page in kinds.others:
+        weights = _PLAIN[page.role]
+        turn = None if page.layer is None else turn_of(page.layer, period)
+        of_class = classes.setdefault((weights, _way_of(page, policy, weights), turn), {})
+        _count(of_class, (page.role, page.bytes), page, 1)
     own: list[_Groups] = [{} for _ in range(model.layers)]
     beside: list[_Groups] = [{} for _ in range(model.layers)]
-    layer_pages: dict[int, Page] = {}
-    for page in pages:
-        weights = _weights_of(page, policy)
-        key = (page.role, page.bytes, _is_routed(model, page))
-        way = _way_of(page, policy, weights)
-        turn = None if page.layer is None else turn_of(page.layer, period)
-        _count(classes.setdefault((weights, way, turn), {}), key, page)
-        if page.role is Role.LAYER:
-            layer_pages[page.layer or 0] = page
-        elif page.expert is not None:
-            of_layer = beside if weights is Weights.BESIDE else own
-            _count(of_layer[page.layer or 0], key, page)
-    layers = _alike_layers(model, layer_pages, own, beside)
+    for layer, of_layer in kinds.experts_of.items():
+        for kind, ids in zip(kinds.all, of_layer, strict=True):
+            key = (kind.page.role, kind.page.bytes, kind.by_all)
+            for weights, some in _divided(ids, policy):
+                page = kinds.pages_by_id[min(some)]
+                way = _way_of(page, policy, weights)
+                of_class = classes.setdefault((weights, way, turn_of(layer, period)), {})
+                _count(of_class, key, page, len(some))
+                of_processor = beside if weights is Weights.BESIDE else own
+                _count(of_processor[layer], key, page, len(some))
+    layers = _alike_layers(kinds, own, beside)
     return Census(model, layers, {key: _alike(groups) for key, groups in classes.items()})
 
 
-_Groups = dict[object, list[object]]
+def _divided(ids: frozenset[int], policy: Policy) -> Iterator[tuple[Weights, frozenset[int]]]:
+    """Expert pages ``ids`` by what they are under ``policy``."""
+    held = ids & policy.resident
+    rest = ids - held
+    beside = rest & policy.cpu_experts
+    rest -= beside
+    read = rest & policy.on_disk
+    found = (
+        (Weights.HELD, held),
+        (Weights.BESIDE, beside),
+        (Weights.ON_DISK, read),
+        (Weights.EXPERTS, rest - read),
+    )
+    return ((weights, some) for weights, some in found if some)
 
 
-def _count(groups: _Groups, key: object, page: Page) -> None:
-    found = groups.get(key)
-    if found is None:
-        groups[key] = [page, 1]
+@dataclass
+class _Counted:
+    page: Page
+    count: int
+
+
+_Groups = dict[object, _Counted]
+
+
+def _count(groups: _Groups, key: object, page: Page, count: int) -> None:
+    if key in groups:
+        groups[key].count += count
     else:
-        found[1] += 1  # type: ignore[operator]  # the second is a number
+        groups[key] = _Counted(page, count)
 
 
 def _total(pages: Alike) -> int:
@@ -140,20 +165,22 @@ def _total(pages: Alike) -> int:
 
 
 def _alike(groups: _Groups) -> Alike:
-    return tuple((page, count) for page, count in groups.values())  # type: ignore[misc]
+    return tuple((found.page, found.count) for found in groups.values())
 
 
 def _alike_layers(
-    model: ModelSpec, pages: Mapping[int, Page], own: list[_Groups], beside: list[_Groups]
+    kinds: Kinds, own: list[_Groups], beside: list[_Groups]
 ) -> tuple[AlikeLayers, ...]:
+    model, period = kinds.model, period_of(kinds.model)
+    pages = {page.layer or 0: page for page in kinds.others if page.role is Role.LAYER}
     groups: dict[object, list[int]] = {}
     for layer, page in pages.items():
         key = (
-            turn_of(layer, period_of(model)),
+            turn_of(layer, period),
             model.is_routed(layer),
             model.window_of(layer),
             page.bytes,
-            *(tuple((k, n) for k, (_, n) in found[layer].items()) for found in (own, beside)),
+            *(tuple((k, c.count) for k, c in found[layer].items()) for found in (own, beside)),
         )
         groups.setdefault(key, []).append(layer)
     return tuple(
@@ -169,27 +196,12 @@ def _alike_layers(
     )
 
 
-def _is_routed(model: ModelSpec, page: Page) -> bool:
-    """Whether only some rows visit it: a shared expert may be as large as another."""
-    return page.expert is not None and not model.visited_by_all(page.layer or 0, page.expert)
-
-
 _PLAIN = {
     Role.LAYER: Weights.LAYER,
     Role.FINAL: Weights.FINAL,
     Role.HEAD: Weights.HEAD,
     Role.EMBED: Weights.TABLE,
 }
-
-
-def _weights_of(page: Page, policy: Policy) -> Weights:
-    if page.expert is None:
-        return _PLAIN[page.role]
-    if page.id in policy.resident:
-        return Weights.HELD
-    if page.id in policy.cpu_experts:
-        return Weights.BESIDE
-    return Weights.ON_DISK if page.id in policy.on_disk else Weights.EXPERTS
 
 
 def _way_of(page: Page, policy: Policy, weights: Weights) -> Way:

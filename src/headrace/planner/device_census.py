@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -47,12 +47,14 @@ class Divisible:
         return tuple(
             kind
             for kind in self.kinds.all
-            if kind not in self.experts and kind.page.role is not Role.EMBED
+            if not self._divides(kind) and kind.page.role is not Role.EMBED
         )
+
+    def _divides(self, kind: Kind) -> bool:
+        return any(kind is other for other in self.experts)
 
     def census(self, shares: Shares) -> Census:
         """The census of a policy with ``shares``; counts need not be whole."""
-        classes: dict[tuple[Weights, Way, int | None], list[tuple[Kind, float]]] = {}
         streamed = max(0.0, 1.0 - shares.resident - shares.cpu)
         disk = min(shares.disk, streamed)
         divided = (
@@ -61,22 +63,32 @@ class Divisible:
             (Weights.ON_DISK, Way.DISK, disk),
             (Weights.EXPERTS, Way.PINNED, streamed - disk),
         )
-        for kind in self.kinds.all:
-            turn = self._turn(kind)
-            if kind in self.experts:
-                for weights, way, share in divided:
-                    if share > 1e-9:
-                        entry = (kind, share * len(kind.ids))
-                        classes.setdefault((weights, way, turn), []).append(entry)
-            else:
-                held = (Weights.HELD, Way.STAYS)
-                key = held if kind.page.expert is not None else _PLAIN[kind.page.role]
-                classes.setdefault((*key, turn), []).append((kind, len(kind.ids)))
+        classes = {key: list(pages) for key, pages in self._constant.items()}
+        for turn, page, count in self._variable:
+            for weights, way, share in divided:
+                if share > 1e-9:
+                    classes.setdefault((weights, way, turn), []).append((page, share * count))
         return Census(
             self.kinds.model,
             tuple(self._layers(shares.cpu)),
-            {key: tuple((k.page, n) for k, n in found) for key, found in classes.items()},  # type: ignore[misc]
+            {key: _alike(pages) for key, pages in classes.items()},
         )
+
+    @cached_property
+    def _constant(self) -> Mapping[_Class, list[tuple[Page, float]]]:
+        """Pages that are not divided, by class."""
+        found: dict[_Class, list[tuple[Page, float]]] = {}
+        for kind in self.kinds.all:
+            if not self._divides(kind):
+                held = (Weights.HELD, Way.STAYS)
+                key = held if kind.page.expert is not None else _PLAIN[kind.page.role]
+                found.setdefault((*key, self._turn(kind)), []).append((kind.page, len(kind.ids)))
+        return found
+
+    @cached_property
+    def _variable(self) -> list[tuple[int | None, Page, int]]:
+        """Turn, page and number of those that are."""
+        return [(self._turn(kind), kind.page, len(kind.ids)) for kind in self.experts]
 
     @cached_property
     def turns(self) -> tuple[int, ...]:
@@ -93,16 +105,23 @@ class Divisible:
     def _layers(self, cpu: float) -> Iterator[AlikeLayers]:
         """Layers by kind, each with its experts by processor."""
         for layer, count, page in self._layer_kinds:
-            own: list[tuple[object, float]] = []
-            beside: list[tuple[object, float]] = []
-            for kind, ids in zip(self.kinds.all, self.kinds.experts_of[layer], strict=True):
-                share = cpu if kind in self.experts else 0.0
-                if ids and share > 1e-9:
-                    beside.append((kind.page, share * len(ids)))
-                if ids and share < 1.0:
-                    own.append((kind.page, (1.0 - share) * len(ids)))
+            fixed, divisible = self._experts_of[layer]
+            beside = [(p, cpu * n) for p, n in divisible] if cpu > 1e-9 else []
+            own = [(p, (1.0 - cpu) * n) for p, n in divisible] if cpu < 1.0 else []
             routed = self.kinds.model.is_routed(layer)
-            yield AlikeLayers(layer, count, page, routed, _alike(own), _alike(beside))
+            yield AlikeLayers(layer, count, page, routed, _alike([*fixed, *own]), _alike(beside))
+
+    @cached_property
+    def _experts_of(self) -> Mapping[int, tuple[list[tuple[Page, float]], ...]]:
+        """First layer of each kind -> its expert pages, (one, how many), by whether they divide."""
+        found: dict[int, tuple[list[tuple[Page, float]], ...]] = {}
+        for layer, _, _ in self._layer_kinds:
+            lists: tuple[list[tuple[Page, float]], ...] = ([], [])
+            for kind, ids in zip(self.kinds.all, self.kinds.experts_of[layer], strict=True):
+                if ids:
+                    lists[self._divides(kind)].append((kind.page, float(len(ids))))
+            found[layer] = lists
+        return found
 
     @cached_property
     def _layer_kinds(self) -> tuple[tuple[int, int, Page], ...]:
@@ -117,5 +136,8 @@ class Divisible:
         return tuple((same[0], len(same), page_of[same[0]]) for same in groups.values())
 
 
-def _alike(found: list[tuple[object, float]]) -> Alike:
+_Class = tuple[Weights, Way, int | None]
+
+
+def _alike(found: list[tuple[Page, float]]) -> Alike:
     return tuple(found)  # type: ignore[arg-type]  # a census takes parts of a page as well

@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from headrace.planner.candidates import Situation, kv_blocks
-from headrace.planner.costs import SweepCosts, Totals
+from headrace.planner.costs import Known, SweepCosts, Totals
 from headrace.planner.device_census import Divisible, Shares
 from headrace.planner.device_kinds import kinds_of
 from headrace.planner.device_map import Budgets, device_map, parts_of
 from headrace.planner.device_split import Split, Terms, best_split
 from headrace.planner.estimate import about
-from headrace.planner.job_estimate import Course, JobShape, course_of
+from headrace.planner.job_estimate import Course, course_of
 from headrace.planner.memory_map import MemoryMap, arena_bytes
+from headrace.planner.sketch import Kind as TaskKind
 from headrace.planner.sweeps import Load
+from headrace.planner.works import Works
 from headrace.schedule.lanes import CPU, GPU
 from headrace.schedule.tally import Kind
 from headrace.schedule.task import Op
@@ -56,7 +58,7 @@ class Fit:
 
 
 class Fitter:
-    """Fits choices for one situation. Costs about two milliseconds each."""
+    """Fits choices for one situation. Costs about half a millisecond each."""
 
     def __init__(self, at: Situation) -> None:
         self.at = at
@@ -64,9 +66,11 @@ class Fitter:
         capacity = at.hardware.capacity
         device = capacity.get("device", 0) if at.device_bytes is None else at.device_bytes
         self.budgets = Budgets(device, at.budget_bytes, capacity.get("pinned"), at.disk_bytes)
-        self.job = JobShape.of(at.workload, at.decode_kv)
+        self.job = at.job
         self._rooms: dict[tuple[object, ...], tuple[float, float]] = {}
         self._known: dict[tuple[object, ...], Totals] = {}
+        self._shared: dict[tuple[object, ...], Known] = {}
+        self._kinds: dict[tuple[object, ...], tuple[TaskKind, ...]] = {}
 
     def fit(self, choice: Choice) -> Fit | None:
         """``choice`` with the best split of experts; None if it cannot fit."""
@@ -121,16 +125,29 @@ class Fitter:
     def _totals(self, policy: Policy, shares: Split | Shares, load: Load) -> Totals:
         """Of a sweep; schedules that are made of the same tasks share theirs."""
         alike = "cpu" if policy.schedule in _SAME_TASKS else policy.schedule
-        key = (alike, policy.micro_batches, policy.device_kv_parts, *shares[:3], load)
+        tasks = alike, policy.micro_batches, policy.device_kv_parts
+        key = (*tasks, *shares[:3], load)
         if key not in self._known:
-            self._known[key] = self._counted(policy, shares, load)
+            census = self.divisible.census(Shares(*shares[:3]))
+            shared = self._shared.setdefault(tasks, {})
+            kinds = self._kinds_of(policy, shares.cpu > 0, shares.disk > 0)
+            self._known[key] = SweepCosts(census, policy, self._works, shared).of(load, kinds)
         return self._known[key]
 
-    def _counted(self, policy: Policy, shares: Split | Shares, load: Load) -> Totals:
-        census = self.divisible.census(Shares(shares.resident, shares.cpu, shares.disk))
-        beside, read = shares.cpu > 0, shares.disk > 0
-        kinds = kinds_of(policy, self.divisible.turns, rows_read=True, cpu=beside, disk=read)
-        return SweepCosts(census, policy, self.at.hardware).of(load, kinds)
+    def _kinds_of(self, policy: Policy, cpu: bool, disk: bool) -> tuple[TaskKind, ...]:
+        stays = policy.device_kv_parts == policy.micro_batches
+        key = policy.schedule, stays, cpu, disk
+        if key not in self._kinds:
+            turns = self.divisible.turns
+            self._kinds[key] = kinds_of(policy, turns, rows_read=True, cpu=cpu, disk=disk)
+        return self._kinds[key]
+
+    @cached_property
+    def _works(self) -> Works:
+        """Of any policy on the device: only experts are ever on disk."""
+        pages = self.divisible.census(Shares()).examples()
+        policy = self.skeleton(Choice("cgopipe", 1, 1, 1))
+        return Works(self.at.model, pages, policy, self.at.hardware)
 
     def _terms(self, choice: Choice, policy: Policy, load: Load) -> Terms | None:
         """The split's program; None if the rest alone does not fit."""
@@ -170,11 +187,9 @@ class Fitter:
         pages = 1 + (self._pages_per_expert if choice.beside else 0)
         return pages * arena_bytes(self._slot_bytes)
 
-    @cached_property
+    @property
     def _pages_per_expert(self) -> int:
-        ids = self.experts_ids
-        experts = {(p.layer, p.expert) for p in self.at.kinds.pages if p.id in ids}
-        return math.ceil(len(ids) / len(experts))
+        return math.ceil(len(self.layer_of) / len(self.experts))
 
     @cached_property
     def _disk_seconds(self) -> float:
@@ -216,6 +231,22 @@ class Fitter:
     def experts_ids(self) -> frozenset[int]:
         """Ids of divisible pages."""
         return frozenset().union(*(kind.ids for kind in self.divisible.experts))
+
+    @cached_property
+    def layer_of(self) -> dict[int, int]:
+        """Layer of each divisible page, in order of use."""
+        ids = self.experts_ids
+        return {p.id: p.layer or 0 for p in self.at.kinds.pages if p.id in ids}
+
+    @cached_property
+    def experts(self) -> dict[tuple[int, int], list[int]]:
+        """Divisible pages by layer and expert."""
+        found: dict[tuple[int, int], list[int]] = {}
+        ids = self.experts_ids
+        for page in self.at.kinds.pages:
+            if page.id in ids:
+                found.setdefault((page.layer or 0, page.expert or 0), []).append(page.id)
+        return found
 
     @cached_property
     def others_ids(self) -> frozenset[int]:

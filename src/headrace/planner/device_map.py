@@ -7,14 +7,12 @@ weights are counted page by page, everything else does not depend on which pages
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from headrace.planner.memory_map import MemoryMap, TierUse, arena_bytes
 from headrace.schedule.device import FLIGHTS, KV_SLOTS
-from headrace.schedule.device_sizes import device_sizes
-from headrace.schedule.placement import Placement
+from headrace.schedule.device_sizes import AlikeBuffers, working_buffers
 from headrace.schedule.tally import Kind, Kinds
-from headrace.schedule.task import Buffer
 from headrace.specs.pages import Role
 from headrace.specs.policy import Policy
 from headrace.specs.scratch import READ_SLACK
@@ -29,7 +27,6 @@ _PART_OF = {
     "scratch": "scratch",
     "scratch_host": "scratch",
 }
-_WEIGHTS = ("page", "slot", "pinned", "home", "stage")
 _ON_CPU = ("qkv", "qkv_host", "attended_host")
 _BESIDE = ("normed_host", "routing_host", "partial_host", "partial")
 
@@ -69,29 +66,13 @@ def device_map(kinds: Kinds, policy: Policy, budgets: Budgets) -> MemoryMap:
 
 def parts_of(kinds: Kinds, policy: Policy) -> Parts:
     """Everything but weights, by tier."""
-    few = tuple(
-        page
-        for kind in kinds.all
-        if kind.page.role in (Role.EMBED, Role.HEAD, Role.FINAL)
-        for page in [kind.page]
-    )
-    bare = replace(
-        policy,
-        resident=frozenset(),
-        on_disk=frozenset(),
-        cpu_experts=frozenset(),
-        ring_slots=1,
-        stage_slots=1,
-    )
-    sizes = device_sizes(Placement(kinds.model, few, bare), {})
     touched = _Touched(kinds, policy)
     parts: Parts = {tier: {} for tier in TIERS}
-    for buffer, size in sizes.items():
-        held = size.tier in parts and buffer.name not in _WEIGHTS
-        if held and touched.by(buffer):
-            part = _PART_OF.get(buffer.name, "activations")
-            of_tier = parts[size.tier]
-            of_tier[part] = of_tier.get(part, 0) + arena_bytes(size.bytes)
+    for alike in working_buffers(kinds.model, policy):
+        count = touched.count(alike)
+        if count:
+            part, of_tier = _PART_OF.get(alike.name, "activations"), parts[alike.tier]
+            of_tier[part] = of_tier.get(part, 0) + count * arena_bytes(alike.bytes)
     return parts
 
 
@@ -104,38 +85,41 @@ class _Touched:
         moves = policy.schedule == "flexgen" and policy.device_kv_parts < policy.micro_batches
         cut = [kind for kind in kinds.all if kind.page.role is Role.EXPERT_UP]
         rows = kinds.rows_read(policy)
+        beside = bool(policy.cpu_experts)
         self._when = {
             "rows": rows,
             "rows_sent": rows,
             "q": not on_cpu,
             "routing": model.is_moe,
             "inter": any(kind.ids - policy.cpu_experts for kind in cut),
-            "scratch_host": on_cpu or bool(policy.cpu_experts),
+            "scratch_host": on_cpu or beside,
             "kv": on_cpu or policy.schedule == "resident",
             "kv_part": policy.schedule == "flexgen",
             "kv_slot": moves,
             "kv_new": moves,
             **dict.fromkeys(_ON_CPU, on_cpu),
-            **dict.fromkeys(_BESIDE, bool(policy.cpu_experts)),
-            "routing_host": bool(policy.cpu_experts) and model.is_moe,
+            **dict.fromkeys(_BESIDE, beside),
+            "routing_host": beside and model.is_moe,
         }
         flights = range(min(FLIGHTS, model.layers * policy.micro_batches))
-        self._which = dict.fromkeys((*_ON_CPU, *_BESIDE), frozenset(flights))
-        self._which["attended"] = frozenset(flights if on_cpu else (0,))
-        self._which |= dict.fromkeys(("kv_slot", "kv_new"), _slots_used(policy, model.layers))
+        self._most = dict.fromkeys((*_ON_CPU, *_BESIDE), len(flights))
+        self._most["attended"] = len(flights) if on_cpu else 1
+        if moves:
+            self._most |= dict.fromkeys(("kv_slot", "kv_new"), _slots_used(policy, model.layers))
 
-    def by(self, buffer: Buffer) -> bool:
-        """Whether a task touches ``buffer``."""
-        which = self._which.get(buffer.name)
-        return self._when.get(buffer.name, True) and (which is None or buffer.index in which)
+    def count(self, alike: AlikeBuffers) -> int:
+        """How many of ``alike`` a task touches: the first of them."""
+        if not self._when.get(alike.name, True):
+            return 0
+        count = len(alike.indices)
+        return min(count, self._most.get(alike.name, count))
 
 
-def _slots_used(policy: Policy, layers: int) -> frozenset[int]:
+def _slots_used(policy: Policy, layers: int) -> int:
     """Slots for KV on its way that are ever used: both, unless parts that move are few."""
     parts, stay = policy.micro_batches, policy.device_kv_parts
-    return frozenset(
-        (layer * parts + mb) % KV_SLOTS for layer in range(layers) for mb in range(stay, parts)
-    )
+    used = {(layer * parts + mb) % KV_SLOTS for layer in range(layers) for mb in range(stay, parts)}
+    return len(used)
 
 
 def _weights(kinds: Kinds, policy: Policy) -> Parts:

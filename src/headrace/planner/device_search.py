@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from headrace.planner.candidates import counts_near
 from headrace.planner.device_fit import Choice, Fit, Fitter
 from headrace.planner.device_pages import placed
 from headrace.planner.job_estimate import course_of
-from headrace.planner.prices import DevicePrices, Sketches, price
+from headrace.planner.prices import DevicePrices
 from headrace.planner.simulate import FewRows, job_seconds
 from headrace.planner.sweeps import Load
 from headrace.planner.tabulated import Tabulated
@@ -54,11 +55,10 @@ OWN = (
 
 
 class DeviceSearch:
-    """Fits of one situation, best first. ``sketches`` are shared by all that is played."""
+    """Fits of one situation, best first."""
 
-    def __init__(self, fitter: Fitter, sketches: Sketches | None = None) -> None:
+    def __init__(self, fitter: Fitter) -> None:
         self.fitter = fitter
-        self.sketches = Sketches() if sketches is None else sketches
         self._prices: dict[Policy, Tabulated] = {}
 
     def ranked(self, traits: Traits) -> list[Fit]:
@@ -75,6 +75,23 @@ class DeviceSearch:
                     break
         return sorted(found, key=_seconds)
 
+    def known(self) -> list[Fit]:
+        """The policy that is known of a machine like this one, if it fits."""
+        policy = self.fitter.at.near
+        if policy is None or not policy.on_device:
+            return []
+        choice = Choice(
+            policy.schedule,
+            policy.max_seqs,
+            policy.max_rows,
+            policy.micro_batches,
+            policy.compute_rows,
+            policy.kv_on_device,
+            beside=bool(policy.cpu_experts),
+        )
+        fit = self.fitter.fit(choice)
+        return [fit] if fit else []
+
     def played(
         self, fits: Iterable[Fit], steps: int, *, closed: bool = False
     ) -> Iterator[tuple[float, Fit, Policy]]:
@@ -87,7 +104,7 @@ class DeviceSearch:
             if policy is None:
                 continue
             times = self.times(policy, played=not (closed or policy.on_disk))
-            yield job_seconds(times, at.workload, steps), fit, policy
+            yield job_seconds(times, at.workload, steps, at.known.decisions), fit, policy
 
     def around(self, fit: Fit) -> list[Fit]:
         """Fits near ``fit``, best first by the closed form: other numbers of sequences, of prompt
@@ -116,10 +133,7 @@ class DeviceSearch:
         differ most if ``played``."""
         if policy not in self._prices:
             at = self.fitter.at
-            prices = price(
-                at.model, at.pages, policy, at.hardware, self.sketches, drawn_layers=_DRAWN
-            )
-            assert isinstance(prices, DevicePrices)
+            prices = DevicePrices(at.kinds, policy, at.hardware, at.known.sketches, _DRAWN)
             self._prices[policy] = Tabulated(prices, course_of(self.fitter.job, policy).loads)
         found = self._prices[policy]
         return FewRows(found if played else found.closed)
@@ -138,24 +152,30 @@ class DeviceSearch:
         if fixed.max_seqs:
             return [fixed.max_seqs]
         top = max(1, min(most, self.fitter.at.workload.requests, fixed.max_rows or most))
+        if self.fitter.at.near:
+            return counts_near(self.fitter.at.near, top)
         steps = (2,) if coarse else (2, 3)
         counts = {top} | {n * 2**p for p in range(13) for n in steps if n * 2**p <= top} | {1}
         return sorted(counts, reverse=True)
 
     def _of_count(self, traits: Traits, seqs: int) -> list[Fit]:
         parts = self._parts(traits, seqs)
-        first = self._fit(traits, seqs, seqs + self._chunk, parts[len(parts) // 2], 1 << 30)
+        middle = parts[len(parts) // 2]
+        first = self._fit(traits, seqs, seqs + self._chunk, middle, 1 << 30)
         if first is None:
             tried = [self._fit(traits, seqs, seqs + self._chunk, p, 1 << 30) for p in parts]
             return [fit for fit in tried if fit]
         balance = self._balance(first)
-        found = [first]
-        for part in parts:
-            for rows in self._rows(seqs, balance, traits.coarse):
-                fit = self._fit(traits, seqs, rows, part, min(balance, rows))
-                if fit:
-                    found.append(fit)
-        return found
+
+        def fit(rows: int, part: int) -> Fit | None:
+            return self._fit(traits, seqs, rows, part, min(balance, rows))
+
+        tried = [first, *(fit(rows, middle) for rows in self._rows(seqs, balance, traits.coarse))]
+        found = [fit for fit in tried if fit]
+        # rows and micro-batches hardly depend on one another
+        rows = min(found, key=_seconds).choice.rows
+        others = [fit(rows, part) for part in parts if part != middle]
+        return found + [fit for fit in others if fit]
 
     def _fit(self, traits: Traits, seqs: int, rows: int, parts: int, limit: int) -> Fit | None:
         rows = self.fitter.at.overrides.max_rows or min(rows, max(MOST_ROWS, seqs + self._chunk))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from headrace.machines.replay import Cost, Score
 from headrace.planner.bindings import binding_of
 from headrace.planner.sweeps import Load, as_run
-from headrace.schedule.generate import generate, next_phase
+from headrace.schedule.generate import list_tasks, next_phase
 from headrace.schedule.tally import Kinds, tally
 from headrace.schedule.task import Op, Task
 from headrace.schedule.work import WorkModel
@@ -69,13 +69,14 @@ class HostSketch:
         self.hardware = as_run(self.hardware, self.policy.schedule)
         self._streams = _streams(self.kinds, self.policy)
         self._draw()
-        self._work = WorkModel(self.kinds.model, self.kinds.pages, self.policy)
+        kinds = self.kinds
+        self._work = WorkModel(kinds.model, kinds.pages, self.policy, kinds=kinds)
         self._tally = tally(self.kinds, self.policy)
-        schedules, phase = [], 0
+        lists, phase = [], 0
         for _ in range(_SWEEPS):
-            schedules.append(generate(self._model, self._pages, self._small, phase))
+            lists.append(list_tasks(self._model, self._pages, self._small, phase))
             phase = next_phase(self._pages, self._small, phase)
-        self._score = Score(schedules, self._kind)
+        self._score = Score(lists, self._kind)
         self._layers_of_second = [
             (place, task.layer)
             for place, task in enumerate(self._score.tasks)
@@ -87,8 +88,10 @@ class HostSketch:
     def play(self, load: Load) -> float:
         """Seconds of a steady sweep of ``load``, in the whole model."""
         totals = self._totals(load)
-        kinds = dict.fromkeys(map(self._kind, self._score.tasks))
-        costs: dict[Hashable, Cost] = {kind: self._cost(kind, totals) for kind in kinds}
+        costs: dict[Hashable, Cost] = {}
+        for kind in self._score.kinds:
+            assert isinstance(kind, _Kind)
+            costs[kind] = self._cost(kind, totals)
         ends = self._score.play(costs, 2)
         one, two = self._score.lasts[:2]
         layers: dict[int, float] = {}

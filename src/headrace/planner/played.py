@@ -12,7 +12,7 @@ from headrace.planner.bindings import binding_of, typical_routing
 from headrace.planner.host_sketch import HostSketch
 from headrace.planner.sweeps import Load, SweepTimes, as_run
 from headrace.schedule.binding import Binding
-from headrace.schedule.generate import generate, next_phase
+from headrace.schedule.generate import list_tasks, next_phase
 from headrace.schedule.lanes import GPU
 from headrace.schedule.routing import visit_chance
 from headrace.schedule.tally import Kinds
@@ -135,11 +135,11 @@ class SteadyPlay:
         self._model = model
         self._hardware = as_run(hardware, policy.schedule)
         self._work = WorkModel(model, pages, policy)
-        schedules, phase = [], 0
+        lists, phase = [], 0
         for _ in range(_SWEEPS):
-            schedules.append(generate(model, pages, policy, phase))
+            lists.append(list_tasks(model, pages, policy, phase))
             phase = next_phase(pages, policy, phase)
-        self._score = Score(schedules, _kind_of)
+        self._score = Score(lists, _kind_of)
         self._example = {_kind_of(task): task for task in self._score.tasks}
 
     def seconds(self, load: Load) -> float:
@@ -164,10 +164,3 @@ _SWEEPS = 4  # the first starts cold, the last has its tail to itself
 
 def _kind_of(task: Task) -> Hashable:
     return task.op, task.lane, task.mb, task.layer if task.page is None else task.page
-
-
-def steady_seconds(
-    model: ModelSpec, pages: tuple[Page, ...], policy: Policy, hardware: Hardware, load: Load
-) -> float:
-    """Seconds of one of many appended sweeps of equal load, seam overlap included."""
-    return SteadyPlay(model, pages, policy, hardware).seconds(load)

@@ -7,11 +7,9 @@ micro-batches are extended to the model's (``sketch``, ``costs``); on a CPU and 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import product
 from typing import NamedTuple, Protocol
 
 from headrace.machines.replay import Cost
@@ -19,11 +17,13 @@ from headrace.planner.census import Weights, take_census
 from headrace.planner.costs import SweepCosts, Totals
 from headrace.planner.device_kinds import kinds_of
 from headrace.planner.estimate import about
+from headrace.planner.grid import Grid, Point
 from headrace.planner.played import PlayedOverlap
 from headrace.planner.sketch import LAYERS, PARTS, Kind, Shape, Sketch, shape_of
 from headrace.planner.sweeps import Load, SweepTimes
+from headrace.planner.works import Works
 from headrace.schedule.tally import Kinds
-from headrace.schedule.work_vector import LANE, rate_of
+from headrace.schedule.work_vector import LANE
 from headrace.specs.hardware import D2H, DISK, DRAM, H2D, HBM, Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page
@@ -31,6 +31,9 @@ from headrace.specs.policy import Policy
 
 MEMORIES = (DISK, DRAM, H2D, D2H, HBM)
 """Roofs that count bytes."""
+
+_GRID = Grid(per_octave=4, shares=2)
+"""Where play and closed form are compared: their ratio bends where another lane is the bound."""
 
 
 class Prices(Protocol):
@@ -90,7 +93,8 @@ def price(
     without a rate that it needs."""
     if policy.on_device:
         shared = Sketches() if sketches is None else sketches
-        return DevicePrices(model, pages, policy, hardware, shared, drawn_layers)
+        found = kinds or Kinds(model, pages)
+        return DevicePrices(found, policy, hardware, shared, drawn_layers)
     return HostPrices(model, pages, policy, hardware, mean_kv, kinds)
 
 
@@ -101,18 +105,18 @@ class Played(NamedTuple):
     cold: float
 
 
-class Counted(NamedTuple):
-    """``bound``, ``estimate``, ``lanes`` and ``bytes_moved`` of one load."""
+class Bounds(NamedTuple):
+    """``bound`` and ``estimate`` of one load."""
 
     least: float
     estimate: float
+
+
+class Counted(NamedTuple):
+    """``lanes`` and ``bytes_moved`` of one load."""
+
     lanes: Mapping[str, float]
     moved: Mapping[str, float]
-
-
-class _Bounds(NamedTuple):
-    least: float
-    estimate: float
 
 
 class DevicePrices:
@@ -124,18 +128,18 @@ class DevicePrices:
 
     def __init__(
         self,
-        model: ModelSpec,
-        pages: tuple[Page, ...],
+        kinds: Kinds,
         policy: Policy,
         hardware: Hardware,
         sketches: Sketches,
         drawn_layers: tuple[int, int] = LAYERS,
     ) -> None:
+        model = kinds.model
         self.policy = policy
         self._layers = model.layers
-        self._hardware = hardware
-        self._census = take_census(model, pages, policy)
-        self._costs = SweepCosts(self._census, policy, hardware)
+        self._census = take_census(kinds, policy)
+        self._works = Works(model, self._census.examples(), policy, hardware)
+        self._costs = SweepCosts(self._census, policy, self._works)
         self._sketches = sketches
         self._drawn_layers = drawn_layers
         table = Weights.HEAD if model.tied_embeddings else Weights.TABLE
@@ -147,7 +151,7 @@ class DevicePrices:
             cpu=bool(policy.cpu_experts),
             disk=bool(policy.on_disk),
         )
-        self._grid: dict[tuple[int, int, int], Played] = {}
+        self._grid: dict[Point, Played] = {}
         self._known: dict[Load, Played] = {}
 
     def seconds(self, load: Load) -> float:
@@ -164,37 +168,32 @@ class DevicePrices:
 
     def estimate(self, load: Load) -> float:
         """See Prices: a fifth of a millisecond, and not below ``bound``."""
-        return self._bounds(load).estimate
+        return self.bounds(load).estimate
 
     def lanes(self, load: Load) -> Mapping[str, float]:
         """See Prices."""
-        busy: dict[str, float] = {}
-        for kind, total in self._totals(load).items():
-            seconds = total.alone / self._side_by_side(kind)
-            busy[kind.lane] = busy.get(kind.lane, 0.0) + seconds
-        return busy
+        return self.counted(load).lanes
 
     def bytes_moved(self, load: Load) -> Mapping[str, float]:
         """See Prices."""
-        moved = dict.fromkeys(MEMORIES, 0.0)
-        for total in self._totals(load).values():
-            for roof in MEMORIES:
-                moved[roof] += total.amounts.get(roof, 0.0)
-        return {roof: amount for roof, amount in moved.items() if amount}
+        return {roof: amount for roof, amount in self.counted(load).moved.items() if amount}
 
     def counted(self, load: Load) -> Counted:
-        """All that needs no play, from one count of the tasks."""
-        totals = self._totals(load)
-        least = self._least(totals)
+        """What needs no play, and says nothing of how long it takes."""
         lanes: dict[str, float] = {}
         moved = dict.fromkeys(MEMORIES, 0.0)
-        for kind, total in totals.items():
+        for kind, total in self._totals(load).items():
             seconds = total.alone / self._side_by_side(kind)
             lanes[kind.lane] = lanes.get(kind.lane, 0.0) + seconds
             for roof in MEMORIES:
                 moved[roof] += total.amounts.get(roof, 0.0)
-        estimate = max(least, about(self.policy, self._layers, totals))
-        return Counted(least, estimate, lanes, moved)
+        return Counted(lanes, moved)
+
+    def bounds(self, load: Load) -> Bounds:
+        """``bound`` and ``estimate``, from one count of the tasks."""
+        totals = self._totals(load)
+        least = self._least(totals)
+        return Bounds(least, max(least, about(self.policy, self._layers, totals)))
 
     def played(self, load: Load) -> Played:
         """Steady and cold seconds as the virtual machine plays them, nothing tabulated."""
@@ -234,20 +233,19 @@ class DevicePrices:
             for m in _few(self.policy.micro_batches, PARTS)
         ]
 
-    def _bounds(self, load: Load) -> _Bounds:
-        totals = self._totals(load)
-        least = self._least(totals)
-        return _Bounds(least, max(least, about(self.policy, self._layers, totals)))
-
     def _least(self, totals: Totals) -> float:
-        busy: dict[str, float] = {}
+        """The busiest lane, or roof that lanes share, at its full rate."""
+        lanes: dict[str, float] = {}
+        amounts: dict[str, float] = {}
         for kind, total in totals.items():
-            lane = f"tasks of {kind.lane}"
-            busy[lane] = busy.get(lane, 0.0) + total.least / self._side_by_side(kind)
+            seconds = total.least / self._side_by_side(kind)
+            lanes[kind.lane] = lanes.get(kind.lane, 0.0) + seconds
             for roof, amount in total.amounts.items():
-                if not roof.startswith(LANE):
-                    busy[roof] = busy.get(roof, 0.0) + amount / rate_of(self._hardware, roof)
-        return max(busy.values(), default=0.0)
+                amounts[roof] = amounts.get(roof, 0.0) + amount
+        shared = (
+            a / self._works.rate(roof) for roof, a in amounts.items() if not roof.startswith(LANE)
+        )
+        return max(max(lanes.values(), default=0.0), max(shared, default=0.0))
 
     def _side_by_side(self, kind: Kind) -> int:
         return self.policy.disk_lanes if kind.lane == "disk" else 1
@@ -262,17 +260,17 @@ class DevicePrices:
     def _interpolated(self, load: Load) -> Played:
         if not load.rows:
             return Played(0.0, 0.0)
-        least, estimate = self._bounds(load)
+        least, estimate = self.bounds(load)
         apart = [0.0, 0.0]
-        for point, weight in _corners(load):
+        for point, weight in _GRID.around(load):
             ratio = self._ratio(point)
             apart = [a + weight * r for a, r in zip(apart, ratio, strict=True)]
         return Played(*(max(least, estimate * a) for a in apart))
 
-    def _ratio(self, point: tuple[int, int, int]) -> Played:
+    def _ratio(self, point: Point) -> Played:
         """Played seconds over the estimate at a point of the grid."""
         if point not in self._grid:
-            load = _load_at(point)
+            load = _GRID.load_at(point)
             estimate = self.estimate(load)
             self._grid[point] = Played(*(s / estimate for s in self.played(load)))
         return self._grid[point]
@@ -292,39 +290,6 @@ def _extended(found: Sequence[Played], drawn: Sequence[int], count: int) -> Play
     return Played(*(y + (y - x) * beyond for x, y in zip(a, b, strict=True)))
 
 
-_ROWS_STEP = 2**0.5
-_KV_STEP = 2**0.5
-_CHUNK_STEPS = 2
-
-
-def _corners(load: Load) -> Iterator[tuple[tuple[int, int, int], float]]:
-    """Points of the grid around ``load``, and the weight of each: (log rows, log tokens that a
-    row attends to, share of rows that are prompt)."""
-    chunk_kv = max(1, load.chunk_kv)
-    attended = load.decode_kv + load.chunk_rows * chunk_kv
-    kv = max(1.0, attended / load.rows)
-    axes = (
-        _between(math.log(load.rows, _ROWS_STEP)),
-        _between(math.log(kv, _KV_STEP)),
-        _between(_CHUNK_STEPS * load.chunk_rows / load.rows),
-    )
-    for (rows, a), (tokens, b), (prompts, c) in product(*axes):
-        yield (rows, tokens, prompts), a * b * c
-
-
-def _between(value: float) -> list[tuple[int, float]]:
-    low = math.floor(value + 1e-9)
-    share = value - low
-    return [(low, 1.0)] if share < 1e-6 else [(low, 1.0 - share), (low + 1, share)]
-
-
-def _load_at(point: tuple[int, int, int]) -> Load:
-    rows, kv = round(_ROWS_STEP ** point[0]), round(_KV_STEP ** point[1])
-    chunk = rows * point[2] // _CHUNK_STEPS
-    decodes = rows - chunk
-    return Load(decodes, decodes * kv, chunk, kv if chunk else 0, max(decodes, 1))
-
-
 class HostPrices:
     """Prices on a CPU and its disk: ``SweepTimes``, with overlap as played."""
 
@@ -336,10 +301,12 @@ class HostPrices:
         hardware: Hardware,
         mean_kv: int = 256,
         kinds: Kinds | None = None,
+        overlap: PlayedOverlap | None = None,
     ) -> None:
         self.policy = policy
         kinds = kinds or Kinds(model, pages)
-        overlap = PlayedOverlap(model, pages, policy, hardware, mean_kv, kinds=kinds)
+        if overlap is None:
+            overlap = PlayedOverlap(model, pages, policy, hardware, mean_kv, kinds=kinds)
         self.times = SweepTimes(model, pages, policy, hardware, overlap, kinds)
         self._plain = replace(hardware, efficiency={}, task_seconds=0.0)
         self._ideal = SweepTimes(model, pages, policy, self._plain, kinds=kinds)

@@ -6,13 +6,13 @@ A profile is data that anybody may have written: every field is checked when it 
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
-from headrace.errors import UsageError
+from headrace.errors import DocumentError, UsageError
+from headrace.planner.fields import known_fields, mapping, number, short, switch, text, whole
 from headrace.planner.interval import half_width
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, Curve, Hardware
 from headrace.specs.model import ModelSpec
@@ -164,101 +164,137 @@ def profile_from(data: object) -> Profile:
     """The profile that ``to_dict`` made. Raises UsageError for anything else."""
     try:
         return _profile(data)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except DocumentError as error:
         raise UsageError(
             "this is no profile of a machine",
-            got=f"{type(error).__name__}: {error}"[:200],
+            got=str(error)[:300],
             hint="headrace calibrate makes a new one",
         ) from error
 
 
-def _profile(data: Any) -> Profile:
-    if data["format"] != FORMAT:
-        raise ValueError(f"format {data['format']!r}, expected {FORMAT}")
-    machine = {_text(k): _text(v) for k, v in data["machine"].items()}
-    return Profile(
-        made=_text(data["made"]),
-        machine=machine,
-        hardware=_hardware(data["hardware"]),
-        reads=tuple(
-            Read(_whole(r["request_bytes"]), _whole(r["depth"]), _rate(r["rate"]))
-            for r in data["reads"]
-        ),
-        shapes=tuple(map(shape_from, data["shapes"])),
-        residuals=tuple(_between(value, -5.0, 5.0) for value in data["residuals"]),
-        beside={_text(k): _between(v, 0.0, 1.0) for k, v in data["beside"].items()},
+def shape_from(data: object, where: str = "the shape") -> ShapeCurves:
+    """The shape that ``to_dict`` made. Raises DocumentError for anything else."""
+    found = _fields(data, where, ShapeCurves)
+    hidden, ffn_width, q_size, kv_size = (
+        whole(found[name], f"{name} of {where}", 1, _MOST) for name in _SIZES
     )
-
-
-def _hardware(data: Any) -> Hardware:
-    known = {each.name for each in fields(Hardware)} - {"efficiency", "error"}
-    if data.keys() != known:
-        raise ValueError("hardware has other fields")
-    roofs = {_text(name): _rate(rate) for name, rate in data["roofs"].items()}
-    if missing := set(MEASURED) - roofs.keys():
-        raise ValueError(f"no rate of {sorted(missing)}")
-    return Hardware(
-        name=_text(data["name"]),
-        roofs=roofs,
-        capacity={_text(k): _whole(v) for k, v in data["capacity"].items()},
-        lane_rate=_rate(data["lane_rate"]),
-        row_seconds=_seconds(data["row_seconds"]),
-        token_seconds=_seconds(data["token_seconds"]),
-        sequence_seconds=_seconds(data["sequence_seconds"]),
-        row_read_seconds=_seconds(data["row_read_seconds"]),
-        task_seconds=_seconds(data["task_seconds"]),
-        measured=data["measured"] is True,
-        noise=_between(data["noise"], 0.0, 1000.0),
-    )
-
-
-def shape_from(data: Any) -> ShapeCurves:
-    """The shape that ``to_dict`` made. Raises ValueError and its kin for anything else."""
+    curves = mapping(found["efficiency"], f"efficiency of {where}").items()
+    roofs = _named(found["roofs"], f"roofs of {where}", MEASURED)
     return ShapeCurves(
-        weights=_text(data["weights"]),
-        hidden=_whole(data["hidden"]),
-        ffn_width=_whole(data["ffn_width"]),
-        q_size=_whole(data["q_size"]),
-        kv_size=_whole(data["kv_size"]),
-        kv_dtype=_text(data["kv_dtype"]),
-        streams=data["streams"] is True,
-        efficiency={_text(op): _curve(points) for op, points in data["efficiency"].items()},
-        roofs={roof: _rate(data["roofs"][roof]) for roof in MEASURED},
-        lane_rate=_rate(data["lane_rate"]),
-        task_seconds=_seconds(data["task_seconds"]),
-        row_read_seconds=_seconds(data["row_read_seconds"]),
-        activations=_text(data["activations"]),
+        weights=text(found["weights"], f"weights of {where}"),
+        hidden=hidden,
+        ffn_width=ffn_width,
+        q_size=q_size,
+        kv_size=kv_size,
+        kv_dtype=text(found["kv_dtype"], f"kv_dtype of {where}"),
+        streams=switch(found["streams"], f"streams of {where}"),
+        efficiency={op: _curve(points, f"{op[:80]} of {where}") for op, points in curves},
+        roofs={roof: _rate(roofs[roof], f"{roof} of {where}") for roof in MEASURED},
+        lane_rate=_rate(found["lane_rate"], f"lane_rate of {where}"),
+        task_seconds=_seconds(found["task_seconds"], f"task_seconds of {where}"),
+        row_read_seconds=_seconds(found["row_read_seconds"], f"row_read_seconds of {where}"),
+        activations=text(found["activations"], f"activations of {where}"),
     )
 
 
-def _curve(points: Any) -> Curve:
-    curve = tuple((_between(r, 0.0, 1e9), _between(s, 1e-9, 1.0)) for r, s in points)
-    if not curve or any(b[0] <= a[0] for a, b in itertools.pairwise(curve)):
-        raise ValueError("points of a curve that do not ascend")
-    return curve
+_SIZES = ("hidden", "ffn_width", "q_size", "kv_size")
+_MOST = 1 << 60
+_LONGEST = 500  # characters of a text
+_TOP = ("format", "made", "machine", "hardware", "reads", "shapes", "residuals", "beside")
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > 500:
-        raise ValueError(f"expected a short text, got {str(value)[:40]!r}")
-    return value
+def _profile(data: object) -> Profile:
+    found = _named(data, "the profile", _TOP)
+    whole(found["format"], "format", FORMAT, FORMAT)
+    machine = mapping(found["machine"], "machine")
+    beside = mapping(found["beside"], "beside")
+    return Profile(
+        made=text(found["made"], "made", _LONGEST),
+        machine={name: text(v, f"{name[:80]} of machine", _LONGEST) for name, v in machine.items()},
+        hardware=_hardware(found["hardware"]),
+        reads=tuple(_read(read) for read in _list(found["reads"], "reads")),
+        shapes=tuple(shape_from(shape) for shape in _list(found["shapes"], "shapes")),
+        residuals=tuple(
+            number(value, "a residual", -5.0, 5.0)
+            for value in _list(found["residuals"], "residuals")
+        ),
+        beside={name: number(v, f"{name[:80]} of beside", 0.0, 1.0) for name, v in beside.items()},
+    )
 
 
-def _whole(value: Any) -> int:
-    if type(value) is not int or not 0 < value < 1 << 60:
-        raise ValueError(f"expected a whole number above 0, got {str(value)[:40]!r}")
-    return value
+def _read(data: object) -> Read:
+    found = _named(data, "a read", Read._fields)
+    return Read(
+        whole(found["request_bytes"], "request_bytes of a read", 1, _MOST),
+        whole(found["depth"], "depth of a read", 1, _MOST),
+        _rate(found["rate"], "rate of a read"),
+    )
 
 
-def _rate(value: Any) -> float:
-    return _between(value, 1e-9, 1e30)
+def _hardware(data: object) -> Hardware:
+    found = _named(data, "hardware", [f.name for f in fields(Hardware) if f.name not in _APART])
+    roofs = mapping(found["roofs"], "roofs")
+    if missing := sorted(set(MEASURED) - roofs.keys()):
+        raise DocumentError("roofs", expected=f"rates of {', '.join(missing)}, too")
+    capacity = mapping(found["capacity"], "capacity")
+    seconds = {name: _seconds(found[name], name) for name in found if name.endswith("_seconds")}
+    return Hardware(
+        name=text(found["name"], "name", _LONGEST),
+        roofs={name: _rate(value, f"rate of {name[:80]}") for name, value in roofs.items()},
+        capacity={
+            tier: whole(count, f"capacity of {tier[:80]}", 1, _MOST)
+            for tier, count in capacity.items()
+        },
+        lane_rate=_rate(found["lane_rate"], "lane_rate"),
+        row_seconds=seconds["row_seconds"],
+        token_seconds=seconds["token_seconds"],
+        sequence_seconds=seconds["sequence_seconds"],
+        row_read_seconds=seconds["row_read_seconds"],
+        task_seconds=seconds["task_seconds"],
+        measured=switch(found["measured"], "measured"),
+        noise=number(found["noise"], "noise", 0.0, 1000.0),
+    )
 
 
-def _seconds(value: Any) -> float:
-    return _between(value, 0.0, 1e6)
+_APART = ("efficiency", "error")  # fields of Hardware that a profile keeps elsewhere, or makes
 
 
-def _between(value: Any, low: float, high: float) -> float:
-    if type(value) not in (int, float) or not low <= value <= high:
-        raise ValueError(f"expected a number from {low:g} to {high:g}, got {str(value)[:40]!r}")
-    return float(value)
+def _curve(points: object, where: str) -> Curve:
+    """(rows, share) points, ascending in rows."""
+    curve: list[tuple[float, float]] = []
+    for point in _list(points, where):
+        if not isinstance(point, list | tuple) or len(point) != 2:
+            raise DocumentError(where, expected="points [rows, share]", got=short(point))
+        least = math.nextafter(curve[-1][0], math.inf) if curve else 0.0
+        rows = number(point[0], f"rows of {where}", least, 1e9)
+        curve.append((rows, number(point[1], f"share of {where}", 1e-9, 1.0)))
+    if not curve:
+        raise DocumentError(where, expected="at least one point")
+    return tuple(curve)
+
+
+def _named(data: object, where: str, names: Collection[str]) -> Mapping[str, Any]:
+    """A mapping of exactly these fields."""
+    found = known_fields(data, where, names)
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise DocumentError(f"fields of {where}", expected=f"{', '.join(missing)}, too")
+    return found
+
+
+def _fields(data: object, where: str, kind: Any) -> Mapping[str, Any]:
+    return _named(data, where, [each.name for each in fields(kind)])
+
+
+def _list(data: object, where: str) -> list[Any]:
+    if not isinstance(data, list):
+        raise DocumentError(where, expected="a list", got=short(data))
+    return data
+
+
+def _rate(value: object, where: str) -> float:
+    return number(value, where, 1e-9, 1e30)
+
+
+def _seconds(value: object, where: str) -> float:
+    return number(value, where, 0.0, 1e6)

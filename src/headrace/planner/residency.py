@@ -29,25 +29,32 @@ class Residency:
         page_bytes: Mapping[int, int] | None = None,
     ) -> None:
         self.pages = pages
-        self.bytes_of = {
-            p.id: arena_bytes((page_bytes or {}).get(p.id, p.bytes + READ_SLACK)) for p in pages
-        }
+        known = page_bytes or {}
+        self.bytes_of = {p.id: arena_bytes(known.get(p.id, p.bytes + READ_SLACK)) for p in pages}
+        routed = [model.is_routed(layer) for layer in range(model.layers)]
+        experts, shared = [], []
+        for page in pages:
+            if page.expert is None:
+                if page.role in (Role.LAYER, Role.HEAD):
+                    shared.append(page)
+            elif model.is_moe and not (routed[page.layer or 0] and page.expert < model.experts):
+                shared.append(page)
+            else:
+                experts.append(page)
         self.final = tuple(p for p in pages if p.role is Role.FINAL)
         self.rows = tuple(p for p in pages if p.role is Role.EMBED)
-        self.shared = tuple(
-            p for p in pages if p.role in (Role.LAYER, Role.HEAD) or _visited_by_all(model, p)
-        )
-        self.experts = tuple(
-            p for p in pages if p.expert is not None and not _visited_by_all(model, p)
-        )
+        self.shared, self.experts = tuple(shared), tuple(experts)
         self.streamable = self.shared + self.experts
-        sizes = sorted({self.bytes_of[p.id] for p in self.streamable}, reverse=True)
-        self._by_size = {
-            size: frozenset(p.id for p in self.streamable if self.bytes_of[p.id] == size)
-            for size in sizes
-        }
+        by_size: dict[int, list[int]] = {}
+        for page in self.streamable:
+            by_size.setdefault(self.bytes_of[page.id], []).append(page.id)
+        self._by_size = {size: frozenset(by_size[size]) for size in sorted(by_size, reverse=True)}
         self._everything = frozenset(self.bytes_of)
         self._final = frozenset(p.id for p in self.final)
+        self._shared_ids = [p.id for p in self.shared]
+        self._expert_ids = [p.id for p in self.experts]
+        self._expert_set = frozenset(self._expert_ids)
+        self._smallest: dict[int, frozenset[int]] = {}  # by slots of the ring
 
     def everything(self) -> frozenset[int]:
         """All pages."""
@@ -69,21 +76,26 @@ class Residency:
     def smallest(self, ring_slots: int) -> frozenset[int]:
         """The residency that takes the fewest bytes: as pages above some size stay, slots of
         the ring shrink, which may save more than it costs."""
-        options = list(accumulate(self._by_size.values(), frozenset.union, initial=self._final))
-        return min(options, key=lambda r: (self.weight_bytes(r, ring_slots), len(r)))
+        if ring_slots not in self._smallest:
+            options = accumulate(self._by_size.values(), frozenset.union, initial=self._final)
+            self._smallest[ring_slots] = min(
+                options, key=lambda r: (self.weight_bytes(r, ring_slots), len(r))
+            )
+        return self._smallest[ring_slots]
 
     def fill(self, room: int, ring_slots: int) -> frozenset[int] | None:
         """As much as fits ``room`` bytes beside a ring of ``ring_slots``; None if nothing does."""
         base = self.smallest(ring_slots)
         if self.weight_bytes(base, ring_slots) > room:
             return None
-        shared = self._most(base, [p.id for p in self.shared], room, ring_slots)
-        if not shared.issuperset(p.id for p in self.shared):
+        shared = self._most(base, self._shared_ids, room, ring_slots)
+        if not shared.issuperset(self._shared_ids):
             return shared
         spread = self._spread_experts(shared, room, ring_slots)
+        if not spread >= self._expert_set:
+            return spread
         rows = spread | {p.id for p in self.rows}
-        whole = spread.issuperset(p.id for p in self.experts)
-        return rows if whole and self.weight_bytes(rows, ring_slots) <= room else spread
+        return rows if self.weight_bytes(rows, ring_slots) <= room else spread
 
     def _most(
         self, base: frozenset[int], order: list[int], room: int, ring_slots: int
@@ -101,35 +113,28 @@ class Residency:
         return base | frozenset(order[:fits])
 
     def _spread_experts(self, base: frozenset[int], room: int, ring_slots: int) -> frozenset[int]:
-        others = [p for p in self.experts if p.id not in base]
-        if not others:
+        ids = self._expert_ids
+        if not base.isdisjoint(ids):
+            ids = [i for i in ids if i not in base]
+        if not ids:
             return base
-        sizes = [self.bytes_of[p.id] for p in others]
+        sizes = list(map(self.bytes_of.__getitem__, ids))
         left = room - self.weight_bytes(base, 0)
         if sum(sizes) <= left:
-            return base | {p.id for p in others}
+            return base.union(ids)
         left -= ring_slots * min(sizes)
-        ids, mean = [p.id for p in others], sum(sizes) / len(sizes)
-        count = min(len(others) - 1, int(left / mean) + len(self._by_size))
+        mean = sum(sizes) / len(sizes)
+        count = min(len(ids) - 1, int(left / mean) + len(self._by_size))
         while count > 0:
-            chosen = base | set(evenly(ids, count))
-            if self.weight_bytes(chosen, ring_slots) <= room:
+            chosen = base.union(evenly(ids, count))
+            over = self.weight_bytes(chosen, ring_slots) - room
+            if over <= 0:
                 return chosen
-            count -= 1
+            count -= -(-over // max(sizes))  # fewer would not be enough
         return base
-
-
-def _visited_by_all(model: ModelSpec, page: Page) -> bool:
-    """Whether a page belongs to a shared expert or the FFN of a dense layer of a mixture."""
-    return (
-        model.is_moe
-        and page.layer is not None
-        and page.expert is not None
-        and model.visited_by_all(page.layer, page.expert)
-    )
 
 
 def evenly(items: Sequence[T], count: int) -> Iterable[T]:
     """``count`` of ``items``, spread evenly over the list."""
     total = len(items)
-    return (items[-(-j * total // count) - 1] for j in range(1, count + 1))
+    return [items[-(-j * total // count) - 1] for j in range(1, count + 1)]

@@ -8,14 +8,16 @@ are tried and the one with the shortest predicted job wins.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from headrace.errors import UsageError
 from headrace.planner.candidates import Situation, candidates, fitted, most_seqs, smallest
+from headrace.planner.job_estimate import course_of
 from headrace.planner.nearest import host_refusal
 from headrace.planner.plan import Overrides, Plan
-from headrace.planner.simulate import FewRows, job_seconds, predict
+from headrace.planner.prices import HostPrices
+from headrace.planner.simulate import FewRows, Prediction, job_seconds, predict_with
 from headrace.planner.sweeps import Load, SweepTimes
 from headrace.planner.tail import on_demand_rows
 from headrace.specs.hardware import Hardware
@@ -26,6 +28,13 @@ from headrace.specs.units import format_bytes
 from headrace.specs.workload import Workload
 
 _RANKING_STEPS = 20_000
+_PLAYED = 5
+"""Policies that are played of a long job: those that its course makes the shortest."""
+
+_FAR, _OFF = 1.3, 1.1
+"""What the course makes so much longer than the best is not played at all; and by how much it may
+be off."""
+
 _ROUNDS = 3
 _FEW = 8  # requests: of fewer there is nothing to choose near the best
 _COUNTS = (0.6, 0.75, 0.8, 0.87, 0.93, 1.07, 1.15, 1.3, 1.6)
@@ -90,26 +99,73 @@ def plan_of(at: Situation, policy: Policy, on_demand_rows: int) -> Plan:
     return Plan(
         policy=policy,
         memory=at.map_of(policy),
-        prediction=predict(
-            at.model, at.pages, policy, at.hardware, at.workload, on_demand_rows, at.kinds
-        ),
+        prediction=prediction(at, policy, on_demand_rows),
         on_demand_rows=on_demand_rows,
         smallest_bytes=at.map_of(smallest(at)).total_bytes,
         notes=_notes(at, policy, on_demand_rows),
     )
 
 
+def prediction(at: Situation, policy: Policy, on_demand_rows: int = 0) -> Prediction:
+    """``simulate.predict`` of ``policy``, with what is known of it."""
+
+    def times_of(schedule: str) -> HostPrices:
+        named = replace(policy, schedule=schedule)
+        overlap = at.overlap_of(named)
+        return HostPrices(at.model, at.pages, named, at.hardware, kinds=at.kinds, overlap=overlap)
+
+    times = FewRows(times_of(policy.schedule))
+    if on_demand_rows:
+        times = FewRows(times_of("stream"), times_of("on_demand"), on_demand_rows)
+    return predict_with(times, at.workload, at.hardware, decisions=at.known.decisions)
+
+
 def fastest(at: Situation, below: float = math.inf) -> Policy | None:
-    """The candidate with the shortest job; none is played whose bound is longer. None if no job
-    takes less than ``below`` seconds."""
+    """The candidate with the shortest job. None if no job takes less than ``below`` seconds."""
     best: Policy | None = None
-    for least, policy in candidates(at):
-        if least >= below:
-            break  # and so are all that follow
+    for policy in _promising(at, below):
         seconds = _seconds(at, policy, below)
         if seconds < below:
             below, best = seconds, policy
     return _refined(at, best, below) if best is not None else None
+
+
+def _promising(at: Situation, below: float) -> Iterable[Policy]:
+    """Candidates to play: none whose bound is longer than ``below`` or than the best course."""
+    found: list[Policy] = []
+    shortest = below / _OFF
+    for least, policy in candidates(at):
+        if least >= min(below, _OFF * shortest):
+            break  # and so are all that follow
+        found.append(policy)
+        if not at.is_small:
+            shortest = min(shortest, _about(at, policy))
+    return [*_known(at), *_few(at, found)]
+
+
+def _known(at: Situation) -> list[Policy]:
+    """The policy that is known of a machine like this one, if it fits."""
+    near = at.near
+    if near is None or near.on_device:
+        return []
+    free = near.compute_rows >= near.max_rows
+    found = fitted(at, near.max_seqs, near.max_rows, free=free)
+    return [found] if found else []
+
+
+def _few(at: Situation, policies: Iterable[Policy]) -> list[Policy]:
+    """Those worth a play. Of a short job the course is no guide."""
+    found = list(policies)
+    if at.is_small or not found:
+        return found
+    found.sort(key=lambda policy: _about(at, policy))
+    least = _about(at, found[0])
+    return [policy for policy in found[: at.plays(_PLAYED)] if _about(at, policy) <= _FAR * least]
+
+
+def _about(at: Situation, policy: Policy) -> float:
+    """The job's course, sweeps overlapping perfectly."""
+    return course_of(at.job, policy).seconds(at.times_of(policy).seconds)
 
 
 def _refined(at: Situation, best: Policy, seconds: float) -> Policy:
@@ -117,7 +173,8 @@ def _refined(at: Situation, best: Policy, seconds: float) -> Policy:
     prompt rows beside them."""
     rounds = _ROUNDS if at.is_small else 1
     for _ in range(rounds if at.workload.requests >= _FEW else 0):
-        found = [(_seconds(at, policy, seconds), policy) for policy in _near(at, best)]
+        near = _few(at, _near(at, best))
+        found = [(_seconds(at, policy, seconds), policy) for policy in near]
         least, policy = min(found, key=lambda pair: pair[0], default=(math.inf, best))
         if least >= _GAIN * seconds:
             break
@@ -151,11 +208,15 @@ def _seconds(at: Situation, policy: Policy, below: float) -> float:
         return math.inf
     overlap = at.overlap_of(policy)
     if at.is_small:
-        seconds = job_seconds(FewRows(replace(times, overlap=overlap)), at.workload, _RANKING_STEPS)
+        seconds = _job_seconds(at, replace(times, overlap=overlap))
     else:
         typical = min(policy.max_rows, policy.max_seqs * 3 // 2 + 1)
-        seconds = job_seconds(FewRows(times), at.workload, _RANKING_STEPS) * overlap(typical)
+        seconds = _job_seconds(at, times) * overlap(typical)
     return seconds * (_TRUST if policy.slot_bytes else 1.0)
+
+
+def _job_seconds(at: Situation, times: SweepTimes) -> float:
+    return job_seconds(FewRows(times), at.workload, _RANKING_STEPS, at.known.decisions)
 
 
 def _bound(at: Situation, times: SweepTimes) -> float:

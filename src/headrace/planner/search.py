@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from headrace.errors import HeadraceError, UsageError
@@ -18,7 +20,6 @@ from headrace.planner.plan import Baseline, Plan
 from headrace.planner.simulate import (
     Ledger,
     Prediction,
-    predict,
     predict_with,
     simulate,
     with_interval,
@@ -27,6 +28,7 @@ from headrace.specs.policy import DEVICE_SCHEDULES, SCHEDULES, Policy
 from headrace.specs.units import format_bytes
 
 HOST_BASELINES = ("resident", "one_by_one")
+ALL_BASELINES = frozenset((*HOST_BASELINES, *FAMILIES))
 
 _STEPS = 6000
 """Tokens of a play that ranks, or prices a baseline."""
@@ -39,23 +41,39 @@ _CLOSE = 1.3
 _PLAYED = 4  # choices in all
 
 
-_NEAR, _ROUNDS, _WORTH = 4, 3, 0.004
-"""Choices played around the best, how often that may go on, and the gain that it takes."""
+_NEAR, _ROUNDS, _SHORT_ROUNDS, _WORTH = 4, 2, 3, 0.004
+"""Choices played around the best, how often that may go on, also of a short job, and the gain that
+it takes."""
 
 _TRIED = 40  # of a short job
 
 
-def best_plan(at: Situation) -> Plan:
-    """The plan for ``at``, baselines priced beside it; where one of them is faster, it is the plan.
+def best_plan(at: Situation, baselines: Collection[str] = ALL_BASELINES) -> Plan:
+    """The plan for ``at``, ``baselines`` priced beside it, those that its machine knows; where one
+    of them is faster, it is the plan.
 
     Raises BudgetError with the smallest budget that works when none does, and UsageError for an
     override that cannot be honoured.
     """
-    if at.hardware.has_device:
-        return _DeviceSearch(at).plan()
-    plan = rules.best_plan(at)
-    found = tuple(_on_host(at, plan, name) for name in HOST_BASELINES)
-    return _winner(at, replace(plan, baselines=found))
+    with _collector_paused():
+        if at.hardware.has_device:
+            return _DeviceSearch(at).plan(baselines)
+        plan = rules.best_plan(at)
+        found = tuple(_on_host(at, plan, name) for name in HOST_BASELINES if name in baselines)
+        return _winner(at, replace(plan, baselines=found))
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """A search makes some 100,000 small objects that live as long as it does, and no cycles: to
+    look for cycles among them took a sixth of its time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _on_host(at: Situation, plan: Plan, name: str) -> Baseline:
@@ -63,7 +81,7 @@ def _on_host(at: Situation, plan: Plan, name: str) -> Baseline:
         return Baseline(name, plan.policy, plan.prediction)
     if name == "one_by_one":
         policy = replace(plan.policy, schedule=name)
-        return Baseline(name, policy, _prediction(at, policy))
+        return Baseline(name, policy, rules.prediction(at, policy))
     asked = replace(at, overrides=replace(at.overrides, schedule=name))
     least = asked.map_of(smallest(asked)).total_bytes
     if least > at.budget_bytes:
@@ -73,10 +91,6 @@ def _on_host(at: Situation, plan: Plan, name: str) -> Baseline:
     except HeadraceError as refusal:
         return Baseline(name, refusal=str(refusal))
     return Baseline(name, found.policy, found.prediction)
-
-
-def _prediction(at: Situation, policy: Policy) -> Prediction:
-    return predict(at.model, at.pages, policy, at.hardware, at.workload, kinds=at.kinds)
 
 
 def _winner(at: Situation, plan: Plan) -> Plan:
@@ -125,7 +139,7 @@ class _DeviceSearch:
         self._best = float("inf")
         self._alone: Policy | None = None  # the processor's, where it is faster
 
-    def plan(self) -> Plan:
+    def plan(self, baselines: Collection[str]) -> Plan:
         asked = self.at.overrides.schedule
         if asked is not None and asked not in (*SCHEDULES, *DEVICE_SCHEDULES):
             names = dict.fromkeys((*SCHEDULES, *DEVICE_SCHEDULES))
@@ -139,7 +153,7 @@ class _DeviceSearch:
         else:
             plan = self._plan_of(*own)
         self._best = plan.prediction.seconds
-        found = tuple(self._baseline(name, plan) for name in FAMILIES)
+        found = tuple(self._baseline(name, plan) for name in FAMILIES if name in baselines)
         return self._careful(_winner(self.at, replace(plan, baselines=found)))
 
     @property
@@ -174,10 +188,11 @@ class _DeviceSearch:
         close = [
             fit for fits in ranked for fit in _different(fits) if fit.seconds <= _CLOSE * least
         ]
-        close = sorted(close, key=lambda fit: fit.seconds)[:_PLAYED]
+        close = sorted(close, key=lambda fit: fit.seconds)[: self.at.plays(_PLAYED)]
         if self.at.is_small:
             some = sorted((fit for fits in ranked for fit in fits), key=lambda fit: fit.seconds)
-            close = list(dict.fromkeys([*close, *self._few(some)]))
+            close = [*close, *self._few(some)]
+        close = list(dict.fromkeys([*self.search.known(), *close]))
         played = list(self.search.played(close, _STEPS))
         if not played:  # rounding to pages spoiled the best: others may do
             rest = (fit for fits in ranked for fit in fits[1:4])
@@ -189,7 +204,7 @@ class _DeviceSearch:
 
     def _refined(self, best: _PlayedFit) -> _PlayedFit:
         """The best of what is near, as long as that is better."""
-        for _ in range(_ROUNDS if self.at.is_small else 1):
+        for _ in range(_SHORT_ROUNDS if self.at.is_small else self.at.plays(_ROUNDS)):
             near = self._few(self.search.around(best[1]))
             found = min(self.search.played(near, _STEPS), key=_job, default=best)
             if found[0] >= (1 - _WORTH) * best[0]:
@@ -201,7 +216,7 @@ class _DeviceSearch:
         """Those worth a play. Of a short job the course is no guide: it is played sweep by sweep,
         each at its closed form, to tell."""
         if not self.at.is_small:
-            return fits[:_NEAR]
+            return fits[: self.at.plays(_NEAR)]
         tried = self.search.played(fits[:_TRIED], _STEPS, closed=True)
         return [fit for _, fit, _ in sorted(tried, key=_job)][:_NEAR]
 
@@ -247,7 +262,9 @@ class _DeviceSearch:
         or waits for a disk, by the closed form; else corrected by plays of few sweeps."""
         close = seconds <= _CLOSE * self._best and not policy.on_disk
         times = self.search.times(policy, played=close)
-        return with_interval(simulate(times, self.at.workload, _STEPS), self.at.hardware)
+        decisions = self.at.known.decisions
+        found = simulate(times, self.at.workload, _STEPS, decisions)
+        return with_interval(found, self.at.hardware)
 
     def _rough(self, policy: Policy, fit: Fit) -> Prediction:
         """The job's course at the closed form, of a policy that is far from the best."""
@@ -269,7 +286,8 @@ class _DeviceSearch:
 
     def _predict(self, policy: Policy) -> Prediction:
         times = self.search.times(policy)
-        return predict_with(times, self.at.workload, self.at.hardware, _CAREFUL_STEPS)
+        decisions = self.at.known.decisions
+        return predict_with(times, self.at.workload, self.at.hardware, _CAREFUL_STEPS, decisions)
 
 
 def _different(fits: list[Fit]) -> list[Fit]:

@@ -1,8 +1,4 @@
-"""Play a whole job: the engine's own batcher decides, prices say what each sweep takes.
-
-A job of very many tokens is played as a slice: a fraction of its requests on the same fraction
-of rows, places and KV blocks. Sweeps then number the same, each standing for a full one.
-"""
+"""Play a whole job: the engine's own batcher decides, prices say what each sweep takes."""
 
 from __future__ import annotations
 
@@ -11,13 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
-from headrace.batching.batcher import Batcher
-from headrace.batching.choice import Choice
-from headrace.batching.limits import Limits
-from headrace.batching.request import Request
+from headrace.planner.decided import Decided, Decisions
 from headrace.planner.prices import Sketches, price
 from headrace.planner.sweeps import LaneSeconds, Load
-from headrace.planner.thinning import Drawn, part_of, rest_seconds, sample
+from headrace.planner.thinning import rest_seconds
 from headrace.schedule.tally import Kinds
 from headrace.specs.hardware import DISK, Hardware
 from headrace.specs.model import ModelSpec
@@ -159,16 +152,20 @@ def predict(
 
 
 def predict_with(
-    times: FewRows, workload: Workload, hardware: Hardware, steps: int = STEPS
+    times: FewRows,
+    workload: Workload,
+    hardware: Hardware,
+    steps: int = STEPS,
+    decisions: Decisions | None = None,
 ) -> Prediction:
     """The same with sweep times that are known already."""
     ends: list[float] = []
     if workload.assumed:
         ends = [
-            job_seconds(times, _scaled(workload, scale), steps // 4)
+            job_seconds(times, _scaled(workload, scale), steps // 4, decisions)
             for scale in (_SHORTEST, _LONGEST)
         ]
-    return with_interval(simulate(times, workload, steps), hardware, ends)
+    return with_interval(simulate(times, workload, steps, decisions), hardware, ends)
 
 
 def with_interval(found: Prediction, hardware: Hardware, ends: Sequence[float] = ()) -> Prediction:
@@ -202,30 +199,26 @@ class FewRows:
         return self.demand if self.demand and load.rows <= self.rows else self.times
 
 
-def simulate(times: FewRows, workload: Workload, steps: int = STEPS) -> Prediction:
+def simulate(
+    times: FewRows, workload: Workload, steps: int = STEPS, decisions: Decisions | None = None
+) -> Prediction:
     """One play of ``workload``; ``low`` and ``high`` equal ``seconds``.
 
-    Costs about a microsecond per generated token, ``steps`` tokens at most. Raises LineError
-    when a request cannot fit the policy's KV blocks.
+    Costs about a microsecond per generated token, ``steps`` tokens at most, unless ``decisions``
+    know the job under such limits. Raises LineError when a request cannot fit the policy's KV
+    blocks.
     """
-    job = _played(times, workload, steps)
-    return job.result(workload)
+    decided = (decisions or Decisions()).of(times.times.policy, workload, steps)
+    return _Job(times, decided).result(workload)
 
 
-def job_seconds(times: FewRows, workload: Workload, steps: int) -> float:
+def job_seconds(
+    times: FewRows, workload: Workload, steps: int, decisions: Decisions | None = None
+) -> float:
     """``simulate(...).seconds``, without the rest."""
-    job = _played(times, workload, steps)
+    decided = (decisions or Decisions()).of(times.times.policy, workload, steps)
+    job = _Job(times, decided)
     return job.ledger.seconds + job.rest_seconds(workload)
-
-
-def _played(times: FewRows, workload: Workload, steps: int) -> _Job:
-    policy = times.times.policy
-    slices = _slices(workload, policy, steps)
-    part = part_of(workload, min(policy.max_seqs, workload.requests), steps * slices)
-    job = _Job(times, part, slices)
-    while job.batcher.has_work:
-        job.step()
-    return job
 
 
 class Ledger:
@@ -288,60 +281,30 @@ class Ledger:
 
 
 class _Job:
-    def __init__(self, times: FewRows, workload: Workload, slices: int) -> None:
-        self.whole = self.part = workload
-        if slices > 1:
-            self.part = sample(workload, -(-workload.requests // slices))
-        self.slices = workload.requests / max(1, self.part.requests)
-        self.progress: list[Drawn] = []
-        self.batcher = Batcher(_sliced(Limits.of(times.times.policy), self.slices))
+    """The sweeps of a job, priced one after the other."""
+
+    def __init__(self, times: FewRows, decided: Decided) -> None:
+        self.decided = decided
         self.ledger = Ledger(times)
-        self.ends: dict[int, int] = {}
-        self.first_tokens: list[float] = []
-
-        self._add(self.part)
-
-    def _add(self, part: Workload) -> None:
-        lengths = zip(part.prompt_lens, part.gen_lens, part.limits, strict=True)
-        for i, (prompt, gen, most) in enumerate(lengths):
-            request = Request(str(i), range(prompt), max(most, gen))
-            for sequence in self.batcher.add(request):
-                self.ends[sequence.id] = gen
-
-    def step(self) -> None:
-        choice = self.batcher.next_choice()
-        self.ledger.add(self._load(choice))
-        ended = [s for s, n in choice.chunks if s.computed + n == s.length]
-        drawn = [*choice.decodes, *ended]
-        self.first_tokens += [self.ledger.seconds for s in ended if not s.generated]
-        ends = self.ends
-        finished = {s.id for s in drawn if len(s.generated) + 1 >= ends[s.id]}
-        self.batcher.commit_choice(choice, dict.fromkeys([s.id for s in drawn], 0), finished)
-        self.progress.append(Drawn(self.batcher.counters.sampled_tokens, self.ledger.seconds))
+        self.ends: list[float] = []
+        for load in decided.loads:
+            self.ledger.add(load)
+            self.ends.append(self.ledger.seconds)
 
     def rest_seconds(self, workload: Workload) -> float:
         """Of what was not played of ``workload``."""
-        left = workload.gen_tokens - self.whole.gen_tokens
-        return rest_seconds(self.progress, left / self.slices)
+        left = workload.gen_tokens - self.decided.part.gen_tokens
+        return rest_seconds(self.decided.drawn, self.ends, left / self.decided.slices)
 
     def result(self, workload: Workload) -> Prediction:
         """The whole job: what was not played goes on as the middle of what was."""
-        found = self.ledger.prediction(workload, self.first_tokens)
-        preemptions = self.batcher.counters.preemptions * self.slices
-        if self.whole is workload:
+        firsts = zip(self.ends, self.decided.first, strict=True)
+        first_tokens = [seconds for seconds, count in firsts for _ in range(count)]
+        found = self.ledger.prediction(workload, first_tokens)
+        preemptions = self.decided.preemptions * self.decided.slices
+        if self.decided.part.requests == workload.requests:
             return replace(found, preemptions=round(preemptions))
         return _longer(found, self.rest_seconds(workload), preemptions)
-
-    def _load(self, choice: Choice) -> Load:
-        """The full machine's load, rounded to 3 % so that loads repeat."""
-        n = self.slices
-        decodes, chunks = len(choice.decodes), choice.chunks
-        kv = sum([s.computed for s in choice.decodes]) + decodes
-        rows = sum([n for _, n in chunks])
-        chunk_kv = sum([s.computed + n for s, n in chunks]) // max(1, len(chunks))
-        drawn = choice.samples
-        full = (decodes * n, kv * n, rows * n, chunk_kv, drawn * n)
-        return Load(*(rounded(round(amount)) for amount in full))
 
 
 def _longer(found: Prediction, more: float, preemptions: float) -> Prediction:
@@ -383,37 +346,7 @@ def _rate(tokens: float, seconds: float) -> float:
     return tokens / seconds if seconds else 0.0
 
 
-def _slices(workload: Workload, policy: Policy, steps: int) -> int:
-    """How thin a slice stays within ``steps``, keeping 16 sequences at once and 64 in all."""
-    wanted = -(-workload.gen_tokens // steps)
-    blocks = -(-workload.longest // policy.kv_block)
-    most = min(policy.max_seqs // 16, workload.requests // 64, policy.kv_blocks // (4 * blocks))
-    return max(1, min(wanted, most))
-
-
-def _sliced(limits: Limits, slices: float) -> Limits:
-    """Room for a ``slices``-th of the requests; if all of them fit at once, so does the part."""
-    if slices == 1:
-        return limits
-    seqs = math.ceil(limits.max_seqs / slices - 1e-9)
-    return replace(
-        limits,
-        max_rows=max(int(limits.max_rows / slices), seqs + 1),
-        max_seqs=seqs,
-        kv_blocks=math.ceil(limits.kv_blocks / slices - 1e-9),
-        micro_batches=1,
-        chunk=max(1, int(limits.chunk / slices)),
-        compute_rows=max(1, int(limits.compute_rows / slices)),
-    )
-
-
 def _scaled(workload: Workload, scale: float) -> Workload:
     pairs = zip(workload.gen_lens, workload.limits, strict=True)
     lengths = tuple(max(1, min(max(most, gen), round(gen * scale))) for gen, most in pairs)
     return replace(workload, gen_lens=lengths, max_lens=workload.limits)
-
-
-def rounded(count: int) -> int:
-    """To the nearest of 16 steps per doubling."""
-    step = 1 << max(0, count.bit_length() - 5)
-    return (count + step // 2) // step * step

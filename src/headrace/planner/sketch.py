@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from headrace.machines.replay import Score
 from headrace.planner.census import Census, Weights, turn_of
-from headrace.schedule.generate import generate, next_phase
+from headrace.schedule.generate import list_tasks, next_phase
 from headrace.schedule.lanes import H2D, PACKETS
 from headrace.schedule.task import Op, Task
 from headrace.specs.model import ModelSpec
@@ -85,11 +85,8 @@ class Sketch:
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
         small = _small(shape)
-        schedules, phase = [], 0
-        for _ in range(SWEEPS):
-            schedules.append(generate(small.model, small.pages, small.policy, phase))
-            phase = next_phase(small.pages, small.policy, phase)
-        self.tasks = schedules[0].tasks
+        lists = _appended(small)
+        self.tasks = lists[0]
         stands = small.stands
 
         def kind_of(task: Task) -> Kind:
@@ -100,9 +97,10 @@ class Sketch:
 
         depth = -(-shape.ring // max(1, shape.groups + shape.read + shape.layer))
         begun = (i for i, task in enumerate(self.tasks) if (task.layer or 0) > depth)
-        self.score = Score(schedules, kind_of, next(begun, len(self.tasks)))
-        self.counts = Counter(kind_of(task) for task in self.tasks)
-        self._example = {kind_of(task): task for task in self.tasks}
+        self.score = Score(lists, kind_of, next(begun, len(self.tasks)))
+        kinds = list(map(kind_of, self.tasks))
+        self.counts = Counter(kinds)
+        self._example = dict(zip(kinds, self.tasks, strict=True))
 
     def share(self, kind: Kind, layers: int, parts: int) -> float:
         """Share of a full sweep's total of ``kind`` that one task of it takes."""
@@ -199,6 +197,18 @@ def _stage_slots(policy: Policy, each: float, drawn: int) -> int:
     if not policy.stage_slots or not each:
         return policy.stage_slots
     return max(min(policy.stage_slots, 2), round(policy.stage_slots * drawn / each))
+
+
+def _appended(small: _Small) -> list[tuple[Task, ...]]:
+    """The lists of ``SWEEPS`` sweeps; where the ring stands as before, they are the same."""
+    by_phase: dict[int, tuple[Task, ...]] = {}
+    lists, phase = [], 0
+    for _ in range(SWEEPS):
+        if phase not in by_phase:
+            by_phase[phase] = list_tasks(small.model, small.pages, small.policy, phase)
+        lists.append(by_phase[phase])
+        phase = next_phase(small.pages, small.policy, phase)
+    return lists
 
 
 class _Small(NamedTuple):

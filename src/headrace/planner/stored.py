@@ -10,15 +10,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from headrace.errors import HeadraceError
+from headrace.errors import DocumentError, HeadraceError
 from headrace.planner.candidates import LEAST_SLOTS, MOST_ROWS, ROWS_PER_MICRO_BATCH, Situation
+from headrace.planner.fields import known_fields, number, short, switch, text, whole
 from headrace.planner.plan import Plan
 from headrace.planner.rules import plan_of
 from headrace.specs.policy import PAGE_SETS, SCHEDULES, Policy
 
 NOTE = "the plan of an earlier run of this job, kept"
 
-_DEFAULTS = {field.name: field.default for field in fields(Policy)}
+_KINDS = {field.name: field.type for field in fields(Policy)}
 
 MOST_LANES = 64
 """Disk lanes of a stored plan: each is a thread."""
@@ -52,42 +53,50 @@ def restore_plan(stored: object, at: Situation, memory: int | None) -> Plan | No
         return None
     try:
         policy = _policy(stored["policy"], at)
-        threshold = _whole(stored["on_demand_rows"])
-        if _whole(stored["requests"]) < at.workload.requests:
+        threshold = whole(stored["on_demand_rows"], "on_demand_rows", 0, MOST)
+        if whole(stored["requests"], "requests", 0, MOST) < at.workload.requests:
             return None
         if policy.kv_blocks < at.longest_blocks or not _ours(policy, at):
             return None
         if at.map_of(policy).total_bytes > at.budget_bytes:
             return None
         plan = plan_of(at, policy, threshold)
-    except (HeadraceError, KeyError, TypeError, ValueError):
+    except (HeadraceError, KeyError):
         return None  # not written by this version, or not by us
     return replace(plan, notes=(*plan.notes, NOTE))
 
 
-def _policy(stored: Any, at: Situation) -> Policy:
-    """A policy whose every field has its type and range. Raises ValueError and its kin."""
-    if not isinstance(stored, Mapping) or stored.keys() != {f.name for f in fields(Policy)}:
-        raise ValueError("fields of another version")
-    pages = {page.id for page in at.pages}
+def _policy(stored: object, at: Situation) -> Policy:
+    """A policy whose every field has its type and range. Raises DocumentError."""
+    found = known_fields(stored, "policy", _KINDS)
+    if missing := _KINDS.keys() - found.keys():
+        raise DocumentError("fields of policy", expected=", ".join(sorted(missing)))
     values: dict[str, Any] = {}
-    for name, value in stored.items():
+    for name, value in found.items():
         if name in PAGE_SETS:
-            if not isinstance(value, list) or not all(_whole(i) in pages for i in value):
-                raise ValueError("pages that the model does not have")
-            values[name] = frozenset(value)
+            values[name] = _pages(value, name, at)
         else:
-            values[name] = _plain(value, _DEFAULTS.get(name))
+            values[name] = _plain(value, name)
     return Policy(**values)
 
 
-def _plain(value: Any, default: Any) -> Any:
-    """``value``, if it is of the kind of ``default``: text, a switch, a share or a number."""
-    if isinstance(value, str) or type(value) is bool is type(default):
-        return value
-    if isinstance(default, float) and type(value) in (int, float) and 0.0 <= value <= 1.0:
-        return float(value)
-    return _whole(value)
+def _pages(value: object, name: str, at: Situation) -> frozenset[int]:
+    if not isinstance(value, list):
+        raise DocumentError(name, expected="a list of pages", got=short(value))
+    pages = frozenset(whole(page, f"a page of {name}", 0, MOST) for page in value)
+    if not at.residency.everything() >= pages:
+        raise DocumentError(name, expected="pages that the model has")
+    return pages
+
+
+def _plain(value: object, name: str) -> Any:
+    """``value``, if it is of the kind of the field: text, a switch, a share or a number."""
+    kind = _KINDS[name]
+    if kind == "str":
+        return text(value, name)
+    if kind == "bool":
+        return switch(value, name)
+    return number(value, name, 0.0, 1.0) if kind == "float" else whole(value, name, 0, MOST)
 
 
 def _ours(policy: Policy, at: Situation) -> bool:
@@ -108,13 +117,6 @@ def _ours(policy: Policy, at: Situation) -> bool:
         <= (asked.micro_batches or -(-policy.max_rows // ROWS_PER_MICRO_BATCH))
         and 1 <= policy.disk_lanes <= MOST_LANES
     )
-
-
-def _whole(value: Any) -> int:
-    """A number of things. Raises ValueError for anything else, booleans included."""
-    if type(value) is not int or not 0 <= value <= MOST:
-        raise ValueError(f"expected a whole number, got {str(value)[:40]}")
-    return value
 
 
 def _asked(at: Situation, memory: int | None) -> dict[str, Any]:

@@ -82,8 +82,9 @@ class SweepTimes:
 
     def __post_init__(self) -> None:
         self.hardware = as_run(self.hardware, self.policy.schedule)
-        self._work = WorkModel(self.model, self.pages, self.policy)
-        counted = tally(self.kinds or Kinds(self.model, self.pages), self.policy)
+        kinds = self.kinds or Kinds(self.model, self.pages)
+        self._work = WorkModel(self.model, self.pages, self.policy, kinds=kinds)
+        counted = tally(kinds, self.policy)
         self._head = [each for each in counted if each.task.op in _PER_SAMPLE]
         attention = [each for each in counted if each.task.op is Op.ATTN]
         self._attn = [each for each in attention if not each.task.mb]

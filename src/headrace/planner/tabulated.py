@@ -1,28 +1,17 @@
-"""Prices of one policy as a table over loads: a job of a thousand sweeps asks for a few dozen.
-
-Between points everything is linear in rows, in the tokens that a row attends to, and in the share
-of rows that are prompt, which is how the amounts of a sweep go.
-"""
+"""Prices of one policy as a table over loads: a job of a thousand sweeps asks for a few dozen."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import pairwise, product
-from typing import NamedTuple
+from itertools import pairwise
 
-from headrace.planner.prices import Counted, DevicePrices
+from headrace.planner.grid import Grid, Point
+from headrace.planner.prices import Bounds, Counted, DevicePrices
 from headrace.planner.sweeps import Load
 from headrace.specs.policy import Policy
 
-_PER_OCTAVE = 2  # points of the table per doubling of rows, and of tokens attended to
-_SHARES = 4  # steps of the share of prompts
-
-
-class _Point(NamedTuple):
-    rows: int
-    kv: int
-    prompts: int
+_GRID = Grid(per_octave=2, shares=4)
 
 
 @dataclass
@@ -33,8 +22,9 @@ class Tabulated:
     prices: DevicePrices
     typical: tuple[Load, ...]
     plays: bool = True
-    _counted: dict[_Point, Counted] = field(default_factory=dict, repr=False)
-    _known: dict[Load, list[tuple[Counted, float]]] = field(default_factory=dict, repr=False)
+    _bounds: dict[Point, Bounds] = field(default_factory=dict, repr=False)
+    _counted: dict[Point, Counted] = field(default_factory=dict, repr=False)
+    _known: dict[Load, Bounds] = field(default_factory=dict, repr=False)
     _apart: dict[int, float] = field(default_factory=dict, repr=False)
 
     @property
@@ -51,11 +41,12 @@ class Tabulated:
         """A steady sweep of ``load``."""
         if not load.rows:
             return 0.0
-        return max(self.bound(load), self._of(load, "estimate") * self._ratio(load))
+        least, estimate = self._of(load)
+        return max(least, estimate * self._ratio(load))
 
     def bound(self, load: Load) -> float:
         """No machine does it in less."""
-        return self._of(load, "least")
+        return self._of(load).least
 
     def lanes(self, load: Load) -> Mapping[str, float]:
         """Busy seconds by lane."""
@@ -65,26 +56,25 @@ class Tabulated:
         """Bytes by link or memory."""
         return {roof: n for roof, n in self._sums(load, "moved").items() if n}
 
-    def _of(self, load: Load, name: str) -> float:
-        return sum([weight * getattr(found, name) for found, weight in self._corners(load)])
+    def _of(self, load: Load) -> Bounds:
+        if load not in self._known:
+            least = estimate = 0.0
+            for point, weight in _GRID.around(load):
+                if point not in self._bounds:
+                    self._bounds[point] = self.prices.bounds(_GRID.load_at(point))
+                a, b = self._bounds[point]
+                least, estimate = least + weight * a, estimate + weight * b
+            self._known[load] = Bounds(least, estimate)
+        return self._known[load]
 
     def _sums(self, load: Load, name: str) -> dict[str, float]:
         totals: dict[str, float] = {}
-        for found, weight in self._corners(load):
-            for key, amount in getattr(found, name).items():
+        for point, weight in _GRID.around(load):
+            if point not in self._counted:
+                self._counted[point] = self.prices.counted(_GRID.load_at(point))
+            for key, amount in getattr(self._counted[point], name).items():
                 totals[key] = totals.get(key, 0.0) + weight * amount
         return totals
-
-    def _corners(self, load: Load) -> list[tuple[Counted, float]]:
-        if load not in self._known:
-            found = _around(load)
-            self._known[load] = [(self._at(point), weight) for point, weight in found]
-        return self._known[load]
-
-    def _at(self, point: _Point) -> Counted:
-        if point not in self._counted:
-            self._counted[point] = self.prices.counted(_load_of(point))
-        return self._counted[point]
 
     def _ratio(self, load: Load) -> float:
         """Played seconds over those of the closed form."""
@@ -109,42 +99,3 @@ class Tabulated:
 def _share(load: Load) -> float:
     """Of rows that are prompt."""
     return load.chunk_rows / max(1, load.rows)
-
-
-def _around(load: Load) -> Iterator[tuple[_Point, float]]:
-    """Points around ``load``, with their weights."""
-    if not load.rows:
-        return
-    attended = load.decode_kv + load.chunk_rows * max(1, load.chunk_kv)
-    rows = _between(load.rows)
-    kv = _between(max(1.0, attended / load.rows))
-    share = _SHARES * load.chunk_rows / load.rows
-    low = min(int(share), _SHARES - 1)
-    prompts = [(low, 1.0 - (share - low)), (low + 1, share - low)]
-    for (r, a), (k, b), (p, c) in product(rows, kv, prompts):
-        if a * b * c > 1e-9:
-            yield _Point(r, k, p), a * b * c
-
-
-def _between(value: float) -> list[tuple[int, float]]:
-    """The two steps of a geometric grid around ``value``, linear in it."""
-    step = (int(value).bit_length() - 1) * _PER_OCTAVE
-    while _value(step + 1) <= value:
-        step += 1
-    low, high = _value(step), _value(step + 1)
-    share = min(1.0, max(0.0, (value - low) / max(1, high - low)))
-    return [(step, 1.0 - share), (step + 1, share)]
-
-
-def _value(step: int) -> int:
-    """Whole numbers, ascending: 1, 2, 3, 4, 6, 8 ..."""
-    octave, part = divmod(step, _PER_OCTAVE)
-    base = 1 << octave
-    return base + base * part // _PER_OCTAVE if base >= _PER_OCTAVE else base + part
-
-
-def _load_of(point: _Point) -> Load:
-    rows, kv = _value(point.rows), _value(point.kv)
-    chunk = rows * point.prompts // _SHARES
-    decodes = rows - chunk
-    return Load(decodes, decodes * kv, chunk, kv if chunk else 0, max(1, decodes))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 from headrace.specs.workload import Workload
 
@@ -13,13 +13,6 @@ _WAVES = 8
 
 _LEAST = 64  # requests of it, for its mean lengths to be the job's
 _MIDDLE = (0.3, 0.8)  # shares of the drawn tokens between which it is steady
-
-
-class Drawn(NamedTuple):
-    """Tokens drawn so far, and seconds."""
-
-    tokens: int
-    seconds: float
 
 
 def part_of(workload: Workload, places: int, tokens: int) -> Workload:
@@ -32,14 +25,14 @@ def part_of(workload: Workload, places: int, tokens: int) -> Workload:
     return workload if 2 * count > workload.requests else sample(workload, count)
 
 
-def rest_seconds(progress: Sequence[Drawn], tokens: float) -> float:
-    """How long ``tokens`` more take, at the rate of the middle of what was played."""
-    if not progress or tokens <= 0:
+def rest_seconds(drawn: Sequence[int], ends: Sequence[float], tokens: float) -> float:
+    """How long ``tokens`` more take, at the rate of the middle of what was played: ``drawn`` tokens
+    by the end of each sweep, at ``ends`` seconds."""
+    if not drawn or tokens <= 0:
         return 0.0
-    total = progress[-1].tokens
-    begin, end = (_at(progress, share * total) for share in _MIDDLE)
-    drawn = end.tokens - begin.tokens
-    return tokens * (end.seconds - begin.seconds) / drawn if drawn > 0 else 0.0
+    begin, end = (_reached(drawn, share) for share in _MIDDLE)
+    more = drawn[end] - drawn[begin]
+    return tokens * (ends[end] - ends[begin]) / more if more > 0 else 0.0
 
 
 def sample(workload: Workload, count: int) -> Workload:
@@ -61,5 +54,6 @@ def sample(workload: Workload, count: int) -> Workload:
     )
 
 
-def _at(progress: Sequence[Drawn], tokens: float) -> Drawn:
-    return next((point for point in progress if point.tokens >= tokens), progress[-1])
+def _reached(drawn: Sequence[int], share: float) -> int:
+    """The sweep that draws the first ``share`` of all."""
+    return min(bisect.bisect_left(drawn, share * drawn[-1]), len(drawn) - 1)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from headrace.errors import UsageError
+from headrace.errors import DocumentError, UsageError
 from headrace.planner.calibrate import op_of
 from headrace.planner.profile import Profile, ShapeCurves
 from headrace.specs.hardware import DISK, Curve
@@ -116,13 +116,16 @@ def run_from(data: object, shape_from: Any) -> Run:
             float(row.predicted), float(row.measured)
         if run.summary["bound_by"] not in ("cpu", "disk") or run.wall_seconds <= 0:
             raise ValueError("bound_by or wall_seconds")
-    except (AssertionError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except _DAMAGE as error:
         raise UsageError(
             "this is no record of a run",
             got=f"{type(error).__name__}: {error}"[:200],
             hint="run-batch writes one beside its output",
         ) from error
     return run
+
+
+_DAMAGE = (DocumentError, AssertionError, KeyError, TypeError, ValueError, AttributeError)
 
 
 def _scale(row: Compared | None, run: Run) -> float:

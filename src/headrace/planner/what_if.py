@@ -20,6 +20,9 @@ from headrace.specs.units import format_seconds
 LEAST_GAIN = 0.03
 """A change that saves less of the job's time is not worth making."""
 
+CLOSE = 1.15
+"""Baselines of so many times the plan's seconds may be the fastest after a change."""
+
 MOST_DEVICES = 3
 GROUPS = (128, 64, 32)
 
@@ -64,8 +67,11 @@ class Priced:
 
 def price_changes(at: Situation, plan: Plan) -> list[Priced]:
     """Every change that applies, with its gain over ``plan``; the largest gain first. Each is
-    planned as ``at`` was, by the same search."""
-    priced = [_price(change, plan.prediction.seconds) for change in changes(at)]
+    planned as ``at`` was, by the same search around the plan, beside baselines that came close."""
+    took = plan.prediction.seconds
+    close = [b.name for b in plan.baselines if b.prediction and b.prediction.seconds < CLOSE * took]
+    near = replace(at, near=plan.policy)
+    priced = [_price(change, took, close) for change in changes(near)]
     return sorted(priced, key=lambda each: -(each.gain if each.gain is not None else -1e9))
 
 
@@ -128,9 +134,9 @@ def quantised(model: ModelSpec, dtype: str) -> ModelSpec | None:
     return replace(model, integers=Form(dtype, group, model.weight_dtype))
 
 
-def _price(change: Change, seconds: float) -> Priced:
+def _price(change: Change, seconds: float, baselines: Sequence[str]) -> Priced:
     try:
-        plan = best_plan(change.at)
+        plan = best_plan(change.at, baselines)
     except HeadraceError as refusal:
         return Priced(change.name, change.buy, refusal=refusal.message)
     took = plan.prediction.seconds

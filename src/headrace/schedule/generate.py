@@ -47,10 +47,17 @@ def generate(
     before). ``page_bytes`` gives the memory each page takes, if known (see ``buffer_sizes``).
     Raises UsageError when the policy cannot be honoured.
     """
-    tasks = tuple(GENERATORS[policy.schedule](Placement(model, pages, policy, phase)))
+    tasks = list_tasks(model, pages, policy, phase)
     sizes = buffer_sizes(model, pages, policy, page_bytes)
     touched = dict.fromkeys(b for task in tasks for b in (*task.reads, *task.writes))
     return Schedule(policy.schedule, tasks, {buffer: sizes[buffer] for buffer in touched})
+
+
+def list_tasks(
+    model: ModelSpec, pages: tuple[Page, ...], policy: Policy, phase: int = 0
+) -> tuple[Task, ...]:
+    """The tasks of ``generate``, without the sizes of what they touch."""
+    return tuple(GENERATORS[policy.schedule](Placement(model, pages, policy, phase)))
 
 
 def next_phase(pages: tuple[Page, ...], policy: Policy, phase: int = 0) -> int:

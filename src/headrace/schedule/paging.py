@@ -33,9 +33,9 @@ def uploads(at: Placement, layer: int, lane: str = H2D) -> list[Task]:
 
 def share_of_uploads(at: Placement, layer: int, part: int, parts: int) -> list[Task]:
     """The same, dealt evenly into ``parts``, the first page into the first part."""
-    tasks = uploads(at, layer)
-    first, last = (-(-len(tasks) * i // parts) for i in (part, part + 1))
-    return tasks[first:last]
+    pages = at.streamed_in(layer)
+    first, last = (-(-len(pages) * i // parts) for i in (part, part + 1))
+    return [_upload(at, index, page, H2D) for index, page in pages[first:last]]
 
 
 def staged(at: Placement, tasks: Sequence[Task]) -> list[Task]:

@@ -65,13 +65,23 @@ class Placement:
 
     def cpu_experts(self, layer: int) -> tuple[Page, ...]:
         """Expert pages of ``layer`` that the processor multiplies beside the device."""
-        chosen = self.policy.cpu_experts
-        return tuple(page for page in self.experts[layer] if page.id in chosen)
+        return self._divided[layer][0]
 
     def own_experts(self, layer: int) -> tuple[Page, ...]:
         """Expert pages of ``layer`` on the lane that multiplies: all, if alone."""
+        return self._divided[layer][1]
+
+    @cached_property
+    def _divided(self) -> tuple[tuple[tuple[Page, ...], tuple[Page, ...]], ...]:
+        """Of each layer, both."""
         chosen = self.policy.cpu_experts
-        return tuple(page for page in self.experts[layer] if page.id not in chosen)
+        return tuple(
+            (
+                tuple(page for page in pages if page.id in chosen),
+                tuple(page for page in pages if page.id not in chosen),
+            )
+            for pages in self.experts
+        )
 
     @property
     def lane(self) -> str:

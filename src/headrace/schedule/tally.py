@@ -50,9 +50,9 @@ class Kinds:
     @cached_property
     def all(self) -> tuple[Kind, ...]:
         """Every kind, in order of first use."""
-        found: dict[tuple[object, ...], list[Page]] = {}
-        for page in self.pages:
-            found.setdefault(self._key(page), []).append(page)
+        found: dict[int, list[Page]] = {}
+        for page, number in zip(self.pages, self._numbers, strict=True):
+            found.setdefault(number, []).append(page)
         return tuple(
             Kind(same[0], frozenset([page.id for page in same]), self._by_all(same[0]))
             for same in found.values()
@@ -61,16 +61,33 @@ class Kinds:
     @cached_property
     def experts_of(self) -> Mapping[int, tuple[frozenset[int], ...]]:
         """Layer -> ids of its expert pages, by kind."""
-        number_of = {i: n for n, kind in enumerate(self.all) for i in kind.ids}
         found: dict[int, dict[int, list[int]]] = {}
-        for page in self.pages:
+        for page, number in zip(self.pages, self._numbers, strict=True):
             if page.expert is not None and page.layer is not None:
-                of_layer = found.setdefault(page.layer, {})
-                of_layer.setdefault(number_of[page.id], []).append(page.id)
+                of_layer = found.get(page.layer)
+                if of_layer is None:
+                    of_layer = found[page.layer] = {}
+                of_layer.setdefault(number, []).append(page.id)
         return {
             layer: tuple(frozenset(of_layer.get(n, ())) for n in range(len(self.all)))
             for layer, of_layer in found.items()
         }
+
+    @cached_property
+    def _numbers(self) -> list[int]:
+        """The number of each page's kind."""
+        known: dict[tuple[object, ...], int] = {}
+        return [known.setdefault(self._key(page), len(known)) for page in self.pages]
+
+    @cached_property
+    def others(self) -> tuple[Page, ...]:
+        """Pages that are not an expert's, one by one: there are few."""
+        return tuple(page for page in self.pages if page.expert is None)
+
+    @cached_property
+    def pages_by_id(self) -> Mapping[int, Page]:
+        """Every page."""
+        return {page.id: page for page in self.pages}
 
     @cached_property
     def table(self) -> tuple[Kind, ...]:
@@ -97,11 +114,14 @@ class Kinds:
         layer = page.layer
         if layer is None:
             return (page.role, page.bytes)
-        window = self.model.window_of(layer)
-        if page.expert is not None:
-            window = None
-        routed = self.model.is_routed(layer)
-        return (page.role, page.bytes, window, routed, self._by_all(page))
+        if page.expert is None:
+            return (page.role, page.bytes, self.model.window_of(layer), self._routed[layer])
+        routed = self._routed[layer]
+        return (page.role, page.bytes, routed, not routed or page.expert >= self.model.experts)
+
+    @cached_property
+    def _routed(self) -> list[bool]:
+        return [self.model.is_routed(layer) for layer in range(self.model.layers)]
 
     def _by_all(self, page: Page) -> bool:
         if page.layer is None or page.expert is None:

@@ -56,6 +56,12 @@ class Hazards:
         repeats.waits = self._derive(schedule)
         return repeats.waits
 
+    def add(self, task: Task) -> TaskWaits:
+        """The reduced waits of one more task."""
+        self._catch_up()
+        self._repeats = None
+        return self._add(task)
+
     def _catch_up(self) -> None:
         """Note what was appended but not derived: the last rounds stand for all."""
         repeats = self._repeats
@@ -75,8 +81,10 @@ class Hazards:
         lane = task.lane
         clock = dict(self._clocks.get(lane, _NOTHING))
         waits: list[Wait] = []
+        found = self._candidates(task)
         # Newest first: whatever an older candidate could imply, a newer one implies as well.
-        for access in sorted(self._candidates(task), reverse=True):
+        for serial in sorted(found, reverse=True):
+            access = found[serial]
             if clock.get(access.lane, -1) < access.position:
                 waits.append(Wait(access.lane, access.position))
                 _merge(clock, access.clock)
@@ -87,28 +95,34 @@ class Hazards:
         self._serial += 1
         return tuple(waits)
 
-    def _candidates(self, task: Task) -> set[_Access]:
-        """Accesses by other lanes that conflict with the task's own."""
-        found = set()
+    def _candidates(self, task: Task) -> dict[int, _Access]:
+        """Accesses by other lanes that conflict with the task's own, by their place."""
+        found: dict[int, _Access] = {}
+        own, writers = task.lane, self._writer
         for buffer in task.reads:
-            writer = self._writer.get(buffer)
-            if writer is not None and writer.lane != task.lane:
-                found.add(writer)
+            writer = writers.get(buffer)
+            if writer is not None and writer.lane != own:
+                found[writer.serial] = writer
         for buffer in task.writes:
-            writer = self._writer.get(buffer)
-            if writer is not None and writer.lane != task.lane:
-                found.add(writer)
+            writer = writers.get(buffer)
+            if writer is not None and writer.lane != own:
+                found[writer.serial] = writer
             for lane, reader in self._readers.get(buffer, _NOBODY).items():
-                if lane != task.lane:
-                    found.add(reader)
+                if lane != own:
+                    found[reader.serial] = reader
         return found
 
     def _note(self, task: Task, access: _Access) -> None:
+        lane, readers = access.lane, self._readers
         for buffer in task.reads:
-            self._readers.setdefault(buffer, {})[task.lane] = access
+            by_lane = readers.get(buffer)
+            if by_lane is None:
+                readers[buffer] = {lane: access}
+            else:
+                by_lane[lane] = access
         for buffer in task.writes:
             self._writer[buffer] = access
-            self._readers.pop(buffer, None)
+            readers.pop(buffer, None)
 
 
 class _Repeats:
@@ -157,9 +171,6 @@ class _Access:
         self.lane = lane
         self.position = position
         self.clock = clock
-
-    def __lt__(self, other: _Access) -> bool:
-        return self.serial < other.serial
 
 
 _NOBODY: dict[str, _Access] = {}

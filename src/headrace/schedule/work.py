@@ -23,6 +23,7 @@ from headrace.schedule.binding import Binding
 from headrace.schedule.lanes import GPU
 from headrace.schedule.moves import Moves, to_device
 from headrace.schedule.routing import visit_chance
+from headrace.schedule.tally import Kinds
 from headrace.schedule.task import Op, Schedule, Task
 from headrace.schedule.work_vector import LANE, ROW_READS, SEQUENCES, TOKENS, Work
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, GPU_FLOPS, HBM, HOST, STAGE, Hardware
@@ -38,7 +39,8 @@ class WorkModel:
     """The work of every task of a model's schedules under one policy.
 
     ``correlation`` is the exponent of ``routing.visit_chance`` for sweeps whose routing is not
-    known yet: 1 for independent tokens, ``routing.CORRELATED`` for what was measured.
+    known yet: 1 for independent tokens, ``routing.CORRELATED`` for what was measured. ``kinds``
+    are those of ``pages``, where they are known already.
     """
 
     def __init__(
@@ -47,11 +49,12 @@ class WorkModel:
         pages: tuple[Page, ...],
         policy: Policy,
         correlation: float = 1.0,
+        kinds: Kinds | None = None,
     ) -> None:
         self.model = model
         self.policy = policy
         self._correlation = correlation
-        self._all_pages = pages
+        self._kinds = kinds or Kinds(model, pages)
         self._item = ITEM_BYTES[model.weight_dtype]
         self._moves = Moves(model, policy)
         self._formulas: dict[Op, Callable[[Task, Binding], Work]] = {
@@ -114,19 +117,15 @@ class WorkModel:
     # -- of the pages, when first asked for ----------------------------------------------
 
     @cached_property
-    def _pages(self) -> Mapping[int, Page]:
-        return {page.id: page for page in self._all_pages}
-
-    @cached_property
     def _projections(self) -> Mapping[int | None, float]:
         """Bytes of a weight of attention, by layer."""
-        return {p.layer: _mean_bytes(p) for p in self._all_pages if p.role is Role.LAYER}
+        return {p.layer: _mean_bytes(p) for p in self._kinds.others if p.role is Role.LAYER}
 
     @cached_property
     def _experts(self) -> Mapping[int, tuple[_Same, ...]]:
         """Expert pages of each layer, those that cost the same together."""
         found: dict[int, dict[tuple[object, ...], list[Page]]] = {}
-        for page in self._all_pages:
+        for page in self._kinds.pages:
             if page.layer is not None and page.expert is not None:
                 by_all = self.model.visited_by_all(page.layer, page.expert)
                 of_layer = found.setdefault(page.layer, {})
@@ -140,7 +139,7 @@ class WorkModel:
     def _table_on_disk(self) -> bool:
         role = Role.HEAD if self.model.tied_embeddings else Role.EMBED
         on_disk = self.policy.on_disk
-        return bool(on_disk) and any(p.role is role and p.id in on_disk for p in self._all_pages)
+        return bool(on_disk) and any(p.role is role and p.id in on_disk for p in self._kinds.others)
 
     # -- pages and rows ------------------------------------------------------------------
 
@@ -325,7 +324,7 @@ class WorkModel:
 
     def _page(self, task: Task) -> Page:
         assert task.page is not None, f"{task.label} has no page"
-        return self._pages[task.page]
+        return self._kinds.pages_by_id[task.page]
 
 
 class _Same(NamedTuple):

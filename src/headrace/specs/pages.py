@@ -106,7 +106,7 @@ def page_layout(
     sets the size of a ring slot anyway, within LEAST_CUT_BYTES and CUT_BYTES. ``forms`` says how
     each tensor is stored; None: as the model says.
     """
-    builder = _Builder(model, cut_bytes, forms or _uniform(model))
+    builder = _Builder(model, cut_bytes, forms)
     if not model.tied_embeddings:
         builder.table(Role.EMBED, "embed")
     for layer in range(model.layers):
@@ -118,12 +118,22 @@ def page_layout(
     return tuple(builder.pages)
 
 
+class _Part(NamedTuple):
+    """One page of an expert, before it has its place."""
+
+    role: Role
+    part: int
+    slices: tuple[Slice, ...]
+    bytes: int
+
+
 class _Builder:
-    def __init__(self, model: ModelSpec, cut_bytes: int | None, forms: Forms) -> None:
+    def __init__(self, model: ModelSpec, cut_bytes: int | None, forms: Forms | None) -> None:
         self.model = model
-        self.forms = forms
+        self.forms = forms or _uniform(model)
         self.pages: list[Page] = []
         self.cut_bytes = cut_bytes or self._cut_bytes()
+        self._alike: dict[object, list[_Part]] | None = {} if forms is None else None
 
     def add(
         self,
@@ -144,15 +154,29 @@ class _Builder:
         self.add(Role.LAYER, self.whole(self.model.layer_tensors(layer), layer), layer)
 
     def expert(self, layer: int, expert: int) -> None:
+        for role, part, slices, count in self._parts_of(layer, expert):
+            self.pages.append(Page(len(self.pages), role, slices, count, layer, expert, part))
+
+    def _parts_of(self, layer: int, expert: int) -> list[_Part]:
+        """An expert's pages; of thousands that are stored alike, made once."""
+        if self._alike is None:
+            return self._cut(layer, expert)
+        key = self.model.is_routed(layer), self.model.visited_by_all(layer, expert)
+        if key not in self._alike:
+            self._alike[key] = self._cut(layer, expert)
+        return self._alike[key]
+
+    def _cut(self, layer: int, expert: int) -> list[_Part]:
         whole = self.whole(self.model.expert_tensors(layer, expert), layer, expert)
         if _nbytes(whole) <= self.cut_bytes:
-            self.add(Role.EXPERT, whole, layer, expert)
-            return
+            return [_Part(Role.EXPERT, 0, whole, _nbytes(whole))]
         downs = tuple(s for s in whole if s.tensor.startswith("down"))
         ups = tuple(s for s in whole if s not in downs)
-        for role, group in ((Role.EXPERT_UP, ups), (Role.EXPERT_DOWN, downs)):
-            for part, slices in enumerate(self._blocks(group)):
-                self.add(role, slices, layer, expert, part)
+        return [
+            _Part(role, part, slices, _nbytes(slices))
+            for role, group in ((Role.EXPERT_UP, ups), (Role.EXPERT_DOWN, downs))
+            for part, slices in enumerate(self._blocks(group))
+        ]
 
     def whole(
         self,
