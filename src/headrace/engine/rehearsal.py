@@ -105,7 +105,9 @@ class Rehearsal:
         self.policy = Policy(
             schedule="stream" if streams else "resident",
             max_rows=MAX_ROWS,
-            max_seqs=min(MAX_ROWS, max(16, min(LOGIT_BYTES, room_bytes // 8) // (self.model.vocab * 4))),
+            max_seqs=min(
+                MAX_ROWS, max(16, min(LOGIT_BYTES, room_bytes // 8) // (self.model.vocab * 4))
+            ),
             resident=frozenset(p.id for p in pages) - (through if streams else frozenset()),
             ring_slots=slots if streams else 0,
             slot_bytes=slot if streams else 0,
