@@ -248,5 +248,6 @@ def test_a_plan_that_cannot_be_honoured_is_refused(
     assert "unknown field 'extra'" in refused({"extra": 1})
     assert "beside --plan" in refused({}, "--threads", "1")
     assert "beside --plan" in refused({}, "--kv-cache-dtype", "int8")
+    assert "beside --plan" in refused({}, "--follow-routing")
     assert "longest request" in refused({"policy": {**policy, "kv_blocks": 0}})
     assert not (tmp_path / "out.jsonl").exists()

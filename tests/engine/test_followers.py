@@ -88,13 +88,11 @@ def on_demand(llm):
     return replace(plan, on_demand_rows=0, policy=replace(plan.policy, schedule="on_demand"))
 
 
-def test_answers_are_those_of_experts_that_stay_put(skewed, monkeypatch):
+def test_answers_are_those_of_experts_that_stay_put(skewed):
     folder, memory = skewed
     found, read = {}, {}
     for moving in (False, True):
-        with monkeypatch.context() as patch, open_llm(folder, memory) as llm:
-            if not moving:
-                patch.setattr(Followers, "due", lambda self: False)
+        with open_llm(folder, memory, follow_routing=moving) as llm:
             llm.use(on_demand(llm))
             record = llm.new_record()
             found[moving] = exactly(
@@ -120,7 +118,7 @@ def llm_prompts(llm):
 
 def test_a_failed_exchange_changes_nothing(skewed, monkeypatch):
     folder, memory = skewed
-    with open_llm(folder, memory) as llm:
+    with open_llm(folder, memory, follow_routing=True) as llm:
         llm.use(on_demand(llm))
         session = llm.session
         with monkeypatch.context() as patch:
@@ -134,7 +132,7 @@ def test_a_failed_exchange_changes_nothing(skewed, monkeypatch):
 
 def test_a_page_that_cannot_be_read_leaves_the_other_in_place(skewed, monkeypatch):
     folder, memory = skewed
-    with open_llm(folder, memory) as llm:
+    with open_llm(folder, memory, follow_routing=True) as llm:
         llm.use(on_demand(llm))
         space, pages = llm.session._workspace, llm.loaded.pages
         stay = llm.session.policy.resident

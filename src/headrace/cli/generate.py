@@ -31,6 +31,7 @@ def generate(
     threads: options.Threads = None,
     kernels: options.Kernels = "auto",
     activations: options.Activations = None,
+    follow_routing: options.FollowRouting = False,
     json: options.Json = False,
     config: options.Config = None,
     verbose: options.Verbose = 0,
@@ -61,6 +62,7 @@ def generate(
         threads=threads,
         kernels=kernels,
         activations=activations,
+        follow_routing=follow_routing,
     ) as llm:
         pieces = llm.stream(_messages(text, system) if chat else text, params)
         _print(pieces, {"model": model, "prompt": text}, as_json=json)

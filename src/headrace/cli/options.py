@@ -120,6 +120,15 @@ Activations = Annotated[
         rich_help_panel=RUN,
     ),
 ]
+FollowRouting = Annotated[
+    bool,
+    typer.Option(
+        "--follow-routing",
+        help="Let the experts that stay in memory follow the routing, where sweeps read only what "
+        "is routed: fewer reads than predicted, if some experts are chosen more often.",
+        rich_help_panel=RUN,
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(

@@ -49,6 +49,7 @@ def run_batch(
     threads: options.Threads = None,
     kernels: options.Kernels = "auto",
     activations: options.Activations = None,
+    follow_routing: options.FollowRouting = False,
     trace: options.Trace = None,
     dry_run: options.DryRun = False,
     json: options.Json = False,
@@ -87,6 +88,12 @@ def run_batch(
         from headrace.cli.followed import read_plan_file, settings_of
 
         asked = read_plan_file(plan)
+        if follow_routing:
+            raise UsageError(
+                "--follow-routing beside --plan",
+                expected="one of the two",
+                hint="a plan names the experts that stay",
+            )
         settings = settings_of(asked, plan.name, settings)
     with (
         log_beside(output, keep=not dry_run),
@@ -96,6 +103,7 @@ def run_batch(
             revision=revision,
             seed=seed,
             max_model_len=max_model_len,
+            follow_routing=follow_routing,
             faults=points,
             **settings,
         ) as llm,

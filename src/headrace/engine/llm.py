@@ -46,10 +46,11 @@ class LLM:
     ``max_seqs`` (sequences in a sweep) and ``max_rows`` (tokens in a sweep) override the plan's
     choice. ``activations`` says what weights are multiplied with: integer ones ``int8`` (the
     default where there are some) or ``f32``, bf16 ones ``f32`` or, if asked, ``bf16``.
-    ``hardware`` spares the measurement of this machine, ``profile`` the part of it that does not
-    depend on the model; ``faults`` are for tests. The first use measures, plans, and takes the
-    memory; later calls keep the plan while it suits. Not thread-safe. Use as a context manager, or
-    ``close`` it.
+    ``follow_routing`` lets the experts that stay in memory change with the routing, where sweeps
+    read only what is routed. ``hardware`` spares the measurement of this machine, ``profile`` the
+    part of it that does not depend on the model; ``faults`` are for tests. The first use measures,
+    plans, and takes the memory; later calls keep the plan while it suits. Not thread-safe. Use as a
+    context manager, or ``close`` it.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class LLM:
         kernels: str = "auto",
         activations: str | None = None,
         direct: bool | None = None,
+        follow_routing: bool = False,
         hardware: Hardware | None = None,
         profile: Profile | None = None,
         faults: Faults = no_faults,
@@ -76,6 +78,7 @@ class LLM:
         self.loaded = Loaded.open(local_folder(model), direct, faults)
         self.faults = faults
         self.seed = seed
+        self.follow_routing = follow_routing
         self.kv_dtype = kv_dtype
         self.threads = threads or usable_threads()
         try:
@@ -373,6 +376,7 @@ class LLM:
                 seed=self.seed,
                 context=self.context,
                 pick=plan.schedule_for,
+                follow_routing=self.follow_routing,
                 faults=self.faults,
             )
         return self._session

@@ -61,8 +61,9 @@ class Session:
     """Holds everything a run needs under one policy. Close it to give the memory back.
 
     ``pick`` names the schedule of each sweep (by default the policy's), ``machine`` makes what
-    runs it. Raises BudgetError when ``arena_bytes`` is not enough, StorageError when a resident
-    page cannot be read.
+    runs it. With ``follow_routing`` other experts may come to stay than the policy's, as many.
+    Raises BudgetError when ``arena_bytes`` is not enough, StorageError when a resident page cannot
+    be read.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Session:
         pick: SchedulePicker | None = None,
         on_load: Callable[[int], None] | None = None,
         machine: MachineFactory = lanes_as_threads,
+        follow_routing: bool = False,
         faults: Faults = no_faults,
     ) -> None:
         self.loaded = loaded
@@ -88,6 +90,7 @@ class Session:
             loaded.model, loaded.pages, policy.resident if policy.ring_slots else frozenset(),
             loaded.page_bytes,
         )  # fmt: skip
+        self._follows = follow_routing
         self._exchanges: list[Exchange] = []
         self._exchanging = threading.Lock()
         self.engine = Engine(
@@ -142,7 +145,7 @@ class Session:
 
     def _settle(self, rows: int, sweeps_left: int, idle: bool) -> bool:
         """Before a sweep that reads what is routed: let experts change places, where that pays."""
-        if self._schedules.name(rows) != "on_demand":
+        if not self._follows or self._schedules.name(rows) != "on_demand":
             return False
         if not self._exchanges and self._followers.due():
             self._exchanges = self._followers.exchanges(rows, sweeps_left)
@@ -172,7 +175,8 @@ class Session:
 
     def _on_sweep(self, trace: SweepTrace) -> None:
         assert isinstance(trace.sweep, Sweep)
-        self._followers.saw(trace.sweep.binding.routed)
+        if self._follows:
+            self._followers.saw(trace.sweep.binding.routed)
         if self._record is not None:
             self._record.add(trace)
 
