@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -128,6 +129,7 @@ class LLM:
                 capacity_bytes=self.budget,
                 known=known,
             )
+            gc.collect()  # objects in cycles still hold what the rehearsal took: the run needs it
             residuals = () if self.profile is None else self.profile.residuals
             self._hardware = replace(measured, error=half_width(residuals, measured.noise))
             self._machine_note = (_machine_said(self.profile, known, measured),)
