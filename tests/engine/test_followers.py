@@ -101,7 +101,7 @@ def test_answers_are_those_of_experts_that_stay_put(skewed):
                 if hasattr(event, "output")
             )
             read[moving] = record.bytes_read
-            stay = llm.session._followers.resident
+            stay = llm.session._schedules._policy.resident
             assert (stay != llm.session.policy.resident) is moving
             held = {b.index for b in llm.session._workspace.buffers if b.name == "page"}
             assert stay <= held

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from headrace.planner.residency import Residency
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page
 
@@ -46,14 +47,11 @@ class Followers:
     ) -> None:
         self._page_bytes = page_bytes
         self._top_k = model.top_k
-        self._experts = model.experts
         self.resident = resident
         self._pages: dict[int, list[Page]] = {}
-        for page in pages:
-            if page.layer is None or page.expert is None or not model.is_routed(page.layer):
-                continue
-            if not model.visited_by_all(page.layer, page.expert):
-                self._pages.setdefault(page.layer, []).append(page)
+        for page in Residency(model, tuple(pages), page_bytes).experts:
+            assert page.layer is not None
+            self._pages.setdefault(page.layer, []).append(page)
         self._seen: dict[int, np.ndarray] = {}
         self._sweeps = self._look_at = 0
 

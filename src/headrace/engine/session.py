@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
@@ -86,11 +86,11 @@ class Session:
         self.batcher = Batcher(Limits.of(policy))
         self._record: Record | None = None
         self._schedules = _Schedules(loaded, policy, pick or (lambda _: policy.schedule))
-        self._followers = Followers(
-            loaded.model, loaded.pages, policy.resident if policy.ring_slots else frozenset(),
-            loaded.page_bytes,
-        )  # fmt: skip
-        self._follows = follow_routing
+        self._followers: Followers | None = None
+        if follow_routing:
+            self._followers = Followers(
+                loaded.model, loaded.pages, policy.resident, loaded.page_bytes
+            )
         self._exchanges: list[Exchange] = []
         self._exchanging = threading.Lock()
         self.engine = Engine(
@@ -145,37 +145,38 @@ class Session:
 
     def _settle(self, rows: int, sweeps_left: int, idle: bool) -> bool:
         """Before a sweep that reads what is routed: let experts change places, where that pays."""
-        if not self._follows or self._schedules.name(rows) != "on_demand":
+        followers = self._followers
+        if followers is None or self._schedules.name(rows) != "on_demand":
             return False
-        if not self._exchanges and self._followers.due():
-            self._exchanges = self._followers.exchanges(rows, sweeps_left)
+        if not self._exchanges and followers.due():
+            self._exchanges = followers.exchanges(rows, sweeps_left)
         if self._exchanges and idle:
-            self._exchange()
+            self._exchange(followers)
         return bool(self._exchanges)
 
-    def _exchange(self) -> None:
+    def _exchange(self, followers: Followers) -> None:
         """All that is planned, on as many threads as the disk has lanes. What a failure leaves
         undone is forgotten, and weighed again."""
         planned, self._exchanges = self._exchanges, []
         lanes = min(self.policy.disk_lanes, self.policy.ring_slots)
+
+        def exchange_all(slot: int) -> None:
+            for exchange in planned[slot::lanes]:
+                moved = self._workspace.exchange(*exchange, slot)
+                with self._exchanging:
+                    followers.exchanged(exchange)
+                    if self._record is not None:
+                        self._record.bytes_read += moved
+
         try:
             with ThreadPoolExecutor(lanes) as threads:
-                list(threads.map(lambda lane: self._exchange_all(planned[lane::lanes], lane),
-                                 range(lanes)))  # fmt: skip
+                list(threads.map(exchange_all, range(lanes)))
         finally:
-            self._schedules.keep(self._followers.resident)
-
-    def _exchange_all(self, planned: Iterable[Exchange], slot: int) -> None:
-        for exchange in planned:
-            moved = self._workspace.exchange(*exchange, slot)
-            with self._exchanging:
-                self._followers.exchanged(exchange)
-                if self._record is not None:
-                    self._record.bytes_read += moved
+            self._schedules.keep(followers.resident)
 
     def _on_sweep(self, trace: SweepTrace) -> None:
         assert isinstance(trace.sweep, Sweep)
-        if self._follows:
+        if self._followers is not None:
             self._followers.saw(trace.sweep.binding.routed)
         if self._record is not None:
             self._record.add(trace)
