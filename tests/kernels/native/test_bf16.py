@@ -13,6 +13,7 @@ from headrace.kernels import native, reference
 from headrace.kernels.native import matrix
 from headrace.specs.scratch import tile_elements
 from tests.kernels.native.test_matrix import (
+    check_any_company,
     copied,
     expert_weights,
     layer,
@@ -68,15 +69,7 @@ def test_rounding_is_to_nearest_with_ties_to_even(path):
 @given(path=paths, m=sizes, n=sizes, k=columns, data=st.data())
 def test_a_row_has_the_same_bits_in_any_company(path, m, n, k, data):
     x, weight = made(m, k), weight_of(n, k)
-    row = data.draw(st.integers(0, m - 1))
-    alone = product(x[row : row + 1], weight, path=path)
-    threads = data.draw(st.integers(1, 3))
-    scratch = tile_elements(n, k) + data.draw(st.integers(0, 3)) * 40 * k
-    whole = product(x, weight, path=path, threads=threads, scratch=scratch)
-    assert same_bits(whole[row], alone[0])
-    first = data.draw(st.integers(0, row))
-    part = product(x[first:], unaligned(weight), path=path)
-    assert same_bits(part[row - first], alone[0])
+    check_any_company(x, weight, path, data)
 
 
 @pytest.mark.parametrize("path", PATHS)

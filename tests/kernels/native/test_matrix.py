@@ -56,6 +56,20 @@ def product(x, weight, bias=None, *, path="auto", threads=1, scratch=None):
     return matrix.linear(x, weight, out, tile, bias, path=path, threads=threads)
 
 
+def check_any_company(x, weight, path, data):
+    """Some row of ``x`` alone, among all, and behind some others has the same bits."""
+    (m, k), n = x.shape, len(weight)
+    row = data.draw(st.integers(0, m - 1))
+    alone = product(x[row : row + 1], weight, path=path)
+    threads = data.draw(st.integers(1, 3))
+    scratch = tile_elements(n, k) + data.draw(st.integers(0, 3)) * 40 * k
+    whole = product(x, weight, path=path, threads=threads, scratch=scratch)
+    assert same_bits(whole[row], alone[0])
+    first = data.draw(st.integers(0, row))
+    part = product(x[first:], unaligned(weight), path=path)
+    assert same_bits(part[row - first], alone[0])
+
+
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a.contiguous().view(torch.int32), b.contiguous().view(torch.int32))
 
@@ -77,15 +91,7 @@ def test_linear_is_close_to_the_reference(kind, m, n, k, threads, bias):
 def test_a_row_has_the_same_bits_in_any_company(kind, m, n, k, data):
     dtype, path = kind
     x, weight = made(m, k), made(n, k, seed=1).to(dtype)
-    row = data.draw(st.integers(0, m - 1))
-    alone = product(x[row : row + 1], weight, path=path)
-    threads = data.draw(st.integers(1, 3))
-    scratch = tile_elements(n, k) + data.draw(st.integers(0, 3)) * 40 * k
-    whole = product(x, weight, path=path, threads=threads, scratch=scratch)
-    assert same_bits(whole[row], alone[0])
-    first = data.draw(st.integers(0, row))
-    part = product(x[first:], unaligned(weight), path=path)
-    assert same_bits(part[row - first], alone[0])
+    check_any_company(x, weight, path, data)
 
 
 @pytest.mark.parametrize(("dtype", "path"), KINDS)
