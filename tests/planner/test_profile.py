@@ -10,7 +10,14 @@ import pytest
 
 from headrace.errors import UsageError
 from headrace.planner.interval import PRIOR_RUNS, half_width
-from headrace.planner.profile import MOST_RESIDUALS, Profile, Read, ShapeCurves, profile_from
+from headrace.planner.profile import (
+    MOST_RESIDUALS,
+    Profile,
+    Read,
+    ShapeCurves,
+    mean_curves,
+    profile_from,
+)
 from headrace.specs.hardware import Hardware
 from headrace.specs.registry import known_hardware, known_model
 
@@ -50,6 +57,33 @@ def test_shares_are_of_the_rates_they_were_measured_with():
     roofs = {"cpu_flops": 5e11, "dram": 7e10}
     found = profile(shape(0.5, roofs=roofs)).hardware_for(MIXTRAL, "f16", False)
     assert found.roofs == {**STOCK.roofs, **roofs}
+
+
+def test_a_shape_measured_twice_has_the_mean_of_the_times():
+    slow = replace(shape(0.25), roofs={**STOCK.roofs, "disk": 1e9}, task_seconds=3e-6)
+    slow = replace(slow, efficiency={**slow.efficiency, "read_page": ((1.0, 1.0),)})
+    fast = replace(shape(0.5), roofs={**STOCK.roofs, "disk": 3e9}, task_seconds=1e-6)
+    fast = replace(
+        fast, efficiency={**fast.efficiency, "read_page": ((1.0, 1.0), (8.0, 1.0)), "attn": ()}
+    )
+    mean = mean_curves([slow, fast])
+    assert mean.roofs["disk"] == 2e9
+    assert mean.task_seconds == pytest.approx(2e-6)
+    assert dict(mean.efficiency["moe"])[1.0] == pytest.approx(2 / (1 / 0.25 + 1 / 0.5))
+    ((rows, share),) = mean.efficiency["read_page"]  # of 8 rows only one was measured
+    assert rows == 1.0
+    assert 1 / (share * 2e9) == pytest.approx((1 / 1e9 + 1 / 3e9) / 2)
+    assert "attn" not in mean.efficiency
+    one = mean_curves([fast])
+    assert dict(one.efficiency["moe"]) == pytest.approx(dict(fast.efficiency["moe"]))
+
+
+def test_rows_read_from_a_table_are_shares_of_their_own_least_time():
+    slow = replace(shape(0.5), row_read_seconds=4e-6, efficiency={"read_rows": ((2.0, 0.5),)})
+    fast = replace(slow, row_read_seconds=2e-6)
+    mean = mean_curves([slow, fast])
+    ((_, share),) = mean.efficiency["read_rows"]
+    assert mean.row_read_seconds / share == pytest.approx((8e-6 + 4e-6) / 2)
 
 
 def test_roofs_of_another_format_are_not_known():

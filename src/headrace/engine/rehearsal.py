@@ -40,6 +40,9 @@ MAX_ROWS = 512
 CONTEXT = 192
 """Rows of a sweep at most, and tokens that each decode attends to."""
 
+PLACE = 256
+"""Tokens that a sequence has room for: the longest prompt played."""
+
 COLD_BYTES = 256 << 20
 """Weights of the layers played, where the model has as many: caches are smaller."""
 
@@ -58,7 +61,10 @@ VARIANTS = 8
 
 FEWER = {
     "one_by_one": ("1 decodes", "16 decodes", "4 chunks of 64"),
-    "on_demand": (*(f"{n} decodes" for n in (1, 4, 16, 64)), "1 chunk of 64", "4 chunks of 64"),
+    "on_demand": (
+        *(f"{n} decodes" for n in (1, 4, 16, 64)),
+        *("1 chunk of 64", "4 chunks of 64", "2 prompts of 256"),
+    ),
 }
 """Loads that are played under other schedules, too."""
 
@@ -112,7 +118,7 @@ class Rehearsal:
             ring_slots=slots if streams else 0,
             slot_bytes=slot if streams else 0,
             disk_lanes=LANES,
-            kv_blocks=self._held(room_bytes) * CONTEXT // 16,
+            kv_blocks=self._held(room_bytes) * PLACE // 16,
             kv_dtype=kv_dtype,
             threads=threads,
             kernels=kernels,
@@ -182,7 +188,7 @@ class Rehearsal:
     def _held(self, room_bytes: int) -> int:
         """Sequences that have tokens of their own: MOST_HELD, less where an eighth of the room does
         not hold as many."""
-        each = 2 * CONTEXT * self.model.kv_size * 4 * self.model.layers
+        each = 2 * PLACE * self.model.kv_size * 4 * self.model.layers
         return max(4, min(MOST_HELD, room_bytes // 8 // each))
 
     def _loads(self) -> dict[str, list[tuple[int, int]]]:
@@ -197,11 +203,12 @@ class Rehearsal:
             "16 prompts of 16": [(16, 16)] * 16,
             "4 chunks of 64": chunks,
             "8 chunks of 64": 2 * chunks,
+            "2 prompts of 256": [(256, 256)] * 2,
         }
 
     def _batch_of(self, extents: Sequence[tuple[int, int]], variant: int) -> Batch:
         """Sequences beyond the cache share blocks; every ``variant`` has its own tokens."""
-        each = CONTEXT // self.policy.kv_block
+        each = PLACE // self.policy.kv_block
         places = self.policy.kv_blocks // each
         draw = Random(variant)
         segments = tuple(

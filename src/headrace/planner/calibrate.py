@@ -112,8 +112,8 @@ def _row_reads(loads: Iterable[Sweeps]) -> tuple[float, dict[str, Curve]]:
     return least, {op: curve for op, curve in curves.items() if curve}
 
 
-ROW_READ_OP = "read_rows"
-"""Fetches rows of a table."""
+ROW_READ_OP, PAGE_READ_OP = "read_rows", "read_page"
+"""Fetches rows of a table; a page."""
 
 SPARED = "spared"
 """Tasks of experts that nobody came to: they cost what every body costs, whatever it does."""
@@ -128,10 +128,7 @@ def name_of(op: str, schedule: str) -> str:
     return f"{op} of {schedule}" if own else op
 
 
-OTHERS = ("one_by_one", "on_demand")
-"""Schedules with curves of their own."""
-
-_READS = ("read_page", "read_rows")
+_READS = (PAGE_READ_OP, ROW_READ_OP)
 
 
 def op_of(name: str) -> str:

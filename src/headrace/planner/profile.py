@@ -7,11 +7,13 @@ A profile is data that anybody may have written: every field is checked when it 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 from headrace.errors import DocumentError, UsageError
+from headrace.planner.calibrate import PAGE_READ_OP, ROW_READ_OP, op_of
 from headrace.planner.fields import known_fields, mapping, number, short, switch, text, whole
 from headrace.planner.interval import half_width
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, Curve, Hardware
@@ -86,6 +88,39 @@ class ShapeCurves:
         formats = 100.0 * (self.weights != other.weights) + 10.0 * (self.kv_dtype != other.kv_dtype)
         formats += 50.0 * (self.activations != other.activations)
         return apart + formats + 1.0 * (self.streams != other.streams)
+
+
+def mean_curves(found: Sequence[ShapeCurves]) -> ShapeCurves:
+    """One shape measured several times: of each point the mean of the times, of each rate that of
+    the rates. Points that are not in all of them are left out."""
+    first = found[0]
+    rates = {
+        name: statistics.fmean(getattr(each, name) for each in found)
+        for name in ("lane_rate", "task_seconds", "row_read_seconds")
+    }
+    roofs = {roof: statistics.fmean(each.roofs[roof] for each in found) for roof in first.roofs}
+    mean = replace(first, roofs=roofs, **rates)
+    shared = [op for op in first.efficiency if all(op in each.efficiency for each in found)]
+    return replace(mean, efficiency={op: _mean_curve(op, found, mean) for op in shared})
+
+
+def _mean_curve(op: str, found: Sequence[ShapeCurves], mean: ShapeCurves) -> Curve:
+    """Shares of ``mean``'s rates."""
+    times = [
+        {rows: 1 / (share * _rate_of(op, each)) for rows, share in each.efficiency[op]}
+        for each in found
+    ]
+    points = sorted(set(times[0]).intersection(*times))
+    seconds = {rows: statistics.fmean(each[rows] for each in times) for rows in points}
+    return tuple((rows, min(1.0, 1 / (seconds[rows] * _rate_of(op, mean)))) for rows in points)
+
+
+def _rate_of(op: str, shape: ShapeCurves) -> float:
+    """What an op's shares are of, as far as it differs from one measurement to the next: arithmetic
+    and memory rates are measured once."""
+    if op_of(op) == ROW_READ_OP:
+        return 1 / (shape.row_read_seconds or 1.0)
+    return shape.roofs[DISK] if op_of(op) == PAGE_READ_OP else shape.roofs[CPU_FLOPS]
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,14 @@ def done(tmp_path_factory):
 
 def study(folder: Path, said) -> Study:
     return Study(
-        folder, REQUEST, time.perf_counter, said, measure_seconds=0.3, pilots=1, attempts=1
+        folder,
+        REQUEST,
+        time.perf_counter,
+        said,
+        measure_seconds=0.3,
+        pilots=1,
+        rounds=2,
+        attempts=1,
     )
 
 
@@ -70,12 +77,14 @@ def test_predictions_come_before_runs_and_pilots_before_predictions(done):
     names = [line["kind"] + (" pilot" if line.get("index", 0) < 0 else "") for line in kinds]
     assert names == [
         "request",
-        *["measured"] * 4,
+        *["measured"] * 8,
         "pilot",
         "run pilot",
         *["case"] * 2,
         *["run"] * 4,
     ]
+    measured = [(line["round"], line["streams"]) for line in kinds if line["kind"] == "measured"]
+    assert measured == [(n, streams) for n in (0, 1) for streams in (False, True) * 2]
     runs = [(line["index"], line["repeat"]) for line in kinds if line["kind"] == "run"]
     assert runs[1:] == [(0, 0), (1, 0), (0, 1), (1, 1)], "round by round"
 

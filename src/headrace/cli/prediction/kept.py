@@ -84,7 +84,7 @@ class Kept:
             self._lines.unlink(missing_ok=True)
         self.cases: dict[str, dict[int, Predicted]] = {"case": {}, "pilot": {}}
         self.runs: dict[tuple[int, int], Mapping[str, Any]] = {}
-        self.measured: dict[tuple[str, bool], Profile] = {}
+        self.measured: dict[tuple[str, bool, int], Profile] = {}
         folder.mkdir(parents=True, exist_ok=True)
         lines = self._read()
         for line in lines[1:]:
@@ -116,7 +116,8 @@ class Kept:
         elif line["kind"] == "measured":
             from headrace.planner.profile import profile_from
 
-            self.measured[data["name"], data["streams"]] = profile_from(data["profile"])
+            key = data["name"], data["streams"], data["round"]
+            self.measured[key] = profile_from(data["profile"])
         else:
             predicted = Predicted.of(data)
             self.cases[line["kind"]][predicted.case.index] = predicted

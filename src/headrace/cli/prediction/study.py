@@ -33,9 +33,13 @@ if TYPE_CHECKING:
     from headrace.planner.plan import Plan
     from headrace.planner.profile import Profile
 
-PILOTS = 6
-"""Runs of another seed that come first: how far they end from their predictions says how wide the
-intervals of the others are. They are in no table."""
+PILOTS, PILOT_SECONDS = 10, 20.0
+"""Runs of another seed that come first, and their length at most: how far they end from their
+predictions says how wide the intervals of the others are. They are in no table."""
+
+ROUNDS = 3
+"""How often the machine is measured with every shape, some minutes apart: a shared host is faster
+at one time than at another, and a prediction is of neither."""
 
 ROOMY = 1.25, 1_500_000_000
 """Budget of a run whose model is to fit: times its weights, and bytes beside."""
@@ -68,11 +72,13 @@ class Study:
         fresh: bool = False,
         measure_seconds: float = 6.0,
         pilots: int = PILOTS,
+        rounds: int = ROUNDS,
         attempts: int = ATTEMPTS,
     ) -> None:
         self._attempts = attempts
         self._measure_seconds = measure_seconds
         self._pilot_runs = pilots
+        self._rounds = rounds
         self.folder = folder
         self.request = request
         self._clock = clock
@@ -115,7 +121,7 @@ class Study:
         """All that is left to do; every case with its outcome."""
         self.prepare()
         self.profile()
-        cases = self._predicted("case", self._cases())
+        cases = self._predicted("case", self._cases(), self.request.run_seconds)
         for repeat in range(self.request.repeats):
             for predicted in cases:
                 if (predicted.case.index, repeat) not in self._kept.runs:
@@ -150,44 +156,54 @@ class Study:
         return self._profile
 
     def _calibrated(self) -> Profile:
-        """The machine measured with every shape, resident and streamed."""
+        """The machine measured with every shape, resident and streamed, round by round."""
         from headrace.engine.profiles import machine_profile
+        from headrace.planner.profile import mean_curves
 
         wanted = [(name, streams) for name in self.request.shapes for streams in (False, True)]
-        for name, streams in wanted:
-            if (name, streams) not in self._kept.measured:
-                self._said(f"measuring the machine with {name}{', streamed' if streams else ''}")
-                found = self._measured_alone(name, streams).to_dict()
-                self._kept.add("measured", {"name": name, "streams": streams, "profile": found})
-        parts = [self._kept.measured[key] for key in wanted]
-        shapes = [shape for part in parts for shape in part.shapes]
-        return machine_profile([part.hardware for part in parts], shapes, parts[0].made)
+        rounds = range(self._rounds)
+        for round_ in rounds:
+            for name, streams in wanted:
+                if (name, streams, round_) not in self._kept.measured:
+                    kind = f"{name}{', streamed' if streams else ''}"
+                    self._said(f"measuring the machine with {kind}, round {round_ + 1}")
+                    first = self._kept.measured.get((name, streams, 0))
+                    found = self._measured_alone(name, streams, first).to_dict()
+                    line = {"name": name, "streams": streams, "round": round_, "profile": found}
+                    self._kept.add("measured", line)
+        parts = [[self._kept.measured[(*key, r)] for r in rounds] for key in wanted]
+        shapes = [mean_curves([part.shapes[0] for part in each]) for each in parts]
+        every = [part for each in parts for part in each]
+        return machine_profile([part.hardware for part in every], shapes, every[0].made)
 
-    def _measured_alone(self, name: str, streams: bool) -> Profile:
-        """The same while nobody else works on the machine, as with runs."""
+    def _measured_alone(self, name: str, streams: bool, first: Profile | None) -> Profile:
+        """The same while nobody else works on the machine, as with runs. Of the ``first`` round are
+        the roofs: later ones spend their time on the operations."""
         tried: list[tuple[float, Profile]] = []
         most = MEASURING_ATTEMPTS * (self._attempts - 1) + 1  # one where none is repeated
         while len(tried) < most and (not tried or tried[-1][0] > DISTURBED):
             others, began = Others(), self._clock()
-            found = self._measured_with(name, streams)
+            found = self._measured_with(name, streams, first)
             tried.append((others.share(self._clock() - began), found))
             if tried[-1][0] > DISTURBED:
                 self._said(f"other programs took {tried[-1][0]:.0%} of a core meanwhile")
         return min(tried, key=lambda each: each[0])[1]
 
-    def _measured_with(self, name: str, streams: bool) -> Profile:
+    def _measured_with(self, name: str, streams: bool, first: Profile | None) -> Profile:
         from headrace.engine.probe import measure_machine, usable_threads
         from headrace.engine.profiles import dated, machine_profile
         from headrace.planner.profile import ShapeCurves
 
         loaded = self._loaded(name)
         weights = sum(loaded.page_bytes.values())
+        known = None if first is None else first.hardware_for(loaded.model, KV_DTYPE, streams)
         hardware = measure_machine(
             loaded,
             self._clock,
             threads=usable_threads(),
             kv_dtype=KV_DTYPE,
             capacity_bytes=weights // 2 if streams else 2 * weights,
+            known=known,
             seconds=self._measure_seconds,
         )
         shape = ShapeCurves.of(loaded.model, KV_DTYPE, streams, hardware)
@@ -197,7 +213,8 @@ class Study:
         """ln(measured / predicted) of runs that are in no table."""
         self._profile = profile
         residuals = []
-        for predicted in self._predicted("pilot", self._pilots()):
+        length = min(self.request.run_seconds, PILOT_SECONDS)
+        for predicted in self._predicted("pilot", self._pilots(), length):
             index = predicted.case.index
             if (index, 0) not in self._kept.runs:
                 self._kept.add("run", self._undisturbed(predicted, 0).__dict__)
@@ -207,17 +224,16 @@ class Study:
 
     # -- predicting ----------------------------------------------------------------------
 
-    def _predicted(self, kind: str, cases: Sequence[Case]) -> list[Predicted]:
+    def _predicted(self, kind: str, cases: Sequence[Case], seconds: float) -> list[Predicted]:
         known = self._kept.cases[kind]
         for case in cases:
             if case.index not in known:
-                self._kept.add(kind, self._predict(case).to_dict())
+                self._kept.add(kind, self._predict(case, seconds).to_dict())
         return [known[case.index] for case in cases]
 
-    def _predict(self, case: Case) -> Predicted:
-        """Size the job: requests until it is predicted to last as long as was asked for, shorter
-        outputs where a single batch would last much longer."""
-        wanted = self.request.run_seconds
+    def _predict(self, case: Case, wanted: float) -> Predicted:
+        """Size the job: requests until it is predicted to last ``wanted`` seconds, shorter outputs
+        where a single batch would last much longer."""
         requests = max(1, case.batch)
         for _ in range(MOST_TRIES):
             plan, memory = self._plan(case, case.workload(requests))

@@ -14,7 +14,8 @@ std::size_t aligned(std::size_t size) { return (size + 63) / 64 * 64; }
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// Rows of x at a time: what scratch holds, in granules.
+// Rows of x at a time: what scratch holds, in granules, in blocks about as large as each other. A
+// small rest would read all weights once more for a few rows.
 std::int64_t block_rows(const Engine &engine, std::int64_t rows, std::size_t bytes,
                         std::size_t per_granule, std::size_t fixed) {
     const std::size_t usable = bytes > fixed ? bytes - fixed : 0;
@@ -24,7 +25,10 @@ std::int64_t block_rows(const Engine &engine, std::int64_t rows, std::size_t byt
                                     std::to_string(per_granule + fixed) + " bytes, got " +
                                     std::to_string(bytes));
     }
-    return std::min({rows, MAX_ROWS, granules * engine.granule});
+    const std::int64_t most = std::min({rows, MAX_ROWS, granules * engine.granule});
+    if (most == 0) return 0;
+    const std::int64_t even = ceil_div(rows, ceil_div(rows, most));
+    return std::min(most, ceil_div(even, engine.granule) * engine.granule);
 }
 
 struct Panel {
