@@ -15,6 +15,14 @@ def test_the_plan_is_within_two_percent_of_a_finer_enumeration(seed, device):
     judge(seed, device, most=60)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_small_problems_beside_a_device_have_plans_that_fit(seed):
+    found = problem(seed, device=True)
+    plan = best_plan(found.at)
+    assert plan.memory.fits
+    assert found.seconds(plan.policy) > 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("device", [False, True], ids=["processor", "device"])

@@ -34,7 +34,8 @@ def placed(fitter: Fitter, fit: Fit) -> Policy | None:
         over = _excess(use, "device")
         if over > 0 and not held:
             return None
-        held -= min(held, math.ceil(over / policy.slot_bytes)) if over > 0 else 0
+        page = fit.policy.slot_bytes  # of ``policy`` it is 0 where all pages are held
+        held -= min(held, math.ceil(over / page)) if over > 0 else 0
         chosen.more_on_disk(_excess(use, "host"))
     return None
 
