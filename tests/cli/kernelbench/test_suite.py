@@ -11,9 +11,9 @@ import torch
 
 from headrace.cli.kernelbench import attention_cases, linear_cases, row_cases
 from headrace.cli.kernelbench.case import Bench, Case
-from headrace.cli.kernelbench.roofs import DEFAULT_CACHE, Roofs, cache_bytes
+from headrace.cli.kernelbench.roofs import DEFAULT_CACHE, Reads, Roofs, cache_bytes
 from headrace.cli.kernelbench.suite import SUITE
-from headrace.cli.kernelbench.timing import Watch
+from headrace.cli.kernelbench.timing import Turn, Watch
 from headrace.cli.kernelbench.weights import FORMATS, bytes_of, cold_set, flops_roof, stored
 from headrace.cli.main import run
 from headrace.kernels.quantized import QuantizedWeight
@@ -103,11 +103,49 @@ def test_the_binding_roof_takes_longest():
 def test_a_row_is_work_over_the_median_time():
     roofs = Roofs(dram=8.0, cache=100.0, fma=1000.0, sgemm=900.0)
     case = Case("k", "s", "f", lambda i: None, bytes=4.0, torch_ways=lambda: {"w": lambda i: None})
-    row = Bench(roofs, Watch(Ticks(), 3.0), 2, 1).row(case)
+    reads = Reads(2, quick=True)
+    row = Bench(roofs, reads, Watch(Ticks(), 3.0), 1, rest=0.0).row(case)
     assert row.seconds == 1.0
+    assert row.threads == 2
     assert row.gb_per_s == 4e-9
-    assert row.percent_of_roof == 50.0
+    assert row.percent_of_roof == 100.0 * 4.0 / reads.bytes  # of a read that took as long
     assert (row.torch_ratio, row.torch_way) == (1.0, "w")
+
+
+def test_what_is_bound_by_arithmetic_is_a_share_of_the_roof_measured_before():
+    roofs = Roofs(dram=8.0, cache=100.0, fma=1000.0, sgemm=900.0)
+    case = Case("k", "s", "f", lambda i: None, flops=500.0)
+    row = Bench(roofs, Reads(1, quick=True), Watch(Ticks(), 3.0), 1, rest=0.0).row(case)
+    assert row.roof == "fma"
+    assert row.percent_of_roof == 50.0
+    assert row.torch_ratio is None
+
+
+def test_samples_are_taken_in_turn_after_what_comes_before_them():
+    seen = []
+    first = Turn(lambda i: seen.append(("first", i)), lambda: seen.append("before"))
+    one, two = Watch(Ticks(), 3.0).in_turn([first, Turn(lambda i: seen.append(("second", i)))])
+    assert len(one) == len(two) >= 5
+    assert seen[:6] == [
+        "before",
+        ("first", 0),
+        ("second", 0),
+        "before",
+        ("first", 1),
+        ("second", 1),
+    ]
+
+
+def test_a_read_passes_over_all_memory_part_by_part():
+    reads = Reads(1, quick=True)
+    seen = []
+    reads.read = lambda block: seen.append((block.data_ptr(), block.numel()))
+    for i in range(5):
+        reads(i)
+    first = reads.memory.data_ptr()
+    assert seen[:4] == [(first + n * reads.bytes, reads.bytes) for n in range(4)]
+    assert seen[4] == seen[0]
+    assert 4 * reads.bytes == reads.memory.numel()
 
 
 def test_rows_say_what_weights_met(capsys, monkeypatch):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import count
+from statistics import median
 from typing import Any
 
 import torch
 
-from headrace.cli.kernelbench.roofs import Roofs
-from headrace.cli.kernelbench.timing import Watch
+from headrace.cli.kernelbench.roofs import Reads, Roofs
+from headrace.cli.kernelbench.timing import Turn, Watch
 
 Run = Callable[[int], object]
+
+REST = 0.02
+"""Seconds before our turn: torch's threads look out for work for some milliseconds after theirs."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +48,9 @@ class Case:
 @dataclass(frozen=True)
 class Row:
     """What was measured. ``percent_of_roof``: the least time that ``roof`` allows, of the time
-    taken. ``torch_ratio``: torch's best time over ours (above 1: faster than torch), whatever
-    format it is best in; ``torch_seconds`` has every way."""
+    taken; of ``dram`` what a read in turn with it took. ``torch_ratio``: torch's best time over
+    ours (above 1: faster than torch), the median of turns, whatever format it is best in;
+    ``torch_seconds`` has every way."""
 
     kernel: str
     shape: str
@@ -64,30 +71,46 @@ class Row:
 
 
 class Bench:
-    """Times cases; remembers torch's times of shapes that come again in another format."""
+    """Times cases, each in turn with what it is compared with: memory may give twice as much at one
+    moment as at the next. Remembers which of torch's ways is the best for shapes that come again in
+    another format."""
 
-    def __init__(self, roofs: Roofs, watch: Watch, threads: int, own_torch_threads: int) -> None:
-        self._roofs, self._watch, self._threads = roofs, watch, threads
+    def __init__(
+        self, roofs: Roofs, reads: Reads, watch: Watch, own_torch_threads: int, rest: float = REST
+    ) -> None:
+        self._roofs, self._reads, self._watch = roofs, reads, watch
         self._own_torch_threads = own_torch_threads
+        self._rest = rest
         self._torch: dict[str, Mapping[str, float]] = {}
 
     def row(self, case: Case) -> Row:
         """Time one case, and torch's ways of it."""
-        torch.set_num_threads(self._own_torch_threads)
-        seconds = self._watch.median(case.run)
         roof, least = self._roofs.binding(case.amounts)
         ways = self._torch_ways(case)
         best = min(ways, key=lambda way: ways[way], default=None)
+        untimed = count(step=2)
+        turns = [
+            Turn(lambda i: case.run(2 * i + 1), lambda: self._our_turn(case.run, next(untimed)))
+        ]
+        if roof == "dram":
+            turns.append(Turn(self._reads))
+        if best is not None:
+            turns.append(Turn(case.torch_ways()[best], self._torch_threads))
+        ours, *others = self._watch.in_turn(turns)
+        seconds = median(ours)
+        share = least / seconds
+        if roof == "dram":
+            share = case.bytes / self._reads.bytes * _ratio(others[0], ours)
         return Row(
             kernel=case.kernel,
             shape=case.shape,
             format=case.format,
-            threads=self._threads,
+            threads=self._reads.threads,
             gb_per_s=case.bytes / seconds / 1e9,
             gflop_per_s=case.flops / seconds / 1e9,
             roof=roof,
-            percent_of_roof=100.0 * least / seconds,
-            torch_ratio=ways[best] / seconds if best else None,
+            percent_of_roof=100.0 * share,
+            torch_ratio=None if best is None else _ratio(others[-1], ours),
             torch_way=best,
             torch_seconds=ways,
             seconds=seconds,
@@ -96,7 +119,22 @@ class Bench:
     def _torch_ways(self, case: Case) -> Mapping[str, float]:
         key = f"{case.kernel} {case.shape}"
         if key not in self._torch:
-            torch.set_num_threads(self._threads)
+            self._torch_threads()
             ways = case.torch_ways().items()
             self._torch[key] = {way: self._watch.median(run) for way, run in ways}
         return self._torch[key]
+
+    def _torch_threads(self) -> None:
+        torch.set_num_threads(self._reads.threads)
+
+    def _our_turn(self, run: Run, i: int) -> None:
+        """Wait until torch's threads sleep, then wake ours and fetch Python's code: what is timed
+        is the kernel."""
+        torch.set_num_threads(self._own_torch_threads)
+        time.sleep(self._rest)
+        run(i)
+
+
+def _ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
+    """Of samples that belong together."""
+    return median(their / own for their, own in zip(theirs, ours, strict=True))

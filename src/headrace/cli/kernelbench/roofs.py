@@ -42,21 +42,45 @@ class Roofs:
         return roof, seconds[roof]
 
 
-def measure_roofs(threads: int, watch: Watch, quick: bool) -> Roofs:
-    """All roofs but the disk's. Takes memory of eight last-level caches, at least 256 MB, as the
-    engine takes its own: with huge pages where there are any."""
-    size = (128 << 20) if quick else max(256 << 20, 8 * cache_bytes())
-    memory = tensor(Arena("roof", size).take("roof", size), "i8", (size,)).fill_(1)
-    near = memory[: 4 << 20]
-    sgemm = _sgemm(threads, watch, 1024 if quick else 2048)
-    if not available():
-        reads = _torch_reads
-        return Roofs(reads(memory, watch), reads(near, watch), sgemm, sgemm)
-    native = native_module()
+class Reads:
+    """Reads memory much larger than the last-level cache with all threads, a part at a time. It
+    takes eight caches of it, at least 256 MB, as the engine takes its own: with huge pages where
+    there are any."""
+
+    def __init__(self, threads: int, quick: bool) -> None:
+        size = (128 << 20) if quick else max(256 << 20, 8 * cache_bytes())
+        self.memory = tensor(Arena("roof", size).take("roof", size), "i8", (size,)).fill_(1)
+        self.threads = threads
+        self.bytes = size // _PARTS
+        """Of one call."""
+
+    def __call__(self, i: int) -> None:
+        """Read the i-th part; parts come in turn, so that each has left the caches."""
+        at = i % _PARTS * self.bytes
+        self.read(self.memory[at : at + self.bytes])
+
+    def read(self, block: torch.Tensor) -> None:
+        """Read all of ``block``."""
+        if available():
+            native_module().read_all(block.data_ptr(), block.numel(), self.threads)
+        else:
+            block.view(torch.float32).sum()
+
+
+_PARTS = 4
+
+
+def measure_roofs(reads: Reads, watch: Watch, quick: bool) -> Roofs:
+    """All roofs but the disk's."""
+    threads, near = reads.threads, reads.memory[: 4 << 20]
 
     def reads_of(block: torch.Tensor) -> float:
-        at, size = block.data_ptr(), block.numel()
-        return size / watch.best(lambda i: native.read_all(at, size, threads))
+        return block.numel() / watch.best(lambda i: reads.read(block))
+
+    sgemm = _sgemm(threads, watch, 1024 if quick else 2048)
+    if not available():
+        return Roofs(reads_of(reads.memory), reads_of(near), sgemm, sgemm)
+    native = native_module()
 
     def burns(loop: Callable[[int, int], float]) -> float | None:
         flops = loop(threads, 200_000)
@@ -64,7 +88,7 @@ def measure_roofs(threads: int, watch: Watch, quick: bool) -> Roofs:
 
     fma = burns(native.multiply_floats) or sgemm
     dots = burns(native.multiply_bytes), burns(native.multiply_pairs)
-    return Roofs(reads_of(memory), reads_of(near), fma, sgemm, *dots)
+    return Roofs(reads_of(reads.memory), reads_of(near), fma, sgemm, *dots)
 
 
 def cache_bytes(root: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
@@ -77,11 +101,6 @@ def cache_bytes(root: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
         if digits.isdigit():
             sizes.append(int(digits) * unit)
     return max(sizes, default=DEFAULT_CACHE)
-
-
-def _torch_reads(block: torch.Tensor, watch: Watch) -> float:
-    words = block.view(torch.float32)
-    return block.numel() / watch.best(lambda i: words.sum())
 
 
 def _sgemm(threads: int, watch: Watch, size: int) -> float:

@@ -11,7 +11,7 @@ import torch
 from headrace.cli.kernelbench import attention_cases, linear_cases, row_cases, weights
 from headrace.cli.kernelbench.case import Bench, Case, Row
 from headrace.cli.kernelbench.read_cases import disk_roof, read_file, read_pages
-from headrace.cli.kernelbench.roofs import Roofs, measure_roofs
+from headrace.cli.kernelbench.roofs import Reads, Roofs, measure_roofs
 from headrace.cli.kernelbench.timing import Watch
 from headrace.errors import UsageError
 from headrace.kernels.select import Kernels, select
@@ -102,13 +102,12 @@ def run_suite(
     torch.manual_seed(0)
     try:
         with torch.inference_mode():
-            roofs = measure_roofs(
-                choice.threads, replace(watch, seconds=2 * watch.seconds), choice.quick
-            )
+            reads = Reads(choice.threads, choice.quick)
+            roofs = measure_roofs(reads, replace(watch, seconds=2 * watch.seconds), choice.quick)
             told(roofs)
             # Beside native kernels the engine gives torch one thread; so the same here.
             own = 1 if kernels.name == "native" else choice.threads
-            bench = Bench(roofs, watch, choice.threads, own)
+            bench = Bench(roofs, reads, watch, own)
             for name, form in choice.pairs:
                 for case in SUITE[name][0](kernels, choice.label(name, form), choice.quick):
                     yield bench.row(case)
