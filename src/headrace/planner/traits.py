@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from headrace.errors import UsageError
+from headrace.specs.hardware import Hardware
 from headrace.specs.policy import Policy
 
 STAGE_SLOTS = 2
@@ -22,7 +23,9 @@ class Traits:
     ``pageable``: experts lie in pageable memory and pass pinned buffers. ``drain``: the next step
     starts when the last one has ended. ``own_prefill``: prompts are read in a phase of their own.
     ``refill``: a request that ends makes room for the next; without it a batch runs to its end.
-    ``padded``: every request is as long as the longest, in prompt and in output.
+    ``padded``: every request is as long as the longest, in prompt and in output. ``pipelined``:
+    several devices have whole layers each and as many batches on their way, instead of a share
+    of each layer.
     """
 
     name: str
@@ -33,12 +36,24 @@ class Traits:
     own_prefill: bool = False
     refill: bool = True
     padded: bool = False
+    pipelined: bool = False
     kv_on_device: float | None = None
 
     @property
     def is_published(self) -> bool:
         """Whether it is not this program's own."""
         return not self.refill
+
+    def batches(self, hardware: Hardware) -> int:
+        """Batches on their way at once."""
+        return hardware.devices if self.pipelined else 1
+
+    def hardware(self, hardware: Hardware) -> Hardware:
+        """``hardware`` as this runtime uses it. n devices with a batch each take as long for n
+        batches as a device of n times the rates, whose operations cost an n-th to start; what the
+        pipeline takes to fill is left out."""
+        seconds = hardware.task_seconds / self.batches(hardware)
+        return replace(hardware, devices=1, task_seconds=seconds) if self.pipelined else hardware
 
     def policy(self, policy: Policy, schedule: str | None) -> Policy:
         """``policy`` as this runtime executes it, under ``schedule`` if one is named."""
@@ -54,14 +69,15 @@ class Traits:
 
 
 _PUBLISHED = {"drain": True, "own_prefill": True, "refill": False}
+_FLEXGEN = {"pageable": True, "padded": True, "pipelined": True}
 
 RUNTIMES = {
     traits.name: traits
     for traits in (
         Traits("headrace"),
         Traits("moe-lightning", "cgopipe", "flexgen", pageable=True, **_PUBLISHED),
-        Traits("flexgen", "flexgen", "flexgen", pageable=True, padded=True, **_PUBLISHED),
-        Traits("flexgen_c", "flexgen_c", "flexgen", pageable=True, padded=True, **_PUBLISHED),
+        Traits("flexgen", "flexgen", "flexgen", **_FLEXGEN, **_PUBLISHED),
+        Traits("flexgen_c", "flexgen_c", "flexgen", **_FLEXGEN, **_PUBLISHED),
         Traits("zero", "flexgen", "flexgen", padded=True, kv_on_device=1.0, **_PUBLISHED),
     )
 }
