@@ -25,7 +25,9 @@ class Traits:
     ``refill``: a request that ends makes room for the next; without it a batch runs to its end.
     ``padded``: every request is as long as the longest, in prompt and in output. ``pipelined``:
     several devices have whole layers each and as many batches on their way, instead of a share
-    of each layer.
+    of each layer; ``several``: how it uses them is known at all. ``queued``: operations and copies
+    are queued ahead of the device, so that starting one costs no time of its own.
+    ``tensor_cores``: its products run on them, by the vendor's library.
     """
 
     name: str
@@ -37,6 +39,9 @@ class Traits:
     refill: bool = True
     padded: bool = False
     pipelined: bool = False
+    several: bool = True
+    queued: bool = False
+    tensor_cores: bool = False
     kv_on_device: float | None = None
 
     @property
@@ -51,9 +56,15 @@ class Traits:
     def hardware(self, hardware: Hardware) -> Hardware:
         """``hardware`` as this runtime uses it. n devices with a batch each take as long for n
         batches as a device of n times the rates, whose operations cost an n-th to start; what the
-        pipeline takes to fill is left out."""
-        seconds = hardware.task_seconds / self.batches(hardware)
-        return replace(hardware, devices=1, task_seconds=seconds) if self.pipelined else hardware
+        pipeline takes to fill is left out. Raises UsageError for devices that it is not known on."""
+        if hardware.devices > 1 and not self.several:
+            raise UsageError(
+                f"{self.name} on {hardware.devices} devices",
+                expected="one: how it brings a layer's shares together is not simulated",
+            )
+        seconds = 0.0 if self.queued else hardware.task_seconds / self.batches(hardware)
+        devices = 1 if self.pipelined else hardware.devices
+        return replace(hardware, devices=devices, task_seconds=seconds)
 
     def policy(self, policy: Policy, schedule: str | None) -> Policy:
         """``policy`` as this runtime executes it, under ``schedule`` if one is named."""
@@ -69,6 +80,9 @@ class Traits:
 
 
 _PUBLISHED = {"drain": True, "own_prefill": True, "refill": False}
+# max(weights over the link, arithmetic) a layer: prefetched by the library's own queue, products by
+# PyTorch in half precision
+_ZERO = {"padded": True, "several": False, "queued": True, "tensor_cores": True}
 _FLEXGEN = {"pageable": True, "padded": True, "pipelined": True}
 
 RUNTIMES = {
@@ -78,7 +92,7 @@ RUNTIMES = {
         Traits("moe-lightning", "cgopipe", "flexgen", pageable=True, **_PUBLISHED),
         Traits("flexgen", "flexgen", "flexgen", **_FLEXGEN, **_PUBLISHED),
         Traits("flexgen_c", "flexgen_c", "flexgen", **_FLEXGEN, **_PUBLISHED),
-        Traits("zero", "flexgen", "flexgen", padded=True, kv_on_device=1.0, **_PUBLISHED),
+        Traits("zero", "flexgen", "flexgen", kv_on_device=1.0, **_ZERO, **_PUBLISHED),
     )
 }
 """By name, as ``--as`` takes them. What MoE-Lightning prints as (p) is padded besides."""

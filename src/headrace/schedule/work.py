@@ -158,8 +158,8 @@ class WorkModel:
         moved = binding.row_bytes
         if moved is None:
             moved = binding.rows * (math.ceil((row - 1) / BLOCK) + 1) * BLOCK
-        amounts, rows = _disk(task.lane, moved, binding.rows)
-        return Work({**amounts, ROW_READS: binding.rows}, rows)
+        amounts = _disk(task.lane, moved, binding.rows).amounts
+        return Work({**amounts, ROW_READS: binding.rows}, binding.rows)
 
     def _read_page(self, task: Task, binding: Binding) -> Work:
         page = self._page(task)

@@ -38,6 +38,10 @@ class Work(NamedTuple):
     rows: float
     exchanged: float = 0.0
 
+    def times(self, count: float) -> Work:
+        """As many of the same, each as close to its roofs."""
+        return self._replace(amounts={roof: count * a for roof, a in self.amounts.items()})
+
     @property
     def crossing(self) -> Mapping[str, float]:
         """Amounts of the exchange: they are drawn at the roofs' full rates."""

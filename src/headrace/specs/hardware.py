@@ -88,7 +88,7 @@ class Hardware:
         return GPU_FLOPS in self.roofs
 
     def times(self, devices: int) -> Hardware:
-        """The same host with ``devices`` times as many accelerators, each with a link of its own."""
+        """The same host with ``devices`` times as many accelerators, each with its own link."""
         roofs = {r: v * (devices if r in OF_DEVICE else 1) for r, v in self.roofs.items()}
         capacity = {t: c * (devices if t == "device" else 1) for t, c in self.capacity.items()}
         return replace(self, roofs=roofs, capacity=capacity, devices=self.devices * devices)

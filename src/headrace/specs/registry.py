@@ -74,7 +74,7 @@ def _beside_host(entry: dict[str, Any], entries: Mapping[str, Any]) -> dict[str,
     names around it."""
     if "host" not in entry:
         return entry
-    host, card = entries[entry["host"]], entries.get(entry.get("card"), {})
+    host, card = entries[entry["host"]], entries[entry["card"]] if "card" in entry else {}
     tables = {
         t: {**host.get(t, {}), **card.get(t, {}), **entry.get(t, {})} for t in ("roofs", "capacity")
     }
