@@ -215,7 +215,7 @@ _KERNELS = (
 
 def summary(found: Sequence[Replayed]) -> dict[str, float | int]:
     """Residuals of MoE-Lightning's rows that no constant was fitted on, and how far the baselines
-    are off at most, as a factor."""
+    are off at most, as a factor (1: there is none)."""
     held_out = [r for r in found if r.row.runtime == "moe-lightning" and not r.fitted_on]
     others = [1 + r.residual for r in found if r.row.runtime != "moe-lightning"]
     errors = [abs(r.residual) for r in held_out]
@@ -223,19 +223,24 @@ def summary(found: Sequence[Replayed]) -> dict[str, float | int]:
         "rows": len(held_out),
         "median_error": median(errors),
         "worst_error": max(errors),
-        "baselines_worst_factor": max(max(ratio, 1 / ratio) for ratio in others),
+        "baselines_worst_factor": max((max(r, 1 / r) for r in others), default=1.0),
     }
 
 
 def swapped(found: Sequence[Replayed]) -> Iterator[tuple[Replayed, Replayed]]:
-    """Pairs of one task and length whose order is another in simulation than was published."""
+    """Pairs of one machine, model, task and length whose order is another in simulation than was
+    published."""
     for i, a in enumerate(found):
         for b in found[i + 1 :]:
-            if (a.row.machine, a.row.task, a.row.gen) != (b.row.machine, b.row.task, b.row.gen):
+            if _asked_of(a.row) != _asked_of(b.row):
                 continue
             published = a.row.tokens_per_second - b.row.tokens_per_second
             if published * (a.tokens_per_second - b.tokens_per_second) < 0:
                 yield a, b
+
+
+def _asked_of(row: Row) -> tuple[object, ...]:
+    return row.machine, row.model, row.task, row.gen
 
 
 def _kernel_curve(hardware: Hardware, memory: float, arithmetic: float) -> Curve:

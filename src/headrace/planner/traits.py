@@ -56,7 +56,7 @@ class Traits:
     def hardware(self, hardware: Hardware) -> Hardware:
         """``hardware`` as this runtime uses it. n devices with a batch each take as long for n
         batches as a device of n times the rates, whose operations cost an n-th to start; what the
-        pipeline takes to fill is left out. Raises UsageError for devices that it is not known on."""
+        pipeline takes to fill is left out. Raises UsageError for more devices than are known."""
         if hardware.devices > 1 and not self.several:
             raise UsageError(
                 f"{self.name} on {hardware.devices} devices",
