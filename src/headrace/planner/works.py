@@ -123,13 +123,19 @@ def check_shares(model: ModelSpec, hardware: Hardware) -> None:
     count = hardware.devices
     if count == 1:
         return
-    where = f"{model.architecture} on {count} devices"
+    where, hint = f"{model.architecture} on {count} devices", "plan for one of them"
     if model.mla is not None:
-        raise UsageError(where, expected="one device: a latent KV has no heads to divide")
+        expected = "one device: a latent KV has no heads to divide"
+        raise UsageError(where, expected=expected, hint=hint)
     sizes = {"heads": model.heads, "KV heads": model.kv_heads, "expert width": model.ffn_width}
+    sizes |= {
+        "dense width": model.dense_width,
+        "shared width": model.shared.width if model.shared else 0,
+    }
     for name, size in sizes.items():
         if size % count:
-            raise UsageError(where, expected=f"{name} in {count} equal parts", got=size)
+            expected = f"{name} in {count} equal parts"
+            raise UsageError(where, expected=expected, got=size, hint=hint)
 
 
 def curve_of(op: Op, lane: str) -> str:
