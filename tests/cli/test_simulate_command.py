@@ -95,7 +95,8 @@ def few_rows():
     wanted = [
         r for r in published.rows if r.gen == 256 and r.system in ("MoE-Lightning", "FlexGen")
     ]
-    return replace(published, rows=tuple(wanted), ablation=(), carried=())
+    several = next(r for r in published.several if r.system == "MoE-Lightning(p)")
+    return replace(published, rows=tuple(wanted), ablation=(), carried=(), several=(several,))
 
 
 def test_the_replay_prints_every_residual_and_its_misses(capsys, monkeypatch):
@@ -105,12 +106,18 @@ def test_the_replay_prints_every_residual_and_its_misses(capsys, monkeypatch):
     print_replay(report, console())
     out = capsys.readouterr().out
     assert "gpu_flops_share" in out
-    assert all(f"{row['residual']:+.1%}" in out for row in report["rows"])
+    every = (*report["rows"], *report["several"])
+    assert all(f"{row['residual']:+.1%}" in out for row in every)
+    assert "mixtral-8x22b" in out
     report["summary"]["worst_error_met"] = False
-    report["swapped"] = [{"task": "MTBench", "gen": 1, "systems": ["A", "B"]}]
+    swapped = {"machine": "t4", "task": "MTBench", "gen": 1, "systems": ["A", "B"]}
+    report["swapped"] = [swapped]
     lines = verdicts(report)
-    assert "MISSED: worst_error" in lines
-    assert lines[-1] == "order: A and B are swapped, MTBench, gen 1"
+    assert "MISSED on one T4: worst_error" in lines
+    assert any(
+        line.startswith("several T4, mixtral-8x22b: MoE-Lightning's 1 rows") for line in lines
+    )
+    assert lines[-1] == "order: A and B are swapped, t4, MTBench, gen 1"
 
 
 @pytest.mark.slow
@@ -118,4 +125,6 @@ def test_the_whole_replay_runs(capsys):
     assert run(["bench", "replay", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert len(report["rows"]) == 28
+    assert len(report["several"]) == 32
+    assert not report["swapped"]
     assert all(row["gain"] > 0 for row in report["ours"])

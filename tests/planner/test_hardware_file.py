@@ -56,6 +56,15 @@ def test_like_begins_with_a_known_machine():
         read_hardware({"like": "abacus"}, "file")
 
 
+def test_devices_are_a_whole_number_and_rates_those_of_all_together():
+    machine = read_hardware({"like": "t4x2"}, "file")
+    assert machine.devices == 2
+    assert machine.roofs == known_hardware("t4x2").hardware.roofs
+    for wrong in (0, 1.5, "many", 65):
+        with pytest.raises(DocumentError, match="devices"):
+            read_hardware({"like": "t4", "devices": wrong}, "file")
+
+
 def test_classic_profiles_are_in_thousands():
     content = {"hardware": CLASSIC, "models": {"m": {}}, "policies": {"p": {"batch_size": 36}}}
     machine = read_hardware(content, "file")

@@ -43,7 +43,9 @@ def answer(asked: Question) -> dict[str, Any]:
     """The figures, simulated. Raises UsageError for a policy that cannot be honoured."""
     at = asked
     if asked.traits.is_published:  # it moves whole experts, at the rates that it reaches
-        hardware = as_published(asked.hardware, read_published())
+        hardware = as_published(
+            asked.hardware, read_published(), tensor_cores=asked.traits.tensor_cores
+        )
         pages = page_layout(asked.model, WHOLE_EXPERTS)
         at = replace(asked, hardware=hardware, pages=pages)
     setting = Setting(at.model, at.pages, at.hardware, at.workload)
@@ -136,4 +138,4 @@ def _policy(policy: Policy) -> dict[str, Any]:
 
 
 def _peaks(at: Question, policy: Policy) -> dict[str, Peak]:
-    return tier_peaks(at.model, at.pages, policy, at.hardware)
+    return tier_peaks(at.model, at.pages, policy, at.traits.hardware(at.hardware))

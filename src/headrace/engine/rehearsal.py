@@ -270,7 +270,7 @@ class Rehearsal:
         assert isinstance(sweep, Sweep)
         for span in trace.spans:
             task = trace.schedule.tasks[span.task]
-            amounts, rows = self._work.work(task, sweep.binding)
+            amounts, rows = self._work.work(task, sweep.binding)[:2]
             if any(amounts.values()) and task.op is not Op.READ_PAGE:
                 yield Timed(task.op.value, rows, amounts, span.end - span.start)
             elif task.expert is not None and task.op is not Op.READ_PAGE:

@@ -167,9 +167,12 @@ class _Running:
     def __init__(self, item: _Item, start: float, work: Work, hardware: Hardware) -> None:
         op = item.task.op.value if item.task.lane != GPU else f"gpu.{item.task.op.value}"
         efficiency = hardware.efficiency_of(op, work.rows)
-        seconds = work.seconds(hardware, efficiency)
+        seconds, behind = work.seconds(hardware, efficiency), work.exchange_seconds(hardware)
         self.item = item
         self.start = start
-        self.alone = max(seconds.values(), default=0.0) + hardware.task_seconds
+        self.alone = max(seconds.values(), default=0.0) + max(behind.values(), default=0.0)
+        self.alone += hardware.task_seconds
+        for roof, time in behind.items():
+            seconds[roof] = seconds.get(roof, 0.0) + time
         self.left = self.alone
         self.demand = {roof: time / self.alone for roof, time in seconds.items() if time}

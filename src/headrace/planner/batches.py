@@ -32,10 +32,10 @@ def simulate_as(
     """One play of ``workload`` by a runtime of these traits: batches of ``policy.max_seqs``
     requests. ``low`` and ``high`` equal ``seconds``. Raises UsageError for a policy that cannot
     be honoured, LineError for a request that does not fit the policy's KV blocks."""
-    sketches = Sketches()
+    sketches, used = Sketches(), traits.hardware(hardware)
 
     def priced(schedule: str | None) -> Prices:
-        return price(model, pages, traits.policy(policy, schedule), hardware, sketches)
+        return price(model, pages, traits.policy(policy, schedule), used, sketches)
 
     decode = priced(traits.schedule)
     if traits.refill:

@@ -65,7 +65,9 @@ class Fitter:
         self.divisible = Divisible(at.kinds)
         capacity = at.hardware.capacity
         device = capacity.get("device", 0) if at.device_bytes is None else at.device_bytes
-        self.budgets = Budgets(device, at.budget_bytes, capacity.get("pinned"), at.disk_bytes)
+        self.budgets = Budgets(
+            device, at.budget_bytes, capacity.get("pinned"), at.disk_bytes, at.hardware.devices
+        )
         self.job = at.job
         self._rooms: dict[tuple[object, ...], tuple[float, float]] = {}
         self._known: dict[tuple[object, ...], Totals] = {}
@@ -264,7 +266,7 @@ class Fitter:
         return self._rooms[key]
 
     def _rooms_of(self, policy: Policy) -> tuple[float, float]:
-        parts = parts_of(self.at.kinds, policy)
+        parts = parts_of(self.at.kinds, policy, self.budgets.devices)
         device = self.budgets.device - sum(parts["device"].values()) - _arena(self.divisible.others)
         table = _arena(self.at.kinds.table)
         used = sum(parts["host"].values()) + sum(parts["pinned"].values())

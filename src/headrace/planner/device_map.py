@@ -37,17 +37,18 @@ Parts = dict[str, dict[str, int]]
 @dataclass(frozen=True)
 class Budgets:
     """Bytes that may be taken of each tier; None: as much as it takes. Pinned memory is part of
-    the host's."""
+    the host's; ``device`` is that of all ``devices``."""
 
     device: int
     host: int
     pinned: int | None = None
     disk: int | None = None
+    devices: int = 1
 
 
 def device_map(kinds: Kinds, policy: Policy, budgets: Budgets) -> MemoryMap:
     """The map of a run under ``policy``: host memory, and the other tiers beside it."""
-    parts = parts_of(kinds, policy)
+    parts = parts_of(kinds, policy, budgets.devices)
     for tier, weights in _weights(kinds, policy).items():
         parts[tier] |= weights
     totals = {tier: sum(parts[tier].values()) for tier in TIERS}
@@ -64,11 +65,11 @@ def device_map(kinds: Kinds, policy: Policy, budgets: Budgets) -> MemoryMap:
     return MemoryMap({**parts["host"], **joined}, 0, budgets.host, beside)
 
 
-def parts_of(kinds: Kinds, policy: Policy) -> Parts:
-    """Everything but weights, by tier."""
+def parts_of(kinds: Kinds, policy: Policy, devices: int = 1) -> Parts:
+    """Everything but weights, by tier; of all devices together."""
     touched = _Touched(kinds, policy)
     parts: Parts = {tier: {} for tier in TIERS}
-    for alike in working_buffers(kinds.model, policy):
+    for alike in working_buffers(kinds.model, policy, devices):
         count = touched.count(alike)
         if count:
             part, of_tier = _PART_OF.get(alike.name, "activations"), parts[alike.tier]

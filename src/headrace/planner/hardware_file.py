@@ -14,7 +14,7 @@ from typing import Any
 
 from headrace.errors import DocumentError
 from headrace.planner.classic import classic_hardware
-from headrace.planner.fields import known_fields, mapping, number, rate, size, switch, text
+from headrace.planner.fields import known_fields, mapping, number, rate, size, switch, text, whole
 from headrace.specs.hardware import (
     CPU_FLOPS,
     D2H,
@@ -35,6 +35,7 @@ NEEDED = (CPU_FLOPS, DRAM, DISK)
 DEVICE = (GPU_FLOPS, HBM, H2D, D2H)
 MOST_POINTS = 64
 MOST_CURVES = 200
+MOST_DEVICES = 64
 
 _NAMES = frozenset(f.name for f in fields(Hardware))
 
@@ -79,6 +80,8 @@ def _read(key: str, value: object, name: str) -> Any:
         return text(value, where)
     if key == "measured":
         return switch(value, where)
+    if key == "devices":
+        return whole(value, where, 1, MOST_DEVICES)
     if key == "lane_rate":
         return rate(value, where)
     if key == "roofs":

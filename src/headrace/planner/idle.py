@@ -63,7 +63,8 @@ def steady(
 ) -> Steady:
     """The last but one of ``sweeps`` appended sweeps, from end to end, on the virtual machine: in
     its tail, pages of the last one are already on their way."""
-    work, binding = WorkModel(model, pages, policy), binding_of(load, policy)
+    work = WorkModel(model, pages, policy, devices=hardware.devices)
+    binding = binding_of(load, policy)
     known: dict[tuple[object, ...], Work] = {}
 
     def work_of(task: Task, sweep: object) -> Work:

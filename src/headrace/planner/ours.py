@@ -50,8 +50,7 @@ def ours(published: Published, row: Row, *, tensor_cores: bool) -> Ours:
     """The fastest of a few policies that fit the row's machine. ``tensor_cores``: kernels reach
     their share of the card's full peak instead of that of the units the published ones use."""
     known = known_hardware(row.machine).hardware
-    machines = {} if tensor_cores else published.machines
-    used = as_published(known, replace(published, machines=machines))
+    used = as_published(known, published, tensor_cores=tensor_cores)
     roofs = {roof: rate for roof, rate in used.roofs.items() if roof != STAGE}
     hardware = replace(used, roofs=roofs, task_seconds=known.task_seconds)
     requests = (row.mu or 0) * (row.parts or 0)

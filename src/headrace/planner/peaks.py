@@ -24,11 +24,12 @@ class Peak(NamedTuple):
 def tier_peaks(
     model: ModelSpec, pages: tuple[Page, ...], policy: Policy, hardware: Hardware
 ) -> dict[str, Peak]:
-    """Tier -> its peak: of every buffer that a schedule touches, at the policy's maxima. Pinned
+    """Tier -> its peak: of every buffer that a schedule touches, at the policy's maxima; of all
+    devices together. Pinned
     memory is part of the host's, whose capacity it shares where it has none of its own."""
     touched = _touched(*first_layers(min(model.layers, 3), model, pages, policy))
     bytes_of: dict[str, int] = {}
-    for buffer, size in buffer_sizes(model, pages, policy).items():
+    for buffer, size in buffer_sizes(model, pages, policy, devices=hardware.devices).items():
         if size.bytes and _pattern(buffer) in touched:
             bytes_of[size.tier] = bytes_of.get(size.tier, 0) + size.bytes
     if "pinned" in bytes_of:

@@ -11,14 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from headrace.planner.batches import simulate_as
 from headrace.planner.simulate import Prediction
-from headrace.planner.traits import RUNTIMES
+from headrace.planner.traits import RUNTIMES, Traits
 from headrace.schedule.task import Op
-from headrace.specs.hardware import GPU_FLOPS, HBM, STAGE, Curve, Hardware
-from headrace.specs.pages import page_layout
+from headrace.specs.hardware import DRAM, GPU_FLOPS, HBM, STAGE, Curve, Hardware
+from headrace.specs.model import ModelSpec
+from headrace.specs.pages import Page, page_layout
 from headrace.specs.policy import Policy
 from headrace.specs.registry import known_hardware, known_model
 from headrace.specs.workload import Workload
@@ -44,11 +45,13 @@ class Constant:
 
 @dataclass(frozen=True)
 class Row:
-    """One published figure. Lengths in tokens; ``mu`` x ``parts`` requests (None: unknown)."""
+    """One published figure. Lengths in tokens; ``mu`` x ``parts`` requests (None: unknown) of each
+    batch."""
 
     system: str
     runtime: str
     tokens_per_second: float
+    model: str = MODEL
     machine: str = "t4"
     task: str = "MTBench"
     prompt_mean: int = 77
@@ -89,6 +92,7 @@ class Published:
     rows: tuple[Row, ...]
     ablation: tuple[Row, ...]
     carried: tuple[Row, ...]
+    several: tuple[Row, ...]
 
     def fitted_on(self, row: Row) -> bool:
         """Whether the constants were fitted with this figure in sight."""
@@ -109,8 +113,11 @@ def read_published() -> Published:
     with Path(__file__).with_name("published.toml").open("rb") as stream:
         data: dict[str, Any] = tomllib.load(stream)
     constants = {name: Constant(**entry) for name, entry in data["constants"].items()}
-    tables = (tuple(Row(**row) for row in data[key]) for key in ("row", "ablation", "carried"))
+    tables = (tuple(Row(**row) for row in data[key]) for key in _TABLES)
     return Published(constants, data["machines"], *tables)
+
+
+_TABLES = ("row", "ablation", "carried", "several")
 
 
 class Replay:
@@ -118,8 +125,7 @@ class Replay:
 
     def __init__(self, published: Published) -> None:
         self.published = published
-        self.model = known_model(MODEL).spec
-        self.pages = page_layout(self.model, WHOLE_EXPERTS)
+        self._models: dict[str, _Model] = {}
 
     def rows(self, rows: Sequence[Row]) -> list[Replayed]:
         """Each of ``rows`` with its prediction."""
@@ -129,52 +135,73 @@ class Replay:
     def predict(self, row: Row) -> Prediction:
         """A batch of the row's requests, by the runtime that published it."""
         traits = replace(RUNTIMES[row.runtime], padded=row.padded)
-        requests, policy = self._policy(row)
+        hardware, model = self.hardware(row.machine, traits), self._model(row.model)
+        policy = self._policy(row, model)
         prompt = row.prompt_max if row.padded else row.prompt_mean
-        job = Workload.uniform(requests, prompt, row.gen)
-        return simulate_as(traits, self.model, self.pages, policy, self.hardware(row.machine), job)
+        job = Workload.uniform(policy.max_seqs * traits.batches(hardware), prompt, row.gen)
+        return simulate_as(traits, model.spec, model.pages, policy, hardware, job)
 
-    def hardware(self, machine: str) -> Hardware:
-        """The machine as published runtimes use it."""
-        return as_published(known_hardware(machine).hardware, self.published)
+    def hardware(self, machine: str, traits: Traits) -> Hardware:
+        """The machine as a published runtime uses it."""
+        known = known_hardware(machine).hardware
+        return as_published(known, self.published, tensor_cores=traits.tensor_cores)
 
-    def _policy(self, row: Row) -> tuple[int, Policy]:
+    def _model(self, name: str) -> _Model:
+        if name not in self._models:
+            spec = known_model(name).spec
+            self._models[name] = _Model(spec, page_layout(spec, WHOLE_EXPERTS))
+        return self._models[name]
+
+    def _policy(self, row: Row, model: _Model) -> Policy:
         tokens = (row.prompt_max if row.padded else row.prompt_mean) + row.gen
         requests, parts = (row.mu or 0) * (row.parts or 0), row.parts or 1
         if row.runtime == "zero":
             held = int(self.published.constants["zero_kv_tokens"].value) // tokens
             requests, parts = requests or held, 1
-        experts = [p for p in self.pages if p.expert is not None]
+        experts = [p for p in model.pages if p.expert is not None]
         count = round(row.on_device * len(experts))
         held_experts = {experts[i * len(experts) // count].id for i in range(count)}
-        others = {p.id for p in self.pages if p.expert is None}
-        return requests, Policy(
+        others = {p.id for p in model.pages if p.expert is None}
+        return Policy(
             RUNTIMES[row.runtime].schedule or "flexgen",
             max_rows=requests,
             max_seqs=requests,
             micro_batches=parts,
             resident=frozenset(others | held_experts),
-            ring_slots=2 * self.model.experts,
-            slot_bytes=max(p.bytes for p in self.pages),
+            ring_slots=2 * model.spec.experts,
+            slot_bytes=max(p.bytes for p in model.pages),
             kv_blocks=requests * -(-tokens // _KV_BLOCK),
             compute="device",
         )
 
 
-def as_published(hardware: Hardware, published: Published) -> Hardware:
+class _Model(NamedTuple):
+    spec: ModelSpec
+    pages: tuple[Page, ...]
+
+
+def as_published(
+    hardware: Hardware, published: Published, *, tensor_cores: bool = False
+) -> Hardware:
     """``hardware`` as published runtimes use it: shares of its roofs that they reach, how fast they
-    stage pages, what a task costs them."""
+    stage pages, what a task costs them. ``tensor_cores``: kernels reach their share of the card's
+    full peak instead of that of the units which most of the published ones use."""
     values = {name: constant.value for name, constant in published.constants.items()}
-    machine = published.machines.get(hardware.name, {})
+    machine = {} if tensor_cores else published.machines.get(hardware.name, {})
     flops = hardware.roofs.get(GPU_FLOPS, 0.0)
-    reached = values["gpu_flops_share"] * machine.get("kernel_flops", flops)
-    curves: dict[str, Curve] = {Op.ATTN.value: ((1.0, values["attention_share"]),)}
+    peak = machine["kernel_flops"] * hardware.devices if "kernel_flops" in machine else flops
+    reached = values["gpu_flops_share"] * peak
+    curves: dict[str, Curve] = {}
     if flops:
         curve = _kernel_curve(hardware, values["hbm_share"], reached / flops)
         curves |= {f"gpu.{op.value}": curve for op in _KERNELS}
+    used = {
+        DRAM: values["dram_share"] * hardware.roofs[DRAM],
+        STAGE: values["stage_rate"] * hardware.devices,
+    }
     return replace(
         hardware,
-        roofs={**hardware.roofs, STAGE: values["stage_rate"]},
+        roofs={**hardware.roofs, **used},
         efficiency=curves,
         task_seconds=values["task_seconds"],
     )
@@ -188,7 +215,7 @@ _KERNELS = (
 
 def summary(found: Sequence[Replayed]) -> dict[str, float | int]:
     """Residuals of MoE-Lightning's rows that no constant was fitted on, and how far the baselines
-    are off at most, as a factor."""
+    are off at most, as a factor (1: there is none)."""
     held_out = [r for r in found if r.row.runtime == "moe-lightning" and not r.fitted_on]
     others = [1 + r.residual for r in found if r.row.runtime != "moe-lightning"]
     errors = [abs(r.residual) for r in held_out]
@@ -196,19 +223,24 @@ def summary(found: Sequence[Replayed]) -> dict[str, float | int]:
         "rows": len(held_out),
         "median_error": median(errors),
         "worst_error": max(errors),
-        "baselines_worst_factor": max(max(ratio, 1 / ratio) for ratio in others),
+        "baselines_worst_factor": max((max(r, 1 / r) for r in others), default=1.0),
     }
 
 
 def swapped(found: Sequence[Replayed]) -> Iterator[tuple[Replayed, Replayed]]:
-    """Pairs of one task and length whose order is another in simulation than was published."""
+    """Pairs of one machine, model, task and length whose order is another in simulation than was
+    published."""
     for i, a in enumerate(found):
         for b in found[i + 1 :]:
-            if (a.row.machine, a.row.task, a.row.gen) != (b.row.machine, b.row.task, b.row.gen):
+            if _asked_of(a.row) != _asked_of(b.row):
                 continue
             published = a.row.tokens_per_second - b.row.tokens_per_second
             if published * (a.tokens_per_second - b.tokens_per_second) < 0:
                 yield a, b
+
+
+def _asked_of(row: Row) -> tuple[object, ...]:
+    return row.machine, row.model, row.task, row.gen
 
 
 def _kernel_curve(hardware: Hardware, memory: float, arithmetic: float) -> Curve:

@@ -127,7 +127,7 @@ class SweepTimes:
         sampling, embedding and the first layer's attention."""
         head = _between(self._samples_at, load.samples)
         start = sum(
-            self._cpu_seconds(task.op, *self._work.work(task, self._binding(load.rows, 0)))
+            self._cpu_seconds(task.op, self._work.work(task, self._binding(load.rows, 0)))
             for task, _ in self._body
             if task.op in (Op.EMBED, Op.PRE_ATTN, Op.POST_ATTN, Op.ROUTER)
         )
@@ -149,11 +149,11 @@ class SweepTimes:
             binding = self._binding(rows, 0)
             cpu = disk = 0.0
             for task, count in self._body:
-                amounts, width = self._work.work(task, binding)
-                if DISK in amounts:
-                    disk += count * amounts[DISK] / self._disk_rate(rows)
+                work = self._work.work(task, binding)
+                if DISK in work.amounts:
+                    disk += count * work.amounts[DISK] / self._disk_rate(rows)
                 else:
-                    cpu += count * self._cpu_seconds(task.op, amounts, width)
+                    cpu += count * self._cpu_seconds(task.op, work)
             self._rows[rows] = LaneSeconds(cpu + self._overhead, disk)
         return self._rows[rows]
 
@@ -161,7 +161,7 @@ class SweepTimes:
         if samples not in self._samples:
             binding = self._binding(samples, samples)
             self._samples[samples] = sum(
-                count * self._cpu_seconds(task.op, *self._work.work(task, binding))
+                count * self._cpu_seconds(task.op, self._work.work(task, binding))
                 for task, count in self._head
             )
         return self._samples[samples]
@@ -175,18 +175,14 @@ class SweepTimes:
         total = 0.0
         if load.decodes:
             extent = Extent(1, max(1, load.decode_kv // load.decodes))
-            one, shared = self._attn_work(task, extent)
-            many = {roof: amount * load.decodes for roof, amount in one.items()}
-            total += self._cpu_seconds(Op.ATTN, many, shared)
+            total += self._cpu_seconds(Op.ATTN, self._attn_work(task, extent).times(load.decodes))
         if load.chunk_rows:
             kv = max(load.chunk_rows, load.chunk_kv)
             # several prompts share a chunk: each attends to its own tokens only
             rows = min(load.chunk_rows, max(1, load.chunk_kv))
             parts = load.chunk_rows / rows
             extent = Extent(rows, kv if parts == 1 else load.chunk_kv)
-            one, shared = self._attn_work(task, extent)
-            scaled = {roof: amount * parts for roof, amount in one.items()}
-            total += self._cpu_seconds(Op.ATTN, scaled, shared)
+            total += self._cpu_seconds(Op.ATTN, self._attn_work(task, extent).times(parts))
         return total
 
     def _attn_work(self, task: Task, extent: Extent) -> Work:
@@ -202,9 +198,9 @@ class SweepTimes:
         empty = self.policy.micro_batches - count
         return Binding(extents + ((),) * empty, drawn + (0,) * empty)
 
-    def _cpu_seconds(self, op: Op, amounts: Mapping[str, float], rows: float) -> float:
-        share = self.hardware.efficiency_of(op.value, rows)
-        times = [self._seconds_on(roof, amount) for roof, amount in amounts.items()]
+    def _cpu_seconds(self, op: Op, work: Work) -> float:
+        share = self.hardware.efficiency_of(op.value, work.rows)
+        times = [self._seconds_on(roof, amount) for roof, amount in work.amounts.items()]
         return max(times, default=0.0) / share
 
     def _seconds_on(self, roof: str, amount: float) -> float:

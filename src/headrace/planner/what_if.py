@@ -169,6 +169,7 @@ def _accelerators(hardware: Hardware) -> list[tuple[str, Hardware]]:
         (name, card)
         for name, card in known
         if card.has_device
+        and card.devices == 1
         and not name.endswith("-paper")
         and name != hardware.name
         and (card.capacity["device"], card.roofs[HBM]) > (memory, hardware.roofs.get(HBM, 0.0))
@@ -188,4 +189,6 @@ def _with_card(host: Hardware, card: Hardware) -> Hardware:
     device = {op: curve for op, curve in card.efficiency.items() if op.startswith("gpu.")}
     own = {op: curve for op, curve in host.efficiency.items() if not op.startswith("gpu.")}
     name = f"{host.name} with {card.name}"
-    return replace(host, name=name, roofs=roofs, capacity=capacity, efficiency={**own, **device})
+    return replace(
+        host, name=name, roofs=roofs, capacity=capacity, efficiency={**own, **device}, devices=1
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from headrace.errors import UsageError
 from headrace.schedule.binding import Binding, Extent
 from headrace.schedule.lanes import GPU
 from headrace.schedule.task import Op, Task
@@ -63,9 +64,10 @@ class Works:
     def __init__(
         self, model: ModelSpec, pages: tuple[Page, ...], policy: Policy, hardware: Hardware
     ) -> None:
+        check_shares(model, hardware)
         self.task_seconds = hardware.task_seconds
         self._hardware = hardware
-        self._model = WorkModel(model, pages, policy)
+        self._model = WorkModel(model, pages, policy, devices=hardware.devices)
         self._known: dict[tuple[What, Rows], Work] = {}
         self._priced: dict[tuple[What, Rows, str], Priced] = {}
         self._bindings: dict[Rows, Binding] = {}
@@ -96,7 +98,12 @@ class Works:
             longest = max(longest, seconds)
             shared = None if roof.startswith(LANE) else seconds / efficiency
             amounts.append(Amount(roof, amount, shared))
-        return Priced(longest / efficiency, longest, tuple(amounts))
+        behind = 0.0
+        for roof, amount in work.crossing.items():
+            seconds = amount / self.rate(roof)
+            behind = max(behind, seconds)
+            amounts.append(Amount(roof, amount, seconds))
+        return Priced(longest / efficiency + behind, longest + behind, tuple(amounts))
 
     def rate(self, roof: str) -> float:
         """Units per second of ``roof``. Raises UsageError for one that the machine has not."""
@@ -109,6 +116,26 @@ class Works:
             extents = (Extent(rows.rows, rows.kv),) if rows.rows else ()  # type: ignore[arg-type]
             self._bindings[rows] = Binding((extents,), (rows.samples,))
         return self._bindings[rows]
+
+
+def check_shares(model: ModelSpec, hardware: Hardware) -> None:
+    """Raise UsageError for a model that does not divide evenly between the machine's devices."""
+    count = hardware.devices
+    if count == 1:
+        return
+    where, hint = f"{model.architecture} on {count} devices", "plan for one of them"
+    if model.mla is not None:
+        expected = "one device: a latent KV has no heads to divide"
+        raise UsageError(where, expected=expected, hint=hint)
+    sizes = {"heads": model.heads, "KV heads": model.kv_heads, "expert width": model.ffn_width}
+    sizes |= {
+        "dense width": model.dense_width,
+        "shared width": model.shared.width if model.shared else 0,
+    }
+    for name, size in sizes.items():
+        if size % count:
+            expected = f"{name} in {count} equal parts"
+            raise UsageError(where, expected=expected, got=size, hint=hint)
 
 
 def curve_of(op: Op, lane: str) -> str:

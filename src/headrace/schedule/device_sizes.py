@@ -35,8 +35,10 @@ def state_sizes() -> dict[Buffer, Size]:
     return dict.fromkeys(names, Size("state", 0))
 
 
-def device_sizes(at: Placement, page_bytes: Mapping[int, int]) -> dict[Buffer, Size]:
-    """Every buffer that a schedule with compute on the device may touch."""
+def device_sizes(
+    at: Placement, page_bytes: Mapping[int, int], devices: int = 1
+) -> dict[Buffer, Size]:
+    """Every buffer that a schedule with compute on the device may touch, or on several of them."""
     tiers = {
         "device": _device_weights(at, page_bytes),
         "pinned": _pinned_weights(at),
@@ -49,16 +51,22 @@ def device_sizes(at: Placement, page_bytes: Mapping[int, int]) -> dict[Buffer, S
     }
     others = {
         Buffer(alike.name, index): Size(alike.tier, alike.bytes)
-        for alike in working_buffers(at.model, at.policy)
+        for alike in working_buffers(at.model, at.policy, devices)
         for index in alike.indices
     }
     return state_sizes() | weights | others
 
 
-def working_buffers(model: ModelSpec, policy: Policy) -> Iterator[AlikeBuffers]:
-    """All of them but those of weights: they do not depend on which pages are where."""
-    for tier, found in (("device", _device), ("pinned", _pinned), ("host", _host)):
-        for name, indices, count in found(model, policy):
+def working_buffers(model: ModelSpec, policy: Policy, devices: int = 1) -> Iterator[AlikeBuffers]:
+    """All of them but those of weights: they do not depend on which pages are where. Those of
+    ``devices`` are added up: rows of width D are whole on each, all else is divided."""
+    of_tiers = {
+        "device": _device(model, policy, devices),
+        "pinned": _pinned(model, policy),
+        "host": _host(model, policy),
+    }
+    for tier, found in of_tiers.items():
+        for name, indices, count in found:
             yield AlikeBuffers(tier, name, indices, aligned(count))
 
 
@@ -68,14 +76,14 @@ _Sizes = Iterator[tuple[str, Sequence[int], int]]
 _ONE = range(1)
 
 
-def _device(model: ModelSpec, policy: Policy) -> _Sizes:
-    N, S, mu, D = policy.max_rows, policy.max_seqs, policy.mu, model.hidden
+def _device(model: ModelSpec, policy: Policy, devices: int) -> _Sizes:
+    N, S, mu, D = policy.max_rows, policy.max_seqs, policy.mu, devices * model.hidden
     kv_row = model.kv_layer_bytes(policy.kv_dtype)
     queries, attended = sent_widths(model)
     parts, flights, slots = range(policy.micro_batches), range(FLIGHTS), range(KV_SLOTS)
     yield "hidden", parts, mu * D * SENT_ITEM
     yield "normed", parts, mu * D * SENT_ITEM
-    yield "routing", parts, routing_bytes(model, policy)
+    yield "routing", parts, devices * routing_bytes(model, policy)
     yield "partial", flights, mu * D * SENT_ITEM
     yield "qkv", flights, mu * (queries * SENT_ITEM + kv_row)
     yield "attended", flights, mu * max(attended, model.attended_size) * SENT_ITEM

@@ -38,15 +38,16 @@ def sent_widths(model: ModelSpec) -> tuple[int, int]:
 class Moves:
     """Work of the tasks that move what a micro-batch computes."""
 
-    def __init__(self, model: ModelSpec, policy: Policy) -> None:
+    def __init__(self, model: ModelSpec, policy: Policy, devices: int = 1) -> None:
         self._model = model
+        self._devices = devices
         self._kv_row = model.kv_layer_bytes(policy.kv_dtype)
         self._row = model.hidden * ITEM_BYTES[model.weight_dtype]
         self._queries, self._attended = sent_widths(model)
 
     def load_rows(self, task: Task, binding: Binding) -> Work:
-        """Embedding rows of the sweep."""
-        return to_device(binding.rows * self._row, binding.rows)
+        """Embedding rows of the sweep, to each device."""
+        return to_device(binding.rows * self._row * self._devices, binding.rows)
 
     def offload_qkv(self, task: Task, binding: Binding) -> Work:
         """Queries, and keys and values in the format of the cache."""

@@ -24,16 +24,17 @@ def buffer_sizes(
     pages: tuple[Page, ...],
     policy: Policy,
     page_bytes: Mapping[int, int] | None = None,
+    devices: int = 1,
 ) -> dict[Buffer, Size]:
     """Every buffer that a schedule under ``policy`` may touch, with its tier and bytes.
 
     ``page_bytes`` is the memory each page takes as it is read (page id -> bytes); without it,
     a page's own bytes and READ_SLACK. A ring slot takes ``policy.slot_bytes``. With compute on a
-    device, see ``device_sizes``.
+    device, or several, see ``device_sizes``.
     """
     at = Placement(model, pages, policy)
     if policy.on_device:
-        return device_sizes(at, page_bytes or {})
+        return device_sizes(at, page_bytes or {}, devices)
     bytes_of: dict[Buffer, int] = {}
     for page in pages:
         if page.id in policy.resident or page is at.final:

@@ -6,6 +6,11 @@ a micro-batch, r rows of an expert, s rows to sample. A product [m, a] x [a, b] 
 bytes are weights once per task, plus activations in and out: f32 on the processor, 16 bits on an
 accelerator. Sums of biases, norms and activation functions are not counted as FLOPs.
 
+Several accelerators (tensor parallelism, Shoeybi et al. 2019): weights, heads and the experts'
+width W are divided, so that all of them together do what one would; rows of width D and the router
+are whole on each, and count once for each. Attention and experts each end in a sum of [m, D] over
+devices, a ring all-reduce through the host's memory; both are counted behind POST_ATTN.
+
 Latent attention is counted in its absorbed form: the up-projection of keys belongs to the
 queries (PRE_ATTN), that of values to the output (POST_ATTN), which takes as many FLOPs per row as
 projecting the row itself; ATTN takes the cheaper of attending in the latent space and of
@@ -40,7 +45,7 @@ class WorkModel:
 
     ``correlation`` is the exponent of ``routing.visit_chance`` for sweeps whose routing is not
     known yet: 1 for independent tokens, ``routing.CORRELATED`` for what was measured. ``kinds``
-    are those of ``pages``, where they are known already.
+    are those of ``pages``, where they are known already. ``devices`` accelerators work as one.
     """
 
     def __init__(
@@ -50,13 +55,15 @@ class WorkModel:
         policy: Policy,
         correlation: float = 1.0,
         kinds: Kinds | None = None,
+        devices: int = 1,
     ) -> None:
         self.model = model
         self.policy = policy
+        self._on_gpu = _Processor(GPU_FLOPS, HBM, 2, devices)
         self._correlation = correlation
         self._kinds = kinds or Kinds(model, pages)
         self._item = ITEM_BYTES[model.weight_dtype]
-        self._moves = Moves(model, policy)
+        self._moves = Moves(model, policy, devices)
         self._formulas: dict[Op, Callable[[Task, Binding], Work]] = {
             Op.BIND: self._bind,
             Op.READ_ROWS: self._read_rows,
@@ -95,7 +102,8 @@ class WorkModel:
         """Roof -> amount of the whole sweep."""
         totals: dict[str, float] = {}
         for task in schedule.tasks:
-            for roof, amount in self.work(task, binding).amounts.items():
+            work = self.work(task, binding)
+            for roof, amount in (*work.amounts.items(), *work.crossing.items()):
                 totals[roof] = totals.get(roof, 0.0) + amount
         return totals
 
@@ -150,8 +158,8 @@ class WorkModel:
         moved = binding.row_bytes
         if moved is None:
             moved = binding.rows * (math.ceil((row - 1) / BLOCK) + 1) * BLOCK
-        amounts, rows = _disk(task.lane, moved, binding.rows)
-        return Work({**amounts, ROW_READS: binding.rows}, rows)
+        amounts = _disk(task.lane, moved, binding.rows).amounts
+        return Work({**amounts, ROW_READS: binding.rows}, binding.rows)
 
     def _read_page(self, task: Task, binding: Binding) -> Work:
         page = self._page(task)
@@ -179,11 +187,12 @@ class WorkModel:
     # -- attention -----------------------------------------------------------------------
 
     def _embed(self, task: Task, binding: Binding) -> Work:
-        m, on = _mb_rows(task, binding), _processor(task)
-        return Work({on.memory: m * self.model.hidden * (self._item + on.item)}, m)
+        m, on = _mb_rows(task, binding), self._processor(task)
+        row_bytes = on.devices * self.model.hidden * (self._item + on.item)
+        return Work({on.memory: m * row_bytes}, m)
 
     def _pre_attn(self, task: Task, binding: Binding) -> Work:
-        model, on = self.model, _processor(task)
+        model, on = self.model, self._processor(task)
         D, mla = model.hidden, model.mla
         written = model.kv_layer_bytes(self.policy.kv_dtype)
         if mla is None:
@@ -191,14 +200,14 @@ class WorkModel:
         else:
             queries = (D + model.q_size) * mla.q_rank if mla.q_rank else D * model.q_size
             elements = queries + D * mla.cached + model.heads * mla.nope_dim * mla.kv_rank
-        row_bytes = (D + model.q_size) * on.item + written
+        row_bytes = (on.devices * D + model.q_size) * on.item + written
         stored = elements * self._projections[task.layer]
         return _matmul(on, _mb_rows(task, binding), elements, stored, row_bytes)
 
     def _attn(self, task: Task, binding: Binding) -> Work:
         """QK and PV of every row over the tokens it sees; each sequence's KV is read once. How
         close it gets to the roofs depends on how many rows see a token once it is read."""
-        model, on, mb = self.model, _processor(task), task.mb or 0
+        model, on, mb = self.model, self._processor(task), task.mb or 0
         m = _mb_rows(task, binding)
         seen = binding.attention(mb, model.window_of(task.layer or 0), model.causal)
         kv_bytes = seen.tokens * model.kv_layer_bytes(self.policy.kv_dtype)
@@ -210,30 +219,31 @@ class WorkModel:
         return Work({on.flops: flops, on.memory: kv_bytes + activations}, shared)
 
     def _post_attn(self, task: Task, binding: Binding) -> Work:
-        model, on = self.model, _processor(task)
+        model, on = self.model, self._processor(task)
         D, attended = model.hidden, model.attended_size
         elements = attended * D
         if model.mla:
             elements += attended * model.mla.kv_rank
-        row_bytes = (attended + 3 * D) * on.item
-        stored = elements * self._projections[task.layer]
-        return _matmul(on, _mb_rows(task, binding), elements, stored, row_bytes)
+        row_bytes = (attended + 3 * on.devices * D) * on.item
+        stored, m = elements * self._projections[task.layer], _mb_rows(task, binding)
+        found = _matmul(on, m, elements, stored, row_bytes)
+        return found._replace(exchanged=2 * on.summed(m * D))
 
     # -- experts -------------------------------------------------------------------------
 
     def _router(self, task: Task, binding: Binding) -> Work:
-        D, E, on = self.model.hidden, self.model.experts, _processor(task)
+        D, E, on = self.model.hidden, self.model.experts, self._processor(task)
         shared = self.model.shared
         scores = E + bool(shared and shared.gated)
-        row_bytes = (D + 2 * self.model.top_k) * on.item
-        stored = D * scores * self._item
-        return _matmul(on, _mb_rows(task, binding), D * scores, stored, row_bytes)
+        row_bytes = on.devices * (D + 2 * self.model.top_k) * on.item
+        elements = on.devices * D * scores
+        return _matmul(on, _mb_rows(task, binding), elements, elements * self._item, row_bytes)
 
     def _expert(self, task: Task, binding: Binding) -> Work:
-        return self._expert_page(_processor(task), binding, self._page(task), task.mb)
+        return self._expert_page(self._processor(task), binding, self._page(task), task.mb)
 
     def _moe(self, task: Task, binding: Binding) -> Work:
-        on, layer = _processor(task), task.layer or 0
+        on, layer = self._processor(task), task.layer or 0
         totals = {on.flops: 0.0, on.memory: 0.0}
         for same in self._experts[layer]:
             for page, count in self._shares(same, layer, on, binding):
@@ -261,10 +271,9 @@ class WorkModel:
         return [(same.pages[0], count)] if count else []
 
     def _combine(self, task: Task, binding: Binding) -> Work:
-        m, on = _mb_rows(task, binding), _processor(task)
-        return Work(
-            {on.flops: m * self.model.hidden, on.memory: 3 * m * self.model.hidden * on.item}, m
-        )
+        m, on = _mb_rows(task, binding), self._processor(task)
+        elements = m * self.model.hidden * on.devices
+        return Work({on.flops: elements, on.memory: 3 * elements * on.item}, m)
 
     def _expert_page(
         self, on: _Processor, binding: Binding, page: Page, mb: int | None = None
@@ -276,7 +285,7 @@ class WorkModel:
             r *= binding.mb_rows(mb) / max(1, binding.rows)
         matrices = page.matrix_elements
         weights = page.matrix_bytes * self._chance(binding, page, mb)
-        activations = r * 3 * self.model.hidden * on.item
+        activations = r * 3 * on.devices * self.model.hidden * on.item
         return Work({on.flops: 2 * r * matrices, on.memory: weights + activations}, r)
 
     def _chance(self, binding: Binding, page: Page, mb: int | None = None) -> float:
@@ -293,15 +302,17 @@ class WorkModel:
     # -- head ----------------------------------------------------------------------------
 
     def _final(self, task: Task, binding: Binding) -> Work:
-        s, on = sum(binding.samples), _processor(task)
-        return Work({on.memory: 2 * s * self.model.hidden * on.item}, s)
+        s, on = sum(binding.samples), self._processor(task)
+        return Work({on.memory: 2 * s * on.devices * self.model.hidden * on.item}, s)
 
     def _logits(self, task: Task, binding: Binding) -> Work:
-        on, page = _processor(task), self._page(task)
+        on, page = self._processor(task), self._page(task)
         elements = page.matrix_elements
         columns = elements / self.model.hidden
-        row_bytes = (self.model.hidden + columns) * on.item
-        return _matmul(on, sum(binding.samples), elements, page.matrix_bytes, row_bytes)
+        row_bytes = (on.devices * self.model.hidden + columns) * on.item
+        s = sum(binding.samples)
+        found = _matmul(on, s, elements, page.matrix_bytes, row_bytes)
+        return found._replace(exchanged=on.gathered(s * columns))
 
     # -- host work -----------------------------------------------------------------------
 
@@ -311,7 +322,7 @@ class WorkModel:
 
     def _sample(self, task: Task, binding: Binding) -> Work:
         """Scores are searched where they are; on an accelerator, the host's part comes later."""
-        s, on = sum(binding.samples), _processor(task)
+        s, on = sum(binding.samples), self._processor(task)
         drawn = {} if task.lane == GPU else {HOST: s}
         return Work({**drawn, on.memory: s * self.model.vocab * on.item}, s)
 
@@ -321,6 +332,9 @@ class WorkModel:
         return Work({**drawn, TOKENS: s}, s)
 
     # ------------------------------------------------------------------------------------
+
+    def _processor(self, task: Task) -> _Processor:
+        return self._on_gpu if task.lane == GPU else _ON_CPU
 
     def _page(self, task: Task) -> Page:
         assert task.page is not None, f"{task.label} has no page"
@@ -335,19 +349,24 @@ class _Same(NamedTuple):
 
 
 class _Processor(NamedTuple):
-    """The roofs that arithmetic draws on, and bytes per activation."""
+    """The roofs that arithmetic draws on, bytes per activation, and how many devices there are,
+    each with rows of its own."""
 
     flops: str
     memory: str
     item: int
+    devices: int
+
+    def summed(self, elements: float) -> float:
+        """Bytes that an all-reduce of ``elements`` sends, all devices together."""
+        return 2 * (self.devices - 1) * elements * self.item
+
+    def gathered(self, elements: float) -> float:
+        """Bytes sent to bring ``elements``, of which each device has a share, to one of them."""
+        return (self.devices - 1) / self.devices * elements * self.item
 
 
-_ON_CPU = _Processor(CPU_FLOPS, DRAM, 4)
-_ON_GPU = _Processor(GPU_FLOPS, HBM, 2)
-
-
-def _processor(task: Task) -> _Processor:
-    return _ON_GPU if task.lane == GPU else _ON_CPU
+_ON_CPU = _Processor(CPU_FLOPS, DRAM, 4, 1)
 
 
 def _latent_flops(mla: Mla, heads: int, rows: int, pairs: int, tokens: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from headrace.errors import UsageError
-from headrace.specs.hardware import HOST, STAGE, Hardware
+from headrace.specs.hardware import D2H, DRAM, H2D, HOST, STAGE, Hardware
 
 TOKENS = "host tokens"
 """Host work per token: turning it into text."""
@@ -31,10 +31,23 @@ LANE = "lane:"
 
 class Work(NamedTuple):
     """Amounts per roof (FLOPs, bytes; for the ``host`` roof, rows), and the rows that decide
-    how close to its roofs the task gets."""
+    how close to its roofs the task gets. ``exchanged`` bytes go from device to device behind all
+    that: through memory of the host, over the links both ways."""
 
     amounts: Mapping[str, float]
     rows: float
+    exchanged: float = 0.0
+
+    def times(self, count: float) -> Work:
+        """As many of the same, each as close to its roofs."""
+        return self._replace(amounts={roof: count * a for roof, a in self.amounts.items()})
+
+    @property
+    def crossing(self) -> Mapping[str, float]:
+        """Amounts of the exchange: they are drawn at the roofs' full rates."""
+        if not self.exchanged:
+            return {}
+        return {D2H: self.exchanged, H2D: self.exchanged, DRAM: 2 * self.exchanged}
 
     def seconds(self, hardware: Hardware, efficiency: float = 1.0) -> dict[str, float]:
         """Roof -> seconds the amounts take on it alone. Raises UsageError for a roof unknown."""
@@ -43,6 +56,10 @@ class Work(NamedTuple):
             for roof, amount in self.amounts.items()
             if amount
         }
+
+    def exchange_seconds(self, hardware: Hardware) -> dict[str, float]:
+        """Roof -> seconds that the exchange between devices takes on it alone."""
+        return {roof: amount / rate_of(hardware, roof) for roof, amount in self.crossing.items()}
 
 
 def rate_of(hardware: Hardware, roof: str) -> float:

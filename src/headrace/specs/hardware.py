@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 CPU_FLOPS = "cpu_flops"
@@ -18,6 +18,9 @@ HBM = "hbm"
 H2D = "h2d"
 D2H = "d2h"
 STAGE = "stage"
+
+OF_DEVICE = (GPU_FLOPS, HBM, H2D, D2H, STAGE)
+"""Roofs that each accelerator has for itself; a thread per accelerator stages its pages."""
 
 Curve = tuple[tuple[float, float], ...]
 """(rows, efficiency) points, ascending in rows."""
@@ -43,6 +46,10 @@ class Hardware:
     from pageable into pinned memory reach, which one thread makes. ``capacity`` is bytes per tier:
     ``host``, ``device``, ``disk``, and ``pinned`` where less than all of the host's may be.
 
+    ``devices`` equal accelerators in one host work as one (tensor parallelism): each has a share of
+    every weight and of the KV heads, and its own link; the host's processor and memory are shared.
+    Roofs and capacity of accelerators, ``stage`` too, are of all of them together.
+
     ``lane_rate`` caps what one disk request in flight reaches (bytes/s); ``disk`` is the roof
     all of them share. ``efficiency`` maps an op name to a curve over rows, each value <= 1;
     under ``gpu.`` and the op's name stand those of the accelerator. ``row_seconds`` is host work
@@ -65,6 +72,7 @@ class Hardware:
     sequence_seconds: float = 0.0
     row_read_seconds: float = 0.0
     task_seconds: float = 20e-6
+    devices: int = 1
     measured: bool = False
     noise: float = 0.0
     error: float | None = None
@@ -78,6 +86,12 @@ class Hardware:
     def has_device(self) -> bool:
         """Whether there is an accelerator."""
         return GPU_FLOPS in self.roofs
+
+    def times(self, devices: int) -> Hardware:
+        """The same host with ``devices`` times as many accelerators, each with its own link."""
+        roofs = {r: v * (devices if r in OF_DEVICE else 1) for r, v in self.roofs.items()}
+        capacity = {t: c * (devices if t == "device" else 1) for t, c in self.capacity.items()}
+        return replace(self, roofs=roofs, capacity=capacity, devices=self.devices * devices)
 
     @property
     def levels(self) -> tuple[Level, ...]:

@@ -70,12 +70,15 @@ def all_known_hardware() -> Mapping[str, KnownHardware]:
 
 
 def _beside_host(entry: dict[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
-    """An accelerator's entry with that of the ``host`` it names around it."""
+    """An accelerator's entry, that of a ``card`` if it names one, with that of the ``host`` it
+    names around it."""
     if "host" not in entry:
         return entry
-    host = entries[entry["host"]]
-    tables = {t: {**host.get(t, {}), **entry.get(t, {})} for t in ("roofs", "capacity")}
-    rest = {key: value for key, value in entry.items() if key != "host"}
+    host, card = entries[entry["host"]], entries[entry["card"]] if "card" in entry else {}
+    tables = {
+        t: {**host.get(t, {}), **card.get(t, {}), **entry.get(t, {})} for t in ("roofs", "capacity")
+    }
+    rest = {key: value for key, value in entry.items() if key not in ("host", "card")}
     return {**host, **rest, **tables, "source": f"{entry['source']}; host: {host['source']}"}
 
 
@@ -97,12 +100,13 @@ def _model(name: str, entry: dict[str, Any]) -> KnownModel:
 
 
 def _hardware(name: str, entry: dict[str, Any]) -> KnownHardware:
-    fields = {k: v for k, v in entry.items() if k not in ("source", "efficiency")}
+    fields = {k: v for k, v in entry.items() if k not in ("source", "efficiency", "devices")}
     curves = {
         op: tuple((float(rows), float(share)) for rows, share in points)
         for op, points in entry.get("efficiency", {}).items()
     }
-    return KnownHardware(name, entry["source"], Hardware(name=name, efficiency=curves, **fields))
+    one = Hardware(name=name, efficiency=curves, **fields)
+    return KnownHardware(name, entry["source"], one.times(entry.get("devices", 1)))
 
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
