@@ -27,6 +27,9 @@ _COUNTS = (0.6, 0.7, 0.8, 0.87, 0.93, 1.07, 1.12, 1.2, 1.3, 1.45, 1.6)
 _BESIDE = (0.02, 0.04, 0.07, 0.12, 0.2, 0.35, 0.5, 0.7, 0.85, 1.2, 1.5, 2.0, 3.0)
 """Factors of the sequences, and of the prompt rows, of choices near one."""
 
+_BOTH = tuple((f, f**power) for f in (0.4, 0.5, 1.8, 2.1, 2.4) for power in (0, 1, 2))
+"""Of both at once, where the job is short: one without the other may only seem to cost."""
+
 _WORSE = 1.25  # once this much slower than the best, fewer sequences are not looked at
 
 
@@ -118,6 +121,11 @@ class DeviceSearch:
         for factor in () if fixed.max_seqs else counts:
             seqs = max(1, min(most, round(choice.seqs * factor)))
             found.add(_moved(choice, seqs, choice.rows + seqs - choice.seqs, choice.parts))
+        free = self.fitter.at.is_small and not (fixed.max_seqs or fixed.max_rows)
+        for factor, beside in _BOTH if free else ():
+            seqs = max(1, min(most, round(choice.seqs * factor)))
+            extra = max(self._chunk, round((choice.rows - choice.seqs) * beside))
+            found.add(_moved(choice, seqs, seqs + extra, choice.parts))
         for factor in () if fixed.max_rows else rows:
             extra = max(self._chunk, round((choice.rows - choice.seqs) * factor))
             found.add(_moved(choice, choice.seqs, choice.seqs + extra, choice.parts))
