@@ -7,9 +7,9 @@ A profile is data that anybody may have written: every field is checked when it 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from headrace.errors import DocumentError, UsageError
@@ -94,12 +94,13 @@ def mean_curves(found: Sequence[ShapeCurves]) -> ShapeCurves:
     """One shape measured several times: of each point the mean of the times, of each rate that of
     the rates. Points that are not in all of them are left out."""
     first = found[0]
-    rates = {
-        name: statistics.fmean(getattr(each, name) for each in found)
-        for name in ("lane_rate", "task_seconds", "row_read_seconds")
-    }
-    roofs = {roof: statistics.fmean(each.roofs[roof] for each in found) for roof in first.roofs}
-    mean = replace(first, roofs=roofs, **rates)
+    mean = replace(
+        first,
+        roofs={roof: fmean(each.roofs[roof] for each in found) for roof in first.roofs},
+        lane_rate=fmean(each.lane_rate for each in found),
+        task_seconds=fmean(each.task_seconds for each in found),
+        row_read_seconds=fmean(each.row_read_seconds for each in found),
+    )
     shared = [op for op in first.efficiency if all(op in each.efficiency for each in found)]
     return replace(mean, efficiency={op: _mean_curve(op, found, mean) for op in shared})
 
@@ -111,7 +112,7 @@ def _mean_curve(op: str, found: Sequence[ShapeCurves], mean: ShapeCurves) -> Cur
         for each in found
     ]
     points = sorted(set(times[0]).intersection(*times))
-    seconds = {rows: statistics.fmean(each[rows] for each in times) for rows in points}
+    seconds = {rows: fmean(each[rows] for each in times) for rows in points}
     return tuple((rows, min(1.0, 1 / (seconds[rows] * _rate_of(op, mean)))) for rows in points)
 
 
