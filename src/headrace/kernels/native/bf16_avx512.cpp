@@ -135,6 +135,7 @@ template <int H, int LINES>
 
 struct Products {
     static constexpr int FEW = LONG_FOR;  // above, a pass over x meets twice as many weight rows
+    static constexpr int MANY = PAIR;
 
     // Of every tile of x: results as its register tiles leave them.
     using TileSums = float[Rows<PAIR>::size / WIDE<TALL>][SUMS];

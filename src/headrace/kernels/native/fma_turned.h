@@ -160,6 +160,7 @@ constexpr int blocks_at_once(int rows) { return rows <= 2 ? 4 : rows <= 4 ? 2 : 
 template <class F>
 struct Products {
     static constexpr int FEW = 4;
+    static constexpr int MANY = PAIR;
     using Memory = float[K_BLOCK * N_BLOCK];
 
     template <int V>

@@ -11,21 +11,26 @@
 namespace headrace {
 namespace {
 
-// Bytes that four at a time are multiplied and added to a lane.
+// Bytes that four at a time are multiplied and added to a lane of sums.
 struct Ints {
-    using T = __m512i;
+    using W = __m512i;
+    // Sums in the type that the instruction adds to: as __m512i, which counts as eight longs, GCC
+    // copies every sum into another register and back at every step.
+    using T = std::int32_t __attribute__((vector_size(64)));
 
-    static T set(std::int32_t value) { return _mm512_set1_epi32(value); }
-    static T load(const void *p) { return _mm512_loadu_si512(p); }
-    static T four(const std::int8_t *p) {
+    static T set(std::int32_t value) { return (T)_mm512_set1_epi32(value); }
+    static T load(const std::int32_t *p) { return (T)_mm512_loadu_si512(p); }
+    static T times(T a, T b) { return (T)_mm512_mullo_epi32((W)a, (W)b); }
+    static T add(T a, T b) { return a + b; }
+    static Vec::T to_float(T a) { return _mm512_cvtepi32_ps((W)a); }
+
+    static W words(const std::uint8_t *p) { return _mm512_loadu_si512(p); }
+    static W four(const std::int8_t *p) {
         std::int32_t word;
         std::memcpy(&word, p, sizeof word);
-        return set(word);
+        return _mm512_set1_epi32(word);
     }
-    static T times(T a, T b) { return _mm512_mullo_epi32(a, b); }
-    static T add(T a, T b) { return _mm512_add_epi32(a, b); }
-    static T dot(T sum, T w, T x) { return _mm512_dpbusd_epi32(sum, w, x); }
-    static Vec::T to_float(T a) { return _mm512_cvtepi32_ps(a); }
+    static T dot(T sum, W w, W x) { return (T)_mm512_dpbusd_epi32((W)sum, w, x); }
 };
 
 }  // namespace

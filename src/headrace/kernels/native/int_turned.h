@@ -24,8 +24,9 @@ constexpr int room_of(std::int64_t block) {
     return block <= 32 ? 32 : block <= 64 ? 64 : static_cast<int>(MOST_SHARED);
 }
 
-// --- the panel: bytes [block][row][room]; then, as [block][row], scales, and what sums start
-// from: minus the sum of bytes, times the zero if all weights have the same ---
+// --- the panel: tiles of TALL rows (the last may have fewer), each with its bytes as
+// [block][row][room]; then, in the same order, scales, and what sums start from: minus the sum of
+// bytes, times the zero if all weights have the same ---
 
 struct Panel {
     std::int64_t block, blocks, count;
@@ -42,6 +43,15 @@ struct Panel {
           bytes(static_cast<std::int8_t *>(const_cast<void *>(at))),
           scales(reinterpret_cast<float *>(bytes + blocks * count * room)),
           starts(reinterpret_cast<std::int32_t *>(scales + blocks * count)) {}
+
+    // Rows in the tile that begins with the m-th.
+    std::int64_t height(std::int64_t m) const { return count - m < TALL ? count - m : TALL; }
+
+    // Where block b of row m is, in rows of a block; the rows of a tile follow each other.
+    std::int64_t at(std::int64_t m, std::int64_t b) const {
+        const std::int64_t tile = m / TALL * TALL;
+        return tile * blocks + b * height(tile) + m - tile;
+    }
 
     int columns(std::int64_t b, std::int64_t K) const {
         return static_cast<int>(K - b * block < block ? K - b * block : block);
@@ -61,7 +71,7 @@ void int_pack(const float *const *rows, std::int64_t count, const Weight &w, std
     const std::int64_t end = last * TALL < count ? last * TALL : count;
     for (std::int64_t m = first * TALL; m < end; ++m) {
         for (std::int64_t b = 0; b < panel.blocks; ++b) {
-            const std::int64_t i = b * count + m;
+            const std::int64_t i = panel.at(m, b);
             const Quantised q =
                 quantise(rows[m] + b * panel.block, panel.columns(b, w.columns), panel.room,
                          w.format == Format::u4, panel.bytes + i * panel.room);
@@ -73,45 +83,60 @@ void int_pack(const float *const *rows, std::int64_t count, const Weight &w, std
 
 // --- the register tile ---
 
-// One block of V vectors of weight rows: words [quad of columns][V], scales and (or null) zeros.
-struct Block {
+// Blocks b0 .. b1 of some vectors of weight rows: words [quad of columns][vector]; scales and (or
+// null) zeros as [group of columns][vector].
+struct Stretch {
+    std::int64_t b0, b1;
     const std::uint8_t *words;
-    int quads;
     const float *scales;
     const std::int32_t *zeros;
-    bool first;
 };
 
-// sums[m][N_BLOCK] of H rows of x [ROOM] with one block. Asks for LINES lines with every quad.
-template <int ROOM, int H, int V, int LINES>
-void int_tile(const std::int8_t *x, const float *scales, const std::int32_t *starts,
-              const Block &w, Ahead &ahead, float *sums) {
-    Ints::T acc[H][V];
-    for (int m = 0; m < H; ++m) {
-        for (int v = 0; v < V; ++v) {
-            acc[m][v] = Ints::set(starts[m]);
-            if (w.zeros != nullptr) {
-                acc[m][v] = Ints::times(acc[m][v], Ints::load(w.zeros + v * Vec::width));
+// Adds to (or, from the first block on, sets) sums[H][N_BLOCK] the products of H rows of x from the
+// m-th on with V vectors, from the n-th weight row on, of a stretch of OF. Asks for LINES lines with
+// every quad.
+template <int ROOM, int H, int V, int OF, int LINES>
+void int_tile(const Panel &panel, std::int64_t m, const Weight &w, const Stretch &s, int n,
+              Ahead &ahead, float *sums) {
+    constexpr int group = OF * Vec::width;
+    const std::uint8_t *words = s.words + 4 * n;
+    for (std::int64_t b = s.b0; b < s.b1; ++b) {
+        const std::int64_t i = panel.at(m, b), g = b * panel.block / w.group * group + n;
+        const std::int8_t *x = panel.bytes + i * ROOM;
+        Ints::T acc[H][V];
+#pragma GCC unroll 16
+        for (int h = 0; h < H; ++h) {
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) {
+                acc[h][v] = Ints::set(panel.starts[i + h]);
+                if (s.zeros != nullptr) {
+                    acc[h][v] = Ints::times(acc[h][v], Ints::load(s.zeros + g + v * Vec::width));
+                }
             }
         }
-    }
-    const std::uint8_t *words = w.words;
-    for (int q = 0; q < w.quads; ++q, words += 4 * V * Vec::width) {
-        if constexpr (LINES > 0) ahead.ask(LINES);
-        Ints::T weight[V];
-        for (int v = 0; v < V; ++v) weight[v] = Ints::load(words + 4 * v * Vec::width);
-        for (int m = 0; m < H; ++m) {
-            const Ints::T value = Ints::four(x + m * ROOM + 4 * q);
-            for (int v = 0; v < V; ++v) acc[m][v] = Ints::dot(acc[m][v], weight[v], value);
+        const int quads = static_cast<int>(up_to(panel.columns(b, w.columns), 32) / 4);
+        for (int q = 0; q < quads; ++q, words += 4 * group) {
+            if constexpr (LINES > 0) ahead.ask(LINES);
+            Ints::W weight[V];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) weight[v] = Ints::words(words + 4 * v * Vec::width);
+#pragma GCC unroll 16
+            for (int h = 0; h < H; ++h) {
+                const Ints::W value = Ints::four(x + h * ROOM + 4 * q);
+#pragma GCC unroll 4
+                for (int v = 0; v < V; ++v) acc[h][v] = Ints::dot(acc[h][v], weight[v], value);
+            }
         }
-    }
-    for (int m = 0; m < H; ++m) {
-        const Vec::T by = Vec::set(scales[m]);
-        for (int v = 0; v < V; ++v) {
-            float *to = sums + m * N_BLOCK + v * Vec::width;
-            const Vec::T before = w.first ? Vec::zero() : Vec::load(to);
-            const Vec::T part = Vec::mul(Ints::to_float(acc[m][v]), by);
-            Vec::store(to, Vec::fma(part, Vec::load(w.scales + v * Vec::width), before));
+#pragma GCC unroll 16
+        for (int h = 0; h < H; ++h) {
+            const Vec::T by = Vec::set(panel.scales[i + h]);
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) {
+                float *to = sums + h * N_BLOCK + v * Vec::width;
+                const Vec::T before = b == 0 ? Vec::zero() : Vec::load(to);
+                const Vec::T part = Vec::mul(Ints::to_float(acc[h][v]), by);
+                Vec::store(to, Vec::fma(part, Vec::load(s.scales + g + v * Vec::width), before));
+            }
         }
     }
 }
@@ -119,16 +144,18 @@ void int_tile(const std::int8_t *x, const float *scales, const std::int32_t *sta
 // --- sums of products ---
 
 constexpr std::int64_t MOST_GROUPS = 1024;  // of a weight row
-constexpr std::int64_t STRETCH = 128;       // columns that are turned at a time
+constexpr std::int64_t STRETCH = 128;       // columns that are multiplied as they are turned
+constexpr std::int64_t TURNED = 256;        // columns that are turned at a time, for many rows
 constexpr int UNIT = 32;                    // columns that every block is a multiple of
 constexpr int UNIT_QUADS = UNIT / 4;
 
 template <Format F>
 struct IntProducts {
     static constexpr int FEW = 8;
+    static constexpr int MANY = N_BLOCK / Vec::width;  // a tile of x meets them all: it is read once
 
     struct Memory {
-        alignas(64) std::uint8_t words[STRETCH * N_BLOCK];
+        alignas(64) std::uint8_t words[TURNED * MANY * Vec::width];
         float scales[(MOST_GROUPS + 1) * N_BLOCK];  // [group of columns][weight row]
         std::int32_t zeros[MOST_GROUPS * N_BLOCK];
     };
@@ -146,20 +173,16 @@ struct IntProducts {
         if constexpr (V == 1) {
             k = whole_stretches(w, p, panel, values, ahead, memory, sums + n);
         }
-        for (; k < w.columns; k += STRETCH) {
-            const std::int64_t end = k + STRETCH < w.columns ? k + STRETCH : w.columns;
+        for (; k < w.columns; k += TURNED) {
+            const std::int64_t end = k + TURNED < w.columns ? k + TURNED : w.columns;
             spread(values, k, end - k, memory.words);
-            for (std::int64_t b = k / panel.block; b * panel.block < end; ++b) {
-                const std::int64_t g = b * panel.block / w.group;
-                const Block block{memory.words + (b * panel.block - k) * group,
-                                  static_cast<int>(up_to(panel.columns(b, w.columns), 32) / 4),
-                                  memory.scales + g * group,
-                                  w.zeros == nullptr ? nullptr : memory.zeros + g * group, b == 0};
-                switch (panel.room) {
-                    case 32: meet<32, V>(panel, b, p, block, ahead, sums + n); break;
-                    case 64: meet<64, V>(panel, b, p, block, ahead, sums + n); break;
-                    default: meet<MOST_SHARED, V>(panel, b, p, block, ahead, sums + n);
-                }
+            const Stretch stretch{k / panel.block, (end + panel.block - 1) / panel.block,
+                                  memory.words, memory.scales,
+                                  w.zeros == nullptr ? nullptr : memory.zeros};
+            switch (panel.room) {
+                case 32: meet<32, V>(panel, p, w, stretch, rows, ahead, sums + n); break;
+                case 64: meet<64, V>(panel, p, w, stretch, rows, ahead, sums + n); break;
+                default: meet<MOST_SHARED, V>(panel, p, w, stretch, rows, ahead, sums + n);
             }
         }
     }
@@ -195,12 +218,13 @@ struct IntProducts {
         constexpr int chains = H > 4 ? 1 : H > 2 ? 2 : 4;
         constexpr int units = ROOM / UNIT, line_units = F == Format::u4 ? 4 : 2;
         Vec::T total[H];
-        Ints::T acc[H][chains], words[Turn::words];
+        Ints::T acc[H][chains];
+        Ints::W words[Turn::words];
         for (int m = 0; m < H; ++m) total[m] = Vec::zero();
         for (std::int64_t k = 0; k < columns; k += STRETCH) {
 #pragma GCC unroll 4
             for (int u = 0; u < STRETCH / UNIT; ++u) {
-                const std::int64_t b = (k + u * UNIT) / ROOM, i = b * panel.count + p.m0;
+                const std::int64_t b = (k + u * UNIT) / ROOM, i = panel.at(p.m0, b);
                 const std::int64_t g = b * ROOM / w.group * Vec::width;
                 if (u % line_units == 0) {
                     Turn::line(values.at, bytes_of(F, k + u * UNIT), words);
@@ -218,9 +242,9 @@ struct IntProducts {
 #pragma GCC unroll 8
                 for (int q = 0; q < UNIT_QUADS; ++q) {
                     if (line_units == 2 || q % 2 == 0) ahead.ask(1);
-                    const Ints::T weight = quad(words, u % line_units, q);
+                    const Ints::W weight = quad(words, u % line_units, q);
                     for (int m = 0; m < H; ++m) {
-                        const Ints::T value = Ints::four(x + m * ROOM + 4 * q);
+                        const Ints::W value = Ints::four(x + m * ROOM + 4 * q);
                         acc[m][q % chains] = Ints::dot(acc[m][q % chains], weight, value);
                     }
                 }
@@ -237,7 +261,7 @@ struct IntProducts {
     }
 
     // Four columns of every row: the q-th of unit u of a turned line.
-    static Ints::T quad(const Turn::T (&words)[Turn::words], int u, int q) {
+    static Ints::W quad(const Turn::T (&words)[Turn::words], int u, int q) {
         if constexpr (F == Format::u4) {
             const Turn::T word = words[4 * u + q % 4];
             return q < 4 ? Turn::low_nibbles(word) : Turn::high_nibbles(word);
@@ -247,17 +271,17 @@ struct IntProducts {
     }
 
     template <int ROOM, int V>
-    static void meet(const Panel &panel, std::int64_t b, const Part &p, const Block &block,
-                     Ahead &ahead, float *sums) {
-        constexpr int lines = F == Format::u4 ? 1 : V;
-        for (std::int64_t m = p.m0; m < p.m1; m += TALL) {
-            const std::int64_t i = b * panel.count + m;
+    static void meet(const Panel &panel, const Part &p, const Weight &w, const Stretch &stretch,
+                     int rows, Ahead &ahead, float *sums) {
+        constexpr int wide = V < PAIR ? V : PAIR, lines = F == Format::u4 ? 1 : wide;
+        for (std::int64_t m = p.m0; m < p.m1; m += TALL, sums += TALL * N_BLOCK) {
             with_height(p.m1 - m, [&](auto height) {
-                if constexpr (V == PAIR || height.value <= FEW) {
-                    const auto tile = m == p.m0 ? int_tile<ROOM, height.value, V, lines>
-                                                : int_tile<ROOM, height.value, V, 0>;
-                    tile(panel.bytes + i * ROOM, panel.scales + i, panel.starts + i, block, ahead,
-                         sums + (m - p.m0) * N_BLOCK);
+                if constexpr (V > 1 || height.value <= FEW) {
+                    const auto tile = m == p.m0 ? int_tile<ROOM, height.value, wide, V, lines>
+                                                : int_tile<ROOM, height.value, wide, V, 0>;
+                    for (int n = 0; n < rows; n += wide * Vec::width) {
+                        tile(panel, m, w, stretch, n, ahead, sums + n);
+                    }
                 }
             });
         }

@@ -152,8 +152,9 @@ void with_height(std::int64_t rows, const F &f) {
     }
 }
 
-// S says how products are summed: S::FEW rows of x are few, S::Memory it works in, S::sum<V>(weight,
-// part, n, ahead, memory, sums) for the V vectors of weight rows from the n-th of the part on.
+// S says how products are summed: S::FEW rows of x are few, S::MANY vectors of weight rows meet more
+// of them at a time, S::Memory it works in, S::sum<V>(weight, part, n, ahead, memory, sums) for the V
+// vectors of weight rows from the n-th of the part on.
 template <class S>
 struct Local {
     typename S::Memory memory;
@@ -163,7 +164,7 @@ struct Local {
 // Weight rows that are read side by side.
 template <class S>
 constexpr int side_by_side(const Part &p) {
-    return p.m1 - p.m0 <= S::FEW ? Vec::width : PAIR * Vec::width;
+    return p.m1 - p.m0 <= S::FEW ? Vec::width : S::MANY * Vec::width;
 }
 
 // Those of a part from its n-th on.
@@ -182,7 +183,7 @@ void sum(const Weight &w, const Part &p, Ahead then, typename S::Memory &memory,
         if (step == Vec::width) {
             S::template sum<1>(w, p, n, next, memory, sums);
         } else {
-            S::template sum<PAIR>(w, p, n, next, memory, sums);
+            S::template sum<S::MANY>(w, p, n, next, memory, sums);
         }
         next.ask_all();
     }
