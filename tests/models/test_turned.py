@@ -57,7 +57,7 @@ def test_logits_keep_their_bits(case, cut_bytes, tmp_path):
 
 
 def test_logits_of_integer_weights_keep_their_bits(tmp_path):
-    folder = quantized("mixtral-e8", tmp_path, Recipe(bits=8), hidden_size=128)
+    folder = quantized("mixtral-e8", tmp_path, Recipe("int8"), hidden_size=128)
     plain, turned = (Runner(folder, turned=t) for t in (False, True))
     assert torch.equal(logits(plain), logits(turned))
     assert {"gate", "up", "down"} <= names_turned(turned)[Role.EXPERT]

@@ -202,6 +202,12 @@ constexpr int side_by_side(const Part &p) {
     return p.m1 - p.m0 <= S::FEW ? Vec::width : PAIR * Vec::width;
 }
 
+// Whether memory is met from beginning to end: turned, a vector of rows at a time.
+template <class S>
+bool in_order(const Weight &w, const Part &p) {
+    return w.turned > 0 && side_by_side<S>(p) == Vec::width;
+}
+
 // Those of a part from its n-th on.
 template <class S>
 Ahead rows_of(const Weight &w, const Part &p, int n) {
@@ -215,7 +221,7 @@ void sum(const Weight &w, const Part &p, Ahead then, typename S::Memory &memory,
     const int step = side_by_side<S>(p);
     for (int n = 0; n < p.rows; n += step) {
         Ahead next = n + step < p.rows ? rows_of<S>(w, p, n + step) : then;
-        if (w.turned > 0) next = Ahead::near(rows_of<S>(w, p, n), next);
+        if (in_order<S>(w, p)) next = Ahead::near(rows_of<S>(w, p, n), next);
         if (step == Vec::width) {
             S::template sum<1>(w, p, n, next, memory, sums);
         } else {
@@ -256,7 +262,7 @@ template <class S>
 void ask_first(const Weight &w, const Part &p) {
     ask_scales(w, p);
     Ahead rows = rows_of<S>(w, p, 0);
-    if (w.turned > 0) rows = rows.nearest();
+    if (in_order<S>(w, p)) rows = rows.nearest();
     rows.ask_all();
 }
 
