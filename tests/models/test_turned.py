@@ -51,7 +51,8 @@ def test_logits_keep_their_bits(case, cut_bytes, tmp_path):
     names = names_turned(turned)
     assert names[Role.LAYER] == {"q", "k", "v", "o"}
     assert names[Role.HEAD] == (set() if "tied" in case else {"head"})
-    assert not names.get(Role.EMBED) and not names[Role.FINAL]
+    assert not names.get(Role.EMBED)
+    assert not names[Role.FINAL]
     experts = set().union(*(n for role, n in names.items() if "expert" in role))
     assert experts == {"gate", "up", "down"}
 

@@ -158,9 +158,7 @@ class Scorer:
         kernels = select(policy.kernels, policy.threads, policy.activations)
         try:
             sizes = buffer_sizes(loaded.model, loaded.pages, policy, loaded.page_bytes)
-            space = Workspace(
-                loaded.model, loaded.table, policy, sizes, self.arena, kernels.turn
-            )
+            space = Workspace(loaded.model, loaded.table, policy, sizes, self.arena, kernels.turn)
             space.load_resident()
         except BaseException:
             self.arena.close()

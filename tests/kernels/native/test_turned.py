@@ -62,7 +62,8 @@ def copy_of(weight):
 def test_products_keep_their_bits(form, m, n, row_lines, threads, few):
     stored = weight(form, n, columns_of(form, row_lines))
     turned = matrix.turn(copy_of(stored), threads=threads)
-    assert isinstance(turned, TurnedWeight) and turned.shape == tuple(stored.shape)
+    assert isinstance(turned, TurnedWeight)
+    assert turned.shape == tuple(stored.shape)
     x = made(1 + m % 4 if few else m, stored.shape[1], seed=2)
     assert same_bits(product(x, turned, threads=threads), product(x, stored))
 
@@ -74,7 +75,10 @@ def test_experts_keep_their_bits(form, m, threads, count):
     width, hidden = 256, columns_of(form, 8)
     shapes = {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}
     experts = [
-        {name: weight(form, *shape, seed=3 * e + i) for i, (name, shape) in enumerate(shapes.items())}
+        {
+            name: weight(form, *shape, seed=3 * e + i)
+            for i, (name, shape) in enumerate(shapes.items())
+        }
         for e in range(count)
     ]
     turned = [{k: matrix.turn(copy_of(w), threads=threads) for k, w in e.items()} for e in experts]
@@ -120,7 +124,7 @@ def test_paths_that_read_rows_neither_turn_nor_take_turned_weights(path):
     turned, x = matrix.turn(stored), made(2, 32)
     with pytest.raises(ValueError, match="turned"):
         product(x, turned, path=path)
+    weights = dict.fromkeys(("gate", "up", "down"), turned)
+    batch, inter, memory = Routed(2, x, None, None), torch.empty(2, 16), torch.empty(1 << 20)
     with pytest.raises(ValueError, match="turned"):
-        memory, weights = torch.empty(1 << 20), dict.fromkeys(("gate", "up", "down"), turned)
-        matrix.expert_up([Routed(2, x, None, None)], 0, weights, torch.empty(2, 16), memory,
-                         path=path)  # fmt: skip
+        matrix.expert_up([batch], 0, weights, inter, memory, path=path)

@@ -102,10 +102,8 @@ def experts(
     native.experts(micro_batches, rows, first, loaded, activation, setting)
 
 
-def turn(
-    weight: Tensor | QuantizedWeight, *, threads: int = 1, path: str = "auto"
-) -> Weight:
-    """``weight`` rearranged in its own memory, where ``path`` multiplies it faster so; else as it is.
+def turn(weight: Tensor | QuantizedWeight, *, threads: int = 1, path: str = "auto") -> Weight:
+    """``weight`` rearranged in its own memory where ``path`` reads it faster so, else as it is.
 
     Results keep their bits. Takes whole groups of 16 rows of whole lines of 64 bytes, and for each
     thread memory for 16 rows.
