@@ -20,6 +20,8 @@ from headrace.specs.model import ModelSpec
 from headrace.specs.policy import Policy
 from headrace.specs.scratch import aligned
 
+_View = Tensor | TurnedPage | Routing | KvCache
+
 _PAGES = ("page", "slot")
 _POISON = 0xFF  # NaN in every floating format, -1 in every integer
 
@@ -50,7 +52,7 @@ class Workspace:
         held = [b for b, size in sizes.items() if size.tier == arena.tier]
         for buffer in sorted(held, key=lambda b: b.name not in _PAGES):
             self._memory[buffer] = arena.take(str(buffer), sizes[buffer].bytes)
-        self._views = {b: self._shaped(b, m) for b, m in self._memory.items()}
+        self._views: dict[Buffer, _View] = {b: self._shaped(b, m) for b, m in self._memory.items()}
 
     def load_resident(self, on_page: Callable[[int], None] | None = None) -> int:
         """Read every resident page from disk; returns bytes read. ``on_page(bytes)`` each."""
