@@ -13,6 +13,7 @@ import transformers
 from torch import Tensor
 
 from headrace.batching.batch import Batch, MicroBatch, Segment
+from headrace.kernels.select import select
 from headrace.machines.machine import Machine
 from headrace.machines.stepper import Stepper
 from headrace.machines.threads import Threads
@@ -168,6 +169,8 @@ class Runner:
         kernels: str = "auto",
         activations: str = "int8",
         kernel_threads: int = 1,
+        turned: bool = False,
+        resident_experts: int = 0,
     ) -> None:
         checkpoint = Checkpoint.open(folder)
         module = architecture(checkpoint.config)
@@ -176,12 +179,13 @@ class Runner:
         self.table = PageTable(self.pages, checkpoint, module.tensor_name, self.model)
         everything = frozenset(p.id for p in self.pages)
         final = frozenset(p.id for p in self.pages if p.role is Role.FINAL)
+        stay = [p.id for p in self.pages if p.expert is not None][:resident_experts]
         self.policy = Policy(
             schedule=schedule,
             max_rows=rows,
             max_seqs=seqs,
             micro_batches=micro_batches,
-            resident=everything if schedule == "resident" else final,
+            resident=everything if schedule == "resident" else final | frozenset(stay),
             ring_slots=ring_slots,
             slot_bytes=self.table.max_slot_bytes(everything),
             kv_blocks=512,
@@ -194,12 +198,14 @@ class Runner:
         slots = {p.id: self.table.slot_bytes(p.id) for p in self.pages}
         sizes = buffer_sizes(self.model, self.pages, self.policy, slots)
         arena = Arena("host", sum(arena_bytes(s.bytes) for s in sizes.values()))
-        self.space = Workspace(self.model, self.table, self.policy, sizes, arena)
+        chosen = select(kernels, kernel_threads, activations)
+        turn = chosen.turn if turned else None
+        self.space = Workspace(self.model, self.table, self.policy, sizes, arena, turn)
         self.space.load_resident()
         self.space.poison()
         self.arena = arena
         idle = dict.fromkeys((Op.BIND, Op.SAMPLE, Op.COMMIT), lambda *_: None)
-        bodies = {**make_bodies(self.model, self.table, self.policy), **idle}
+        bodies = {**make_bodies(self.model, self.table, self.policy, chosen), **idle}
         self.machine: Machine = Stepper(bodies, self.space.view, poison=self._poison)
         if threads:
             self.machine = Threads(bodies, self.space.view, time.perf_counter)

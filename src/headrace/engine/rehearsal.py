@@ -129,15 +129,18 @@ class Rehearsal:
         )
         total = sum(arena_bytes(size.bytes) for size in sizes.values())
         self._arena = Arena("host", total + (1 << 20))
-        self._workspace = Workspace(self.model, self.table, self.policy, sizes, self._arena)
+        chosen = select(kernels, threads, activations)
+        self._workspace = Workspace(
+            self.model, self.table, self.policy, sizes, self._arena, chosen.turn
+        )
         self._workspace.load_resident()
         self._work = WorkModel(self.model, pages, self.policy)
-        self._sampler = Sampler(0, self.model.vocab, select(kernels, threads))
+        self._sampler = Sampler(0, self.model.vocab, chosen)
         self._batches: list[Batch] = [Batch()]
         self._clock = clock
         self._phase = self._sweeps = 0
         self._schedules: dict[tuple[str, int], Schedule] = {}
-        bodies = {**make_bodies(self.model, self.table, self.policy), **self._own_bodies()}
+        bodies = {**make_bodies(self.model, self.table, self.policy, chosen), **self._own_bodies()}
         self._machine: Machine = lanes_as_threads(bodies, self._workspace, clock)
         idle = dict.fromkeys(bodies, _nothing)
         self._idle: Machine = lanes_as_threads(idle, self._workspace, clock)

@@ -21,6 +21,7 @@ from headrace.engine.loaded import Loaded
 from headrace.engine.session import lanes_as_threads
 from headrace.engine.sweep import Sweep
 from headrace.errors import BudgetError, UsageError
+from headrace.kernels.select import select
 from headrace.machines.machine import Body, Clock, Views
 from headrace.memory.arena import Arena
 from headrace.models.bodies import make_bodies
@@ -154,15 +155,16 @@ class Scorer:
         self._phase = 0
         self._found: list[float] = []
         self._targets: list[int] = []
+        kernels = select(policy.kernels, policy.threads, policy.activations)
         try:
             sizes = buffer_sizes(loaded.model, loaded.pages, policy, loaded.page_bytes)
-            space = Workspace(loaded.model, loaded.table, policy, sizes, self.arena)
+            space = Workspace(loaded.model, loaded.table, policy, sizes, self.arena, kernels.turn)
             space.load_resident()
         except BaseException:
             self.arena.close()
             raise
         own: Mapping[Op, Body] = {Op.BIND: _nothing, Op.SAMPLE: self._score, Op.COMMIT: _nothing}
-        bodies = {**make_bodies(loaded.model, loaded.table, policy), **own}
+        bodies = {**make_bodies(loaded.model, loaded.table, policy, kernels), **own}
         if outputs is not None:
             bodies = outputs.watch(bodies)
         self._machine = lanes_as_threads(bodies, space, clock)

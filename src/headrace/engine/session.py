@@ -93,9 +93,10 @@ class Session:
             )
         self._exchanges: list[Exchange] = []
         self._exchanging = threading.Lock()
+        kernels = select(policy.kernels, policy.threads, policy.activations)
         self.engine = Engine(
             self.batcher,
-            Sampler(seed, loaded.model.vocab, select(policy.kernels, policy.threads)),
+            Sampler(seed, loaded.model.vocab, kernels),
             lambda stream: self._answers(context, stream),
             self._schedules,
             self._on_sweep,
@@ -108,7 +109,9 @@ class Session:
         self.arena = Arena("host", arena_bytes)
         try:
             sizes = buffer_sizes(loaded.model, loaded.pages, policy, loaded.page_bytes)
-            self._workspace = Workspace(loaded.model, loaded.table, policy, sizes, self.arena)
+            self._workspace = Workspace(
+                loaded.model, loaded.table, policy, sizes, self.arena, kernels.turn
+            )
             faults("start.memory")
             before = clock()
             self.loaded_bytes = self._workspace.load_resident(on_load)
@@ -117,7 +120,7 @@ class Session:
         except BaseException:
             self.arena.close()
             raise
-        bodies = {**make_bodies(loaded.model, loaded.table, policy), **self.engine.bodies}
+        bodies = {**make_bodies(loaded.model, loaded.table, policy, kernels), **self.engine.bodies}
         self._machine: Machine | None = machine(bodies, self._workspace, clock)
 
     def run(

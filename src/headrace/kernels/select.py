@@ -53,6 +53,7 @@ class Kernels:
     expert_up: Callable[..., Any]
     expert_down: Callable[..., Any]
     fetch: Callable[..., Any]
+    turn: Callable[..., Any]
 
 
 def select(choice: str = "auto", threads: int = 1, activations: str = "int8") -> Kernels:
@@ -114,6 +115,7 @@ def _reference(threads: int, activations: str) -> Kernels:
         expert_up=partial(reference.expert_up, activations=activations),
         expert_down=partial(reference.expert_down, activations=activations),
         fetch=reference.fetch,
+        turn=reference.turn,
     )
 
 
@@ -147,4 +149,5 @@ def _native(threads: int, activations: str) -> Kernels:
         expert_up=partial(matrix.expert_up, threads=threads, path=path),
         expert_down=partial(matrix.expert_down, threads=threads, path=path),
         fetch=partial(matrix.fetch, threads=threads, kept=Kept()),
+        turn=partial(matrix.turn, threads=threads, path=path),
     )

@@ -14,10 +14,13 @@ from headrace.kernels.reference import Routing
 from headrace.memory.arena import Arena
 from headrace.memory.kvcache import kv_tensors, tensor
 from headrace.memory.pages import PageTable
+from headrace.models.weights import Turn, TurnedPage, turned
 from headrace.schedule.task import Buffer, Size
 from headrace.specs.model import ModelSpec
 from headrace.specs.policy import Policy
 from headrace.specs.scratch import aligned
+
+_View = Tensor | TurnedPage | Routing | KvCache
 
 _PAGES = ("page", "slot")
 _POISON = 0xFF  # NaN in every floating format, -1 in every integer
@@ -27,8 +30,9 @@ class Workspace:
     """Takes every sized buffer from ``arena`` and shows it as the tensor that bodies expect.
 
     ``sizes`` is ``schedule.sizes.buffer_sizes``. Pages and slots are uint8 (direct reads land
-    there); the shapes of the others are in ``Buffer``. Raises BudgetError
-    when the arena is too small.
+    there); the shapes of the others are in ``Buffer``. With ``turn`` (of the kernels that run)
+    resident pages are turned as they are loaded, and shown as TurnedPage. Raises BudgetError when
+    the arena is too small.
     """
 
     def __init__(
@@ -38,15 +42,17 @@ class Workspace:
         policy: Policy,
         sizes: Mapping[Buffer, Size],
         arena: Arena,
+        turn: Turn | None = None,
     ) -> None:
         self.model = model
         self.policy = policy
         self.table = table
+        self._turn = turn
         self._memory: dict[Buffer, memoryview] = {}
         held = [b for b, size in sizes.items() if size.tier == arena.tier]
         for buffer in sorted(held, key=lambda b: b.name not in _PAGES):
             self._memory[buffer] = arena.take(str(buffer), sizes[buffer].bytes)
-        self._views = {b: self._shaped(b, m) for b, m in self._memory.items()}
+        self._views: dict[Buffer, _View] = {b: self._shaped(b, m) for b, m in self._memory.items()}
 
     def load_resident(self, on_page: Callable[[int], None] | None = None) -> int:
         """Read every resident page from disk; returns bytes read. ``on_page(bytes)`` each."""
@@ -54,6 +60,7 @@ class Workspace:
         for buffer, memory in self._memory.items():
             if buffer.name == "page":
                 moved = self.table.read(buffer.index, memory)
+                self._views[buffer] = self._resident(buffer, memory)
                 total += moved
                 if on_page is not None:
                     on_page(moved)
@@ -71,7 +78,7 @@ class Workspace:
         memory[:size] = staged[:size]
         del self._views[old]
         self._memory[new] = memory
-        self._views[new] = self._shaped(new, memory)
+        self._views[new] = self._resident(new, memory)
         return moved
 
     @property
@@ -80,7 +87,8 @@ class Workspace:
         return tuple(self._memory)
 
     def view(self, buffer: Buffer) -> Any:
-        """The buffer's tensor, ``Routing`` or ``KvCache``; None for state that no arena holds."""
+        """The buffer's tensor, ``TurnedPage``, ``Routing`` or ``KvCache``; None for state that no
+        arena holds."""
         return self._views.get(buffer)
 
     def poison(self, buffer: Buffer | None = None) -> None:
@@ -90,6 +98,13 @@ class Workspace:
         for each in doomed:
             if len(self._memory.get(each, b"")):
                 torch.frombuffer(self._memory[each], dtype=torch.uint8).fill_(_POISON)
+
+    def _resident(self, buffer: Buffer, memory: memoryview) -> Tensor | TurnedPage:
+        """A page that was just read."""
+        view = tensor(memory, "u8", (len(memory),))
+        if self._turn is None:
+            return view
+        return turned(self.table, buffer.index, view, self._turn)
 
     def _shaped(self, buffer: Buffer, memory: memoryview) -> Tensor | Routing | KvCache:
         if buffer.name == "kv":

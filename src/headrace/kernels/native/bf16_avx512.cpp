@@ -145,7 +145,7 @@ struct Products {
     template <int V>
     static void sum(const Weight &w, const Part &p, int n, Ahead &ahead, Memory &memory,
                     float *sums) {
-        const Rows<V> rows(w.row(p.n0 + n), p.rows - n, w.row_bytes);
+        const Rows<V> rows(w, p.n0 + n, p.rows - n);
         for (std::int64_t k = 0; k < w.columns; k += K_BLOCK) {
             for (std::int64_t m = p.m0; m < p.m1; m += TALL) {
                 with_height(p.count - m, [&](auto height) {

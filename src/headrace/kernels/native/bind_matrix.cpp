@@ -14,6 +14,7 @@
 
 #include "address.h"
 #include "linear.h"
+#include "turned.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -31,7 +32,8 @@ Format format_of(const std::string &name) {
 }
 
 Weight make_weight(Address data, std::int64_t rows, std::int64_t columns,
-                   const std::string &format, Address bias, const std::string &bias_format) {
+                   const std::string &format, Address bias, const std::string &bias_format,
+                   bool turned) {
     Weight w;
     w.format = format_of(format);
     w.rows = rows;
@@ -39,15 +41,17 @@ Weight make_weight(Address data, std::int64_t rows, std::int64_t columns,
     w.row_bytes = static_cast<std::size_t>(columns) * (w.format == Format::f32 ? 4 : 2);
     w.data = at<const void>(data);
     w.bias = {at<const void>(bias), format_of(bias_format)};
+    w.turned = turned ? turnable(rows, w.row_bytes) : 0;
     return w;
 }
 
 Weight make_quantised(Address data, std::int64_t rows, std::int64_t columns,
                       std::size_t row_bytes, const std::string &format, Address scales,
                       const std::string &scale_format, Address zeros, std::int64_t group,
-                      Address bias, const std::string &bias_format) {
-    Weight w = make_weight(data, rows, columns, format, bias, bias_format);
+                      Address bias, const std::string &bias_format, bool turned) {
+    Weight w = make_weight(data, rows, columns, format, bias, bias_format, false);
     w.row_bytes = row_bytes;
+    w.turned = turned ? turnable(rows, row_bytes) : 0;
     w.scales = {at<const void>(scales), format_of(scale_format)};
     w.zeros = at<const void>(zeros);
     w.group = group;
@@ -183,6 +187,16 @@ void run_expert_down(const std::vector<MicroBatch> &batches, std::int64_t number
            setting.memory());
 }
 
+// Turns a weight where it lies, unless its shape or the path's engine cannot. Says whether it did.
+bool run_turn(Address data, const Weight &w, const std::string &path, int threads) {
+    if (!choose_engine(w.format, path.c_str()).turned) return false;
+    if (turnable(w.rows, w.row_bytes) == 0) return false;
+    nb::gil_scoped_release release;
+    Team team(threads);
+    turn(team, w, at<void>(data));
+    return true;
+}
+
 std::string path_of(const std::string &format, const std::string &path) {
     return choose_engine(format_of(format), path.c_str()).name;
 }
@@ -192,7 +206,7 @@ std::string path_of(const std::string &format, const std::string &path) {
 void bind_matrix(nb::module_ &module) {
     nb::class_<Weight>(module, "Weight").def_static(
         "make", &make_weight, "data"_a, "rows"_a, "columns"_a, "format"_a, "bias"_a = 0,
-        "bias_format"_a = "f32").def_static(
+        "bias_format"_a = "f32", "turned"_a = false).def_static(
         "quantised", &make_quantised);
     nb::class_<ExpertWeights>(module, "ExpertWeights")
         .def("__init__", [](ExpertWeights *self, const Weight &gate, const Weight &up,
@@ -215,6 +229,7 @@ void bind_matrix(nb::module_ &module) {
     module.def("fetch", [](Address data, std::size_t bytes, int threads) {
         fetch(at<const void>(data), bytes, threads);
     });
+    module.def("turn", &run_turn);
     module.def("linear", &run_linear);
     module.def("experts", &run_experts);
     module.def("expert_up", &run_expert_up);

@@ -30,6 +30,9 @@ struct Engine {
     void (*gated)(const Weight &gate, const Weight &up, const void *panel, std::int64_t count,
                   std::int64_t n0, std::int64_t n1, std::int64_t g0, std::int64_t g1,
                   const Activation &activation, const Store &to);
+
+    // Whether weights may lie turned (turned.h).
+    bool turned = false;
 };
 
 // Rows of x that fit the partial sums of one task.

@@ -85,8 +85,7 @@ template <class F, int H, int V, int COUNT>
         for (int b = 0; b < COUNT; ++b) {
             for (int v = 0; v < V; ++v) {
                 typename Turn::T line[Turn::words];
-                Turn::line(rows.at + v * Vec::width,
-                           static_cast<std::size_t>((k + b * K_BLOCK + at) * F::size), line);
+                rows.line(v, static_cast<std::size_t>((k + b * K_BLOCK + at) * F::size), line);
                 for (int j = 0; j < Turn::words; ++j) words[b][j][v] = line[j];
             }
         }
@@ -170,7 +169,7 @@ struct Products {
             std::memset(sums, 0, sizeof(float) * N_BLOCK * static_cast<std::size_t>(p.m1 - p.m0));
             return;
         }
-        const Rows<V> rows(w.row(p.n0 + n), p.rows - n, w.row_bytes);
+        const Rows<V> rows(w, p.n0 + n, p.rows - n);
         std::int64_t k = p.m1 - p.m0 <= TALL ? whole_blocks<V>(w, p, rows, ahead, sums + n) : 0;
         for (; k < w.columns; k += K_BLOCK) {
             const std::int64_t columns = w.columns - k < K_BLOCK ? w.columns - k : K_BLOCK;
@@ -191,13 +190,25 @@ struct Products {
     }
 
  private:
+    // COUNT whole blocks at once, as long as there are so many.
+    template <int H, int V, int COUNT>
+    static std::int64_t some_blocks(const Weight &w, const Part &p, const Rows<V> &rows,
+                                    Ahead &ahead, float *sums) {
+        std::int64_t k = 0;
+        for (; k + COUNT * K_BLOCK <= w.columns; k += COUNT * K_BLOCK) {
+            const float *x = static_cast<const float *>(p.panel) + k * p.count + p.m0 * K_BLOCK;
+            blocks<F, H, V, COUNT>(rows, k, x, K_BLOCK * p.count, k == 0, ahead, sums);
+        }
+        return k;
+    }
+
     // Up to TALL rows of x. Returns the columns that were summed.
     template <int V>
     static std::int64_t whole_blocks(const Weight &w, const Part &p, const Rows<V> &rows,
                                      Ahead &ahead, float *sums) {
         std::int64_t k = 0;
         if constexpr (V == 1) {
-            if (p.m1 - p.m0 == 1 && w.row_bytes >= LONG_ROW) {
+            if (p.m1 - p.m0 == 1 && w.row_bytes >= LONG_ROW && !rows.turned[0]) {
                 const float *x = static_cast<const float *>(p.panel) + p.m0 * K_BLOCK;
                 stream<F>(w, rows, x, p.count, ahead.take(), sums);
                 return w.columns / K_BLOCK * K_BLOCK;
@@ -206,11 +217,10 @@ struct Products {
         with_height(p.m1 - p.m0, [&](auto height) {
             if constexpr ((V == 1) == (height.value <= FEW)) {
                 constexpr int count = blocks_at_once(height.value);
-                for (; k + count * K_BLOCK <= w.columns; k += count * K_BLOCK) {
-                    const float *x =
-                        static_cast<const float *>(p.panel) + k * p.count + p.m0 * K_BLOCK;
-                    blocks<F, height.value, V, count>(rows, k, x, K_BLOCK * p.count, k == 0,
-                                                      ahead, sums);
+                if (w.turned > 0) {  // read as they lie: one block after the other
+                    k = some_blocks<height.value, V, 1>(w, p, rows, ahead, sums);
+                } else {
+                    k = some_blocks<height.value, V, count>(w, p, rows, ahead, sums);
                 }
             }
         });
@@ -222,7 +232,7 @@ template <class F, class Kept = AsIs>
 constexpr Engine engine(const char *name) {
     using S = Products<F>;
     return {name,      TALL,        PAIR * Vec::width, panel_bytes, pack<Kept>,
-            task_rows, multiply<S>, gated<S>};
+            task_rows, multiply<S>, gated<S>,          true};
 }
 
 inline const Engine *engine_of(Format format, const char *name) {

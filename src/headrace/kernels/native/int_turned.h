@@ -166,7 +166,7 @@ struct IntProducts {
         constexpr int group = V * Vec::width;
         const Panel panel(w, p.count, p.panel);
         const int rows = p.rows - n < group ? p.rows - n : group;
-        const Rows<V> values(w.row(p.n0 + n), rows, w.row_bytes);
+        const Rows<V> values(w, p.n0 + n, rows);
         scales<V>(w, p.n0 + n, rows, memory.scales);
         if (w.zeros != nullptr) zeros<group>(w, p.n0 + n, rows, memory.zeros);
         std::int64_t k = 0;
@@ -227,7 +227,7 @@ struct IntProducts {
                 const std::int64_t b = (k + u * UNIT) / ROOM, i = panel.at(p.m0, b);
                 const std::int64_t g = b * ROOM / w.group * Vec::width;
                 if (u % line_units == 0) {
-                    Turn::line(values.at, bytes_of(F, k + u * UNIT), words);
+                    values.line(0, bytes_of(F, k + u * UNIT), words);
                 }
                 if (u % units == 0) {
                     for (int m = 0; m < H; ++m) {
@@ -331,7 +331,7 @@ template <Format F>
 constexpr Engine int_engine(const char *name) {
     using S = IntProducts<F>;
     return {name, TALL, PAIR * Vec::width, int_panel_bytes, int_pack, task_rows,
-            multiply<S>, gated<S>};
+            multiply<S>, gated<S>, true};
 }
 
 inline const Engine *int_engine_of(Format format, const char *name) {

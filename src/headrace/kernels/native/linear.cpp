@@ -14,6 +14,13 @@ std::size_t aligned(std::size_t size) { return (size + 63) / 64 * 64; }
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
+void check_layout(const Engine &engine, const Weight &w) {
+    if (w.turned > 0 && !engine.turned) {
+        throw std::invalid_argument(std::string("weight: expected rows as stored for ") +
+                                    engine.name + ", got turned ones");
+    }
+}
+
 // Rows of x at a time: what scratch holds, in granules, in blocks about as large as each other. A
 // small rest would read all weights once more for a few rows.
 std::int64_t block_rows(const Engine &engine, std::int64_t rows, std::size_t bytes,
@@ -285,6 +292,7 @@ void together(Team &team, const Visit *first, const Visit *last, const Activatio
 
 void linear(Team &team, const Engine &engine, const float *const *x, std::int64_t rows,
             const Weight &w, const Store &to, Scratch scratch) {
+    check_layout(engine, w);
     const std::int64_t most = block_rows(engine, rows, scratch.bytes,
                                          engine.panel_bytes(engine.granule, w) + 64, 0);
     for (std::int64_t first = 0; first < rows; first += most) {
@@ -296,6 +304,7 @@ void linear(Team &team, const Engine &engine, const float *const *x, std::int64_
 
 void linear_all(Team &team, const Engine &engine, const float *const *x, std::int64_t rows,
                 const std::vector<Product> &products, Scratch scratch) {
+    for (const Product &product : products) check_layout(engine, *product.w);
     const Weight &like = *products.front().w;
     const std::int64_t most = block_rows(engine, rows, scratch.bytes,
                                          engine.panel_bytes(engine.granule, like) + 64, 0);
@@ -309,6 +318,8 @@ void linear_all(Team &team, const Engine &engine, const float *const *x, std::in
 void gated(Team &team, const Engine &engine, const float *const *x, std::int64_t rows,
            const Weight &gate, const Weight &up, const Activation &activation, const Store &to,
            Scratch scratch) {
+    check_layout(engine, gate);
+    check_layout(engine, up);
     const std::int64_t most = block_rows(engine, rows, scratch.bytes,
                                          engine.panel_bytes(engine.granule, gate) + 64, 0);
     for (std::int64_t first = 0; first < rows; first += most) {
@@ -320,6 +331,11 @@ void gated(Team &team, const Engine &engine, const float *const *x, std::int64_t
 
 void experts(Team &team, const std::vector<Visit> &visits, const Activation &activation,
              Scratch scratch) {
+    for (const Visit &v : visits) {
+        check_layout(*v.in, v.weights->gate);
+        check_layout(*v.in, v.weights->up);
+        check_layout(*v.out, v.weights->down);
+    }
     for (std::size_t i = 0; i < visits.size();) {
         const std::size_t count = fitting(visits, i, scratch);
         if (count > 1) {

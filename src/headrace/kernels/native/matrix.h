@@ -29,7 +29,8 @@ struct Values {
 // A weight [rows, columns], rows `row_bytes` apart; bias [rows] or null. An integer q of row n
 // and column c means scales[n, g] (q - zero), g = c / group. `zeros` holds a zero for each scale,
 // as stored (null: the same for all): for i8 signed bytes [rows, groups], else packed along rows
-// in 32-bit words [rows / per word, groups].
+// in 32-bit words [rows / per word, groups]. The first `turned` rows, whole groups of
+// them, were rearranged: see turned.h.
 struct Weight {
     Format format = Format::f32;
     std::int64_t rows = 0;
@@ -40,7 +41,9 @@ struct Weight {
     Values scales;
     const void *zeros = nullptr;
     std::int64_t group = 0;
+    std::int64_t turned = 0;
 
+    // Where row n begins; if turned, the group of rows that begins with it.
     const char *row(std::int64_t n) const {
         return static_cast<const char *>(data) + static_cast<std::size_t>(n) * row_bytes;
     }

@@ -24,6 +24,7 @@ from headrace.kernels.native import native_module
 from headrace.kernels.native.kept import Kept, made_of
 from headrace.kernels.quantized import QuantizedWeight
 from headrace.kernels.routed import Routed
+from headrace.kernels.turned import TurnedWeight, Weight
 
 _FORMATS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
@@ -40,7 +41,7 @@ def path_of(form: torch.dtype | str, path: str = "auto") -> str:
 
 def linear(
     x: Tensor,
-    weight: Tensor | QuantizedWeight,
+    weight: Weight,
     out: Tensor,
     tile: Tensor,
     bias: Tensor | None = None,
@@ -101,13 +102,25 @@ def experts(
     native.experts(micro_batches, rows, first, loaded, activation, setting)
 
 
-def fetch(weight: Tensor | QuantizedWeight, *, threads: int = 1, kept: Kept | None = None) -> None:
+def turn(weight: Tensor | QuantizedWeight, *, threads: int = 1, path: str = "auto") -> Weight:
+    """``weight`` rearranged in its own memory where ``path`` reads it faster so, else as it is.
+
+    Results keep their bits. Takes whole groups of 16 rows of whole lines of 64 bytes, and for each
+    thread memory for 16 rows.
+    """
+    native = native_module()
+    values = weight.values if isinstance(weight, QuantizedWeight) else weight
+    done = native.turn(values.data_ptr(), _weight(weight, None), path, threads)
+    return TurnedWeight(weight) if done else weight
+
+
+def fetch(weight: Weight, *, threads: int = 1, kept: Kept | None = None) -> None:
     """Have helper threads ask for the first MOST_FETCHED bytes of ``weight``, into their caches,
     until they are called again; see the reference. Returns at once."""
     native_module().fetch(*made_of(kept, (weight,), lambda: _memory(weight)), threads)
 
 
-def native_weight(weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Any:
+def native_weight(weight: Weight, bias: Tensor | None) -> Any:
     """What the native module must know of a weight and its bias; both must outlive it."""
     return _weight(weight, bias)
 
@@ -159,8 +172,10 @@ def expert_down(
     )  # fmt: skip
 
 
-def _memory(weight: Tensor | QuantizedWeight) -> tuple[int, int]:
+def _memory(weight: Weight) -> tuple[int, int]:
     """Address and bytes of what is asked for ahead."""
+    if isinstance(weight, TurnedWeight):
+        return _memory(weight.lies_in)
     values = weight.values if isinstance(weight, QuantizedWeight) else weight
     return values.data_ptr(), min(MOST_FETCHED, values.numel() * values.itemsize)
 
@@ -170,9 +185,12 @@ def _expert(weights: Mapping[str, Any]) -> Any:
     return native_module().ExpertWeights(*(_weight(*part) for part in parts))
 
 
-def _weight(weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Any:
+def _weight(weight: Weight, bias: Tensor | None) -> Any:
     native = native_module()
     rows, columns = weight.shape
+    turned = isinstance(weight, TurnedWeight)
+    if isinstance(weight, TurnedWeight):
+        weight = weight.lies_in
     at, form = 0, "f32"
     if bias is not None:
         if bias.shape != (rows,) or bias.dtype not in _FORMATS or not bias.is_contiguous():
@@ -181,16 +199,18 @@ def _weight(weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Any:
             )
         at, form = bias.data_ptr(), _FORMATS[bias.dtype]
     if isinstance(weight, QuantizedWeight):
-        return _quantized(weight, at, form)
+        return _quantized(weight, at, form, turned)
     if weight.dtype not in _FORMATS or not weight.is_contiguous():
         raise TypeError(
             f"weight: expected contiguous {', '.join(_FORMATS.values())}, "
             f"got {weight.dtype} with strides {weight.stride()}"
         )
-    return native.Weight.make(weight.data_ptr(), rows, columns, _FORMATS[weight.dtype], at, form)
+    return native.Weight.make(
+        weight.data_ptr(), rows, columns, _FORMATS[weight.dtype], at, form, turned
+    )
 
 
-def _quantized(weight: QuantizedWeight, bias: int, bias_format: str) -> Any:
+def _quantized(weight: QuantizedWeight, bias: int, bias_format: str, turned: bool) -> Any:
     values, scale, zeros = weight.values, weight.scale, weight.zero_point
     form = "i8" if not weight.packed else "u4" if weight.bits == 4 else "u8"
     for name, part in (("values", values), ("scale", scale), ("zero_point", zeros)):
@@ -206,7 +226,7 @@ def _quantized(weight: QuantizedWeight, bias: int, bias_format: str) -> Any:
     return native_module().Weight.quantised(
         values.data_ptr(), *weight.shape, values.stride(0) * values.itemsize, form,
         scale.data_ptr(), _FORMATS[scale.dtype], 0 if zeros is None else zeros.data_ptr(),
-        weight.group, bias, bias_format,
+        weight.group, bias, bias_format, turned,
     )  # fmt: skip
 
 

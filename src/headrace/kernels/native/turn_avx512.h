@@ -18,6 +18,11 @@ struct Turn {
         transpose16(out);
     }
 
+    // The same of weights that lie turned (turned.h), from where their line begins.
+    static void turned(const char *at, T (&out)[words]) {
+        for (int i = 0; i < words; ++i) out[i] = _mm512_loadu_si512(at + 64 * i);
+    }
+
     // The same where only `bytes` < 64 are left; zeros behind them.
     static void last_line(const char *const *row, std::size_t offset, std::size_t bytes,
                           T (&out)[words]) {

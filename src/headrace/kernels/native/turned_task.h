@@ -42,10 +42,26 @@ class Ahead {
     Ahead(const Weight &w, std::int64_t row, std::int64_t rows)
         : at_(w.row(row)), end_(at_ + static_cast<std::size_t>(rows < 0 ? 0 : rows) * w.row_bytes) {}
 
+    // Of weights that lie in the order in which they are met, only the near: what is left of `here`
+    // beyond a distance, then the first of `then`.
+    static Ahead near(Ahead here, const Ahead &then) {
+        here.at_ += DISTANCE;
+        here.then_ = then.at_;
+        here.then_end_ = then.nearest().end_;
+        if (here.at_ >= here.end_) here.go_on();
+        return here;
+    }
+    Ahead nearest() const {
+        Ahead some = *this;
+        if (end_ - at_ > DISTANCE) some.end_ = at_ + DISTANCE;
+        return some;
+    }
+
     void ask(int lines) {
         if (at_ >= end_) return;
         for (int i = 0; i < lines; ++i) prefetch_close(at_ + i * LINE_BYTES);
         at_ += lines * LINE_BYTES;
+        if (at_ >= end_) go_on();
     }
     void ask_all() {
         while (at_ < end_) ask(1);
@@ -60,20 +76,41 @@ class Ahead {
 
   private:
     static constexpr int LINE_BYTES = 64;
-    const char *at_, *end_;
+    static constexpr std::ptrdiff_t DISTANCE = 4096;
+    const char *at_, *end_, *then_ = nullptr, *then_end_ = nullptr;
+
+    void go_on() {
+        at_ = then_;
+        end_ = then_end_;
+        then_ = then_end_ = nullptr;
+    }
 };
 
-// V vectors of rows, `row_bytes` apart, that are read side by side from beginning to end. Rows
-// beyond the last repeat it.
+// V vectors of rows, `row_bytes` apart or turned, that are read side by side from beginning to end.
+// Rows beyond the last repeat it; only their results may not be used where the last is turned.
 template <int V>
 struct Rows {
     static constexpr int size = V * Vec::width;
 
     const char *at[size];
+    bool turned[V] = {};
+
+    Rows(const Weight &w, std::int64_t n, int rows) : Rows(w.row(n), rows, w.row_bytes) {
+        for (int v = 0; v < V; ++v) turned[v] = n + (v + 1) * Vec::width <= w.turned;
+    }
 
     Rows(const char *first, int rows, std::size_t row_bytes) {
         for (int i = 0; i < size; ++i) {
             at[i] = first + static_cast<std::size_t>(i < rows ? i : rows - 1) * row_bytes;
+        }
+    }
+
+    // The words of LINE bytes at `offset`, a multiple of them, of the v-th vector of rows.
+    void line(int v, std::size_t offset, typename Turn::T (&words)[Turn::words]) const {
+        if (turned[v]) {
+            Turn::turned(at[v * Vec::width] + offset * Vec::width, words);
+        } else {
+            Turn::line(at + v * Vec::width, offset, words);
         }
     }
 
@@ -84,11 +121,10 @@ struct Rows {
         for (std::size_t b = 0; b < bytes; b += LINE) {
             for (int v = 0; v < V; ++v) {
                 typename Turn::T words[Turn::words];
-                const char *const *rows = at + v * Vec::width;
-                if (bytes - b < LINE) {
-                    Turn::last_line(rows, offset + b, bytes - b, words);
+                if (bytes - b < LINE && !turned[v]) {
+                    Turn::last_line(at + v * Vec::width, offset + b, bytes - b, words);
                 } else {
-                    Turn::line(rows, offset + b, words);
+                    line(v, offset + b, words);
                 }
                 const auto first = static_cast<int>(b / 4);
                 const auto count = static_cast<int>((bytes - b + 3) / 4);
@@ -167,6 +203,12 @@ constexpr int side_by_side(const Part &p) {
     return p.m1 - p.m0 <= S::FEW ? Vec::width : S::MANY * Vec::width;
 }
 
+// Whether memory is met from beginning to end: turned, a vector of rows at a time.
+template <class S>
+bool in_order(const Weight &w, const Part &p) {
+    return w.turned > 0 && side_by_side<S>(p) == Vec::width;
+}
+
 // Those of a part from its n-th on.
 template <class S>
 Ahead rows_of(const Weight &w, const Part &p, int n) {
@@ -180,6 +222,7 @@ void sum(const Weight &w, const Part &p, Ahead then, typename S::Memory &memory,
     const int step = side_by_side<S>(p);
     for (int n = 0; n < p.rows; n += step) {
         Ahead next = n + step < p.rows ? rows_of<S>(w, p, n + step) : then;
+        if (in_order<S>(w, p)) next = Ahead::near(rows_of<S>(w, p, n), next);
         if (step == Vec::width) {
             S::template sum<1>(w, p, n, next, memory, sums);
         } else {
@@ -208,13 +251,30 @@ void in_parts(const void *panel, std::int64_t count, std::int64_t n0, std::int64
     for (std::int64_t n = n0; n < n1; n += N_BLOCK) work(from(n), from(n + N_BLOCK));
 }
 
+// Scales, a little beside the weights but waited for as long: asked for a part ahead.
+inline void ask_scales(const Weight &w, const Part &p) {
+    if (w.scales.data == nullptr || p.rows <= 0) return;
+    const auto *at = static_cast<const char *>(w.scales.at(p.n0 * w.groups()));
+    const auto *end = static_cast<const char *>(w.scales.at((p.n0 + p.rows) * w.groups()));
+    for (; at < end; at += 64) prefetch_close(at);
+}
+
+template <class S>
+void ask_first(const Weight &w, const Part &p) {
+    ask_scales(w, p);
+    Ahead rows = rows_of<S>(w, p, 0);
+    if (in_order<S>(w, p)) rows = rows.nearest();
+    rows.ask_all();
+}
+
 template <class S>
 void multiply(const Weight &w, const void *panel, std::int64_t count, std::int64_t n0,
               std::int64_t n1, std::int64_t g0, std::int64_t g1, const Store &to) {
     static_assert(sizeof(Local<S>) <= LOCAL_BYTES, "a task's memory");
     auto &local = *static_cast<Local<S> *>(local_memory());
     in_parts(panel, count, n0, n1, g0, g1, [&](const Part &part, const Part &next) {
-        if (part.n0 == n0) rows_of<S>(w, part, 0).ask_all();
+        if (part.n0 == n0) ask_first<S>(w, part);
+        ask_scales(w, next);
         sum<S>(w, part, rows_of<S>(w, next, 0), local.memory, local.sums[0]);
         float bias[N_BLOCK] = {};
         bias_of(w, part.n0, part.rows, bias);
@@ -232,7 +292,12 @@ void gated(const Weight &gate, const Weight &up, const void *panel, std::int64_t
            const Activation &activation, const Store &to) {
     auto &local = *static_cast<Local<S> *>(local_memory());
     in_parts(panel, count, n0, n1, g0, g1, [&](const Part &part, const Part &next) {
-        if (part.n0 == n0) rows_of<S>(gate, part, 0).ask_all();
+        if (part.n0 == n0) {
+            ask_first<S>(gate, part);
+            ask_scales(up, part);
+        }
+        ask_scales(gate, next);
+        ask_scales(up, next);
         sum<S>(gate, part, rows_of<S>(up, part, 0), local.memory, local.sums[0]);
         sum<S>(up, part, rows_of<S>(gate, next, 0), local.memory, local.sums[1]);
         float bias[2][N_BLOCK] = {};

@@ -18,7 +18,7 @@ from headrace.kernels.reference.layer import (
     gather_norm,
     widen_rows,
 )
-from headrace.kernels.reference.linear import fetch, linear, upcast
+from headrace.kernels.reference.linear import fetch, linear, turn, upcast
 from headrace.kernels.reference.moe import expert, gated, route
 from headrace.kernels.reference.norm import rms_norm
 from headrace.kernels.reference.rope import apply_rope, inverse_frequencies, rope_tables
@@ -54,6 +54,7 @@ __all__ = [
     "rms_norm",
     "rope_tables",
     "route",
+    "turn",
     "upcast",
     "widen_rows",
 ]

@@ -49,6 +49,12 @@ def fetch(weight: Tensor | QuantizedWeight) -> None:
     meanwhile. No result depends on it; here it does nothing."""
 
 
+def turn(weight: Tensor | QuantizedWeight) -> Tensor | QuantizedWeight:
+    """``weight`` in the layout that these kernels multiply fastest, in its own memory; what comes
+    back replaces it. Results keep their bits. Here that is how it was stored."""
+    return weight
+
+
 def upcast(weight: Tensor | QuantizedWeight, tile: Tensor) -> Iterator[tuple[int, int, Tensor]]:
     """Row blocks ``(start, stop, fp32 block)`` of ``weight``; a block is valid until the next.
 
