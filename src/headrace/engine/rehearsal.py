@@ -135,7 +135,7 @@ class Rehearsal:
         )
         self._workspace.load_resident()
         self._work = WorkModel(self.model, pages, self.policy)
-        self._sampler = Sampler(0, self.model.vocab, chosen)
+        self._sampler = Sampler(0, self.model.vocab, select(kernels, threads))
         self._batches: list[Batch] = [Batch()]
         self._clock = clock
         self._phase = self._sweeps = 0

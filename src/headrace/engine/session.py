@@ -93,10 +93,9 @@ class Session:
             )
         self._exchanges: list[Exchange] = []
         self._exchanging = threading.Lock()
-        kernels = select(policy.kernels, policy.threads, policy.activations)
         self.engine = Engine(
             self.batcher,
-            Sampler(seed, loaded.model.vocab, kernels),
+            Sampler(seed, loaded.model.vocab, select(policy.kernels, policy.threads)),
             lambda stream: self._answers(context, stream),
             self._schedules,
             self._on_sweep,
@@ -107,6 +106,8 @@ class Session:
             self._settle,
         )
         self.arena = Arena("host", arena_bytes)
+        # Not the sampler's: these remember the weights they met, and the engine outlives the arena.
+        kernels = select(policy.kernels, policy.threads, policy.activations)
         try:
             sizes = buffer_sizes(loaded.model, loaded.pages, policy, loaded.page_bytes)
             self._workspace = Workspace(
