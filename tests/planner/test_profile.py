@@ -63,14 +63,13 @@ def test_a_shape_measured_twice_has_the_mean_of_the_times():
     slow = replace(shape(0.25), roofs={**STOCK.roofs, "disk": 1e9}, task_seconds=3e-6)
     slow = replace(slow, efficiency={**slow.efficiency, "read_page": ((1.0, 1.0),)})
     fast = replace(shape(0.5), roofs={**STOCK.roofs, "disk": 3e9}, task_seconds=1e-6)
-    fast = replace(
-        fast, efficiency={**fast.efficiency, "read_page": ((1.0, 1.0), (8.0, 1.0)), "attn": ()}
-    )
+    reads = ((0.5, 1.0), (8.0, 1.0))  # at 1 row it is interpolated
+    fast = replace(fast, efficiency={**fast.efficiency, "read_page": reads, "attn": ()})
     mean = mean_curves([slow, fast])
     assert mean.roofs["disk"] == 2e9
     assert mean.task_seconds == pytest.approx(2e-6)
     assert dict(mean.efficiency["moe"])[1.0] == pytest.approx(2 / (1 / 0.25 + 1 / 0.5))
-    ((rows, share),) = mean.efficiency["read_page"]  # of 8 rows only one was measured
+    ((rows, share),) = mean.efficiency["read_page"]
     assert rows == 1.0
     assert 1 / (share * 2e9) == pytest.approx((1 / 1e9 + 1 / 3e9) / 2)
     assert "attn" not in mean.efficiency

@@ -16,7 +16,7 @@ from headrace.errors import DocumentError, UsageError
 from headrace.planner.calibrate import PAGE_READ_OP, ROW_READ_OP, op_of
 from headrace.planner.fields import known_fields, mapping, number, short, switch, text, whole
 from headrace.planner.interval import half_width
-from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, Curve, Hardware
+from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, Curve, Hardware, share_at
 from headrace.specs.model import ModelSpec
 
 FORMAT = 2
@@ -91,8 +91,8 @@ class ShapeCurves:
 
 
 def mean_curves(found: Sequence[ShapeCurves]) -> ShapeCurves:
-    """One shape measured several times: of each point the mean of the times, of each rate that of
-    the rates. Points that are not in all of them are left out."""
+    """One shape measured several times: at each point of the first the mean of the times, of each
+    rate that of the rates. Ops that are not in all of them are left out."""
     first = found[0]
     mean = replace(
         first,
@@ -106,14 +106,15 @@ def mean_curves(found: Sequence[ShapeCurves]) -> ShapeCurves:
 
 
 def _mean_curve(op: str, found: Sequence[ShapeCurves], mean: ShapeCurves) -> Curve:
-    """Shares of ``mean``'s rates."""
-    times = [
-        {rows: 1 / (share * _rate_of(op, each)) for rows, share in each.efficiency[op]}
-        for each in found
-    ]
-    points = sorted(set(times[0]).intersection(*times))
-    seconds = {rows: fmean(each[rows] for each in times) for rows in points}
-    return tuple((rows, min(1.0, 1 / (seconds[rows] * _rate_of(op, mean)))) for rows in points)
+    """Shares of ``mean``'s rates. Where rows are a mean over experts they differ a little from one
+    measurement to the next: others than the first are interpolated there."""
+
+    def seconds(rows: float) -> float:
+        """Of what one second does at ``mean``'s rate."""
+        rates = [share_at(each.efficiency[op], rows) * _rate_of(op, each) for each in found]
+        return _rate_of(op, mean) * fmean(1 / rate for rate in rates)
+
+    return tuple((rows, min(1.0, 1 / seconds(rows))) for rows, _ in found[0].efficiency[op])
 
 
 def _rate_of(op: str, shape: ShapeCurves) -> float:

@@ -80,7 +80,7 @@ class Hardware:
     def efficiency_of(self, op: str, rows: float) -> float:
         """Share of the roof that ``op`` reaches with ``rows`` rows, interpolated in log(rows)."""
         curve = self.efficiency.get(op)
-        return 1.0 if not curve else _interpolate(curve, max(rows, 1.0))
+        return 1.0 if not curve else share_at(curve, max(rows, 1.0))
 
     @property
     def has_device(self) -> bool:
@@ -112,7 +112,8 @@ _LEVELS = (
 """Name of a level, and its roofs: arithmetic, memory, link into it."""
 
 
-def _interpolate(curve: Curve, rows: float) -> float:
+def share_at(curve: Curve, rows: float) -> float:
+    """The share of a curve with points at ``rows`` (1 or more), interpolated in log(rows)."""
     if rows <= curve[0][0]:
         return curve[0][1]
     for (r0, e0), (r1, e1) in itertools.pairwise(curve):

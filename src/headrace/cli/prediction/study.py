@@ -21,6 +21,7 @@ from headrace.cli.prediction.kept import Kept, Measured, Predicted, Request
 from headrace.cli.prediction.others import Others
 from headrace.cli.prediction.verdict import Outcome
 from headrace.errors import BudgetError, UsageError
+from headrace.specs.hardware import CPU_FLOPS, DRAM, Hardware
 from headrace.specs.sampling import SamplingParams
 from headrace.specs.workload import Workload
 
@@ -39,7 +40,7 @@ predictions says how wide the intervals of the others are. They are in no table.
 
 ROUNDS = 3
 """How often the machine is measured with every shape, some minutes apart: a shared host is faster
-at one time than at another, and a prediction is of neither."""
+at one time than at another, and a prediction is of neither. One round is for the roofs."""
 
 ROOMY = 1.25, 1_500_000_000
 """Budget of a run whose model is to fit: times its weights, and bytes beside."""
@@ -156,47 +157,56 @@ class Study:
         return self._profile
 
     def _calibrated(self) -> Profile:
-        """The machine measured with every shape, resident and streamed, round by round."""
+        """The machine measured with every shape, resident and streamed, round by round. The first
+        finds the roofs, the best of all that were seen: a curve cannot exceed them."""
         from headrace.engine.profiles import machine_profile
         from headrace.planner.profile import mean_curves
 
         wanted = [(name, streams) for name in self.request.shapes for streams in (False, True)]
-        rounds = range(self._rounds)
-        for round_ in rounds:
+        for round_ in range(self._rounds):
             for name, streams in wanted:
                 if (name, streams, round_) not in self._kept.measured:
                     kind = f"{name}{', streamed' if streams else ''}"
                     self._said(f"measuring the machine with {kind}, round {round_ + 1}")
-                    first = self._kept.measured.get((name, streams, 0))
-                    found = self._measured_alone(name, streams, first).to_dict()
+                    known = self._roofs(name, streams) if round_ else None
+                    found = self._measured_alone(name, streams, known).to_dict()
                     line = {"name": name, "streams": streams, "round": round_, "profile": found}
                     self._kept.add("measured", line)
+        rounds = range(1, self._rounds) or range(1)
         parts = [[self._kept.measured[(*key, r)] for r in rounds] for key in wanted]
         shapes = [mean_curves([part.shapes[0] for part in each]) for each in parts]
         every = [part for each in parts for part in each]
         return machine_profile([part.hardware for part in every], shapes, every[0].made)
 
-    def _measured_alone(self, name: str, streams: bool, first: Profile | None) -> Profile:
-        """The same while nobody else works on the machine, as with runs. Of the ``first`` round are
-        the roofs: later ones spend their time on the operations."""
+    def _roofs(self, name: str, streams: bool) -> Hardware:
+        """What the first round found for a shape, with the best rates of arithmetic and memory that
+        it saw with weights of this format."""
+        first = [p for (_, _, round_), p in self._kept.measured.items() if round_ == 0]
+        own = self._kept.measured[name, streams, 0]
+        alike = [p.shapes[0] for p in first if p.shapes[0].weights == own.shapes[0].weights]
+        best = {roof: max(shape.roofs[roof] for shape in alike) for roof in (CPU_FLOPS, DRAM)}
+        found = own.hardware_for(self._loaded(name).model, KV_DTYPE, streams)
+        return replace(found, roofs={**found.roofs, **best})
+
+    def _measured_alone(self, name: str, streams: bool, known: Hardware | None) -> Profile:
+        """The same while nobody else works on the machine, as with runs."""
         tried: list[tuple[float, Profile]] = []
         most = MEASURING_ATTEMPTS * (self._attempts - 1) + 1  # one where none is repeated
         while len(tried) < most and (not tried or tried[-1][0] > DISTURBED):
             others, began = Others(), self._clock()
-            found = self._measured_with(name, streams, first)
+            found = self._measured_with(name, streams, known)
             tried.append((others.share(self._clock() - began), found))
             if tried[-1][0] > DISTURBED:
                 self._said(f"other programs took {tried[-1][0]:.0%} of a core meanwhile")
         return min(tried, key=lambda each: each[0])[1]
 
-    def _measured_with(self, name: str, streams: bool, first: Profile | None) -> Profile:
+    def _measured_with(self, name: str, streams: bool, known: Hardware | None) -> Profile:
         from headrace.engine.probe import measure_machine, usable_threads
         from headrace.engine.profiles import dated, machine_profile
         from headrace.planner.profile import ShapeCurves
 
         loaded = self._loaded(name)
         weights = sum(loaded.page_bytes.values())
-        known = None if first is None else first.hardware_for(loaded.model, KV_DTYPE, streams)
         hardware = measure_machine(
             loaded,
             self._clock,
