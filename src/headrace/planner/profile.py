@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from statistics import fmean
+from statistics import median
 from typing import Any, NamedTuple
 
 from headrace.errors import DocumentError, UsageError
@@ -90,29 +90,29 @@ class ShapeCurves:
         return apart + formats + 1.0 * (self.streams != other.streams)
 
 
-def mean_curves(found: Sequence[ShapeCurves]) -> ShapeCurves:
-    """One shape measured several times: at each point of the first the mean of the times, of each
-    rate that of the rates. Ops that are not in all of them are left out."""
+def middle_curves(found: Sequence[ShapeCurves]) -> ShapeCurves:
+    """One shape measured several times: at each point of the first the median of the times, of
+    each rate that of the rates. Ops that are not in all of them are left out."""
     first = found[0]
-    mean = replace(
+    middle = replace(
         first,
-        roofs={roof: fmean(each.roofs[roof] for each in found) for roof in first.roofs},
-        lane_rate=fmean(each.lane_rate for each in found),
-        task_seconds=fmean(each.task_seconds for each in found),
-        row_read_seconds=fmean(each.row_read_seconds for each in found),
+        roofs={roof: median(each.roofs[roof] for each in found) for roof in first.roofs},
+        lane_rate=median(each.lane_rate for each in found),
+        task_seconds=median(each.task_seconds for each in found),
+        row_read_seconds=median(each.row_read_seconds for each in found),
     )
     shared = [op for op in first.efficiency if all(op in each.efficiency for each in found)]
-    return replace(mean, efficiency={op: _mean_curve(op, found, mean) for op in shared})
+    return replace(middle, efficiency={op: _middle_curve(op, found, middle) for op in shared})
 
 
-def _mean_curve(op: str, found: Sequence[ShapeCurves], mean: ShapeCurves) -> Curve:
-    """Shares of ``mean``'s rates. Where rows are a mean over experts they differ a little from one
+def _middle_curve(op: str, found: Sequence[ShapeCurves], middle: ShapeCurves) -> Curve:
+    """Shares of ``middle``'s rates. Rows that are a mean over experts differ a little from one
     measurement to the next: others than the first are interpolated there."""
 
     def seconds(rows: float) -> float:
-        """Of what one second does at ``mean``'s rate."""
+        """Of what one second does at ``middle``'s rate."""
         rates = [share_at(each.efficiency[op], rows) * _rate_of(op, each) for each in found]
-        return _rate_of(op, mean) * fmean(1 / rate for rate in rates)
+        return _rate_of(op, middle) * median(1 / rate for rate in rates)
 
     return tuple((rows, min(1.0, 1 / seconds(rows))) for rows, _ in found[0].efficiency[op])
 

@@ -38,7 +38,7 @@ PILOTS, PILOT_SECONDS = 10, 20.0
 """Runs of another seed that come first, and their length at most: how far they end from their
 predictions says how wide the intervals of the others are. They are in no table."""
 
-ROUNDS = 3
+ROUNDS = 4
 """How often the machine is measured with every shape, some minutes apart: a shared host is faster
 at one time than at another, and a prediction is of neither. One round is for the roofs."""
 
@@ -160,7 +160,7 @@ class Study:
         """The machine measured with every shape, resident and streamed, round by round. The first
         finds the roofs, the best of all that were seen: a curve cannot exceed them."""
         from headrace.engine.profiles import machine_profile
-        from headrace.planner.profile import mean_curves
+        from headrace.planner.profile import middle_curves
 
         wanted = [(name, streams) for name in self.request.shapes for streams in (False, True)]
         for round_ in range(self._rounds):
@@ -174,7 +174,7 @@ class Study:
                     self._kept.add("measured", line)
         rounds = range(1, self._rounds) or range(1)
         parts = [[self._kept.measured[(*key, r)] for r in rounds] for key in wanted]
-        shapes = [mean_curves([part.shapes[0] for part in each]) for each in parts]
+        shapes = [middle_curves([part.shapes[0] for part in each]) for each in parts]
         every = [part for each in parts for part in each]
         return machine_profile([part.hardware for part in every], shapes, every[0].made)
 
