@@ -86,8 +86,9 @@ class Bench:
     def row(self, case: Case) -> Row:
         """Time one case, and torch's ways of it."""
         roof, least = self._roofs.binding(case.amounts)
-        ways = self._torch_ways(case)
-        best = min(ways, key=lambda way: ways[way], default=None)
+        ways = case.torch_ways()
+        torch_seconds = self._torch_seconds(case, ways)
+        best = min(torch_seconds, key=lambda way: torch_seconds[way], default=None)
         untimed = count(step=2)
         turns = [
             Turn(lambda i: case.run(2 * i + 1), lambda: self._our_turn(case.run, next(untimed)))
@@ -95,7 +96,7 @@ class Bench:
         if roof == "dram":
             turns.append(Turn(self._reads))
         if best is not None:
-            turns.append(Turn(case.torch_ways()[best], self._torch_threads))
+            turns.append(Turn(ways[best], self._torch_threads))
         ours, *others = self._watch.in_turn(turns)
         seconds = median(ours)
         share = least / seconds
@@ -112,16 +113,15 @@ class Bench:
             percent_of_roof=100.0 * share,
             torch_ratio=None if best is None else _ratio(others[-1], ours),
             torch_way=best,
-            torch_seconds=ways,
+            torch_seconds=torch_seconds,
             seconds=seconds,
         )
 
-    def _torch_ways(self, case: Case) -> Mapping[str, float]:
+    def _torch_seconds(self, case: Case, ways: Mapping[str, Run]) -> Mapping[str, float]:
         key = f"{case.kernel} {case.shape}"
         if key not in self._torch:
             self._torch_threads()
-            ways = case.torch_ways().items()
-            self._torch[key] = {way: self._watch.median(run) for way, run in ways}
+            self._torch[key] = {way: self._watch.median(run) for way, run in ways.items()}
         return self._torch[key]
 
     def _torch_threads(self) -> None:
