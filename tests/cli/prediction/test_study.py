@@ -116,6 +116,15 @@ def test_another_request_is_refused_and_a_fresh_one_taken(done, tmp_path):
     assert not (tmp_path / "study.jsonl").exists()
 
 
+def test_a_folder_of_another_version_is_refused_before_its_lines_are_read(tmp_path):
+    lines = [{"kind": "request", **REQUEST.to_dict()}, {"kind": "measured", "name": "one"}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "study.jsonl").write_text(text)
+    with pytest.raises(UsageError, match="another study"):
+        study(tmp_path, print)
+    assert (tmp_path / "study.jsonl").read_text() == text
+
+
 def test_a_case_keeps_its_plan_as_plain_data():
     case = draw_cases(1, 1)[0]
     made = Predicted(case, 3, 1000, "stream", "disk", 2.0, 1.0, 3.0)

@@ -87,8 +87,6 @@ class Kept:
         self.measured: dict[tuple[str, bool, int], Profile] = {}
         folder.mkdir(parents=True, exist_ok=True)
         lines = self._read()
-        for line in lines[1:]:
-            self._take(line)
         if lines and lines[0] != self._request:
             raise UsageError(
                 "the folder holds another study",
@@ -96,6 +94,8 @@ class Kept:
                 got=json.dumps(lines[0])[:200],
                 hint="another --folder, or --fresh",
             )
+        for line in lines[1:]:
+            self._take(line)
 
     def add(self, kind: str, data: Mapping[str, Any]) -> None:
         """Keep one thing done, durably."""

@@ -84,7 +84,7 @@ class Study:
         self.request = request
         self._clock = clock
         self._said = said
-        self._kept = Kept(folder, request.to_dict(), fresh)
+        self._kept = Kept(folder, {**request.to_dict(), "rounds": rounds}, fresh)
         self._profile: Profile | None = None
         self._headers: dict[str, Loaded] = {}
 
