@@ -25,8 +25,8 @@ def tier_peaks(
     model: ModelSpec, pages: tuple[Page, ...], policy: Policy, hardware: Hardware
 ) -> dict[str, Peak]:
     """Tier -> its peak: of every buffer that a schedule touches, at the policy's maxima; of all
-    devices together. Pinned
-    memory is part of the host's, whose capacity it shares where it has none of its own."""
+    devices together. Pinned memory is part of the host's, whose capacity it shares where it has
+    none of its own."""
     touched = _touched(*first_layers(min(model.layers, 3), model, pages, policy))
     bytes_of: dict[str, int] = {}
     for buffer, size in buffer_sizes(model, pages, policy, devices=hardware.devices).items():
