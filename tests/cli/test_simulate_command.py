@@ -96,7 +96,8 @@ def few_rows():
         r for r in published.rows if r.gen == 256 and r.system in ("MoE-Lightning", "FlexGen")
     ]
     several = next(r for r in published.several if r.system == "MoE-Lightning(p)")
-    return replace(published, rows=tuple(wanted), ablation=(), carried=(), several=(several,))
+    few = {"carried": published.carried[:1], "several": (several,)}
+    return replace(published, rows=tuple(wanted), ablation=(), **few)
 
 
 def test_the_replay_prints_every_residual_and_its_misses(capsys, monkeypatch):
@@ -106,7 +107,8 @@ def test_the_replay_prints_every_residual_and_its_misses(capsys, monkeypatch):
     print_replay(report, console())
     out = capsys.readouterr().out
     assert "gpu_flops_share" in out
-    every = (*report["rows"], *report["several"])
+    assert "l4 kv_share" in out
+    every = (*report["rows"], *report["carried"], *report["several"])
     assert all(f"{row['residual']:+.1%}" in out for row in every)
     assert "mixtral-8x22b" in out
     report["summary"]["worst_error_met"] = False
@@ -117,6 +119,7 @@ def test_the_replay_prints_every_residual_and_its_misses(capsys, monkeypatch):
     assert any(
         line.startswith("several T4, mixtral-8x22b: MoE-Lightning's 1 rows") for line in lines
     )
+    assert any(line.startswith("one L4: MoE-Lightning's 1 rows") for line in lines)
     assert lines[-1] == "order: A and B are swapped, t4, MTBench, gen 1"
 
 

@@ -1,8 +1,9 @@
 """What this engine's own schedules would give where others published figures. Simulated, all of it.
 
 The same requests, un-padded; weights cross the link once per sweep, from pinned memory; prompts are
-read beside decodes; sweeps overlap. Kernels reach the shares of the roofs that the published ones
-were found to reach, so that what is gained is the schedule's.
+read beside decodes; sweeps overlap. The card's kernels reach the shares of the roofs that the
+published ones were found to reach, so that what is gained is the schedule's; attention on the
+processor reads KV at the rate that the L4's host was measured at, a share of its memory's.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from headrace.planner.prices import Prices, Sketches, price
 from headrace.planner.published import MODEL, Published, Row, as_published
 from headrace.planner.simulate import FewRows, Prediction, simulate
 from headrace.planner.sweeps import Load
-from headrace.specs.hardware import STAGE
+from headrace.specs.hardware import CPU_FLOPS, STAGE
 from headrace.specs.pages import page_layout
 from headrace.specs.policy import Policy
 from headrace.specs.registry import known_hardware, known_model
@@ -50,12 +51,13 @@ def ours(published: Published, row: Row, *, tensor_cores: bool) -> Ours:
     """The fastest of a few policies that fit the row's machine. ``tensor_cores``: kernels reach
     their share of the card's full peak instead of that of the units the published ones use."""
     known = known_hardware(row.machine).hardware
-    used = as_published(known, published, tensor_cores=tensor_cores)
+    model = known_model(MODEL).spec
+    used = as_published(known, published, model, tensor_cores=tensor_cores)
     roofs = {roof: rate for roof, rate in used.roofs.items() if roof != STAGE}
+    roofs[CPU_FLOPS] = known.roofs[CPU_FLOPS]
     hardware = replace(used, roofs=roofs, task_seconds=known.task_seconds)
     requests = (row.mu or 0) * (row.parts or 0)
     job = Workload.uniform(requests, row.prompt_mean, row.gen)
-    model = known_model(MODEL).spec
     setting = Setting(model, page_layout(model), hardware, job)
     fitting = (p for p in _ranked(setting) if _fits(setting, p.policy))
     played = [(p.policy, simulate(FewRows(p), job)) for p in islice(fitting, _PLAYED)]

@@ -17,7 +17,7 @@ from headrace.planner.batches import simulate_as
 from headrace.planner.simulate import Prediction
 from headrace.planner.traits import RUNTIMES, Traits
 from headrace.schedule.task import Op
-from headrace.specs.hardware import DRAM, GPU_FLOPS, HBM, STAGE, Curve, Hardware
+from headrace.specs.hardware import CPU_FLOPS, DRAM, GPU_FLOPS, HBM, STAGE, Curve, Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page, page_layout
 from headrace.specs.policy import Policy
@@ -135,16 +135,17 @@ class Replay:
     def predict(self, row: Row) -> Prediction:
         """A batch of the row's requests, by the runtime that published it."""
         traits = replace(RUNTIMES[row.runtime], padded=row.padded)
-        hardware, model = self.hardware(row.machine, traits), self._model(row.model)
+        model = self._model(row.model)
+        hardware = self.hardware(row.machine, traits, model.spec)
         policy = self._policy(row, model)
         prompt = row.prompt_max if row.padded else row.prompt_mean
         job = Workload.uniform(policy.max_seqs * traits.batches(hardware), prompt, row.gen)
         return simulate_as(traits, model.spec, model.pages, policy, hardware, job)
 
-    def hardware(self, machine: str, traits: Traits) -> Hardware:
+    def hardware(self, machine: str, traits: Traits, model: ModelSpec) -> Hardware:
         """The machine as a published runtime uses it."""
         known = known_hardware(machine).hardware
-        return as_published(known, self.published, tensor_cores=traits.tensor_cores)
+        return as_published(known, self.published, model, tensor_cores=traits.tensor_cores)
 
     def _model(self, name: str) -> _Model:
         if name not in self._models:
@@ -181,23 +182,27 @@ class _Model(NamedTuple):
 
 
 def as_published(
-    hardware: Hardware, published: Published, *, tensor_cores: bool = False
+    hardware: Hardware, published: Published, model: ModelSpec, *, tensor_cores: bool = False
 ) -> Hardware:
-    """``hardware`` as published runtimes use it: shares of its roofs that they reach, how fast they
-    stage pages, what a task costs them. ``tensor_cores``: kernels reach their share of the card's
-    full peak instead of that of the units which most of the published ones use."""
+    """``hardware`` as published runtimes use it for ``model``: shares of its roofs that they reach,
+    what a task costs them. ``tensor_cores``: kernels reach their share of the card's full peak
+    instead of that of the units which most of the published ones use."""
     values = {name: constant.value for name, constant in published.constants.items()}
-    machine = {} if tensor_cores else published.machines.get(hardware.name, {})
+    machine = published.machines.get(hardware.name, {})
     flops = hardware.roofs.get(GPU_FLOPS, 0.0)
-    peak = machine["kernel_flops"] * hardware.devices if "kernel_flops" in machine else flops
+    slower = "kernel_flops" in machine and not tensor_cores
+    peak = machine["kernel_flops"] * hardware.devices if slower else flops
     reached = values["gpu_flops_share"] * peak
     curves: dict[str, Curve] = {}
     if flops:
         curve = _kernel_curve(hardware, values["hbm_share"], reached / flops)
         curves |= {f"gpu.{op.value}": curve for op in _KERNELS}
+    memory = values["dram_share"] * hardware.roofs[DRAM]
+    kv = machine.get("kv_share", values["kv_share"]) * hardware.roofs[DRAM]
     used = {
-        DRAM: values["dram_share"] * hardware.roofs[DRAM],
-        STAGE: values["stage_rate"] * hardware.devices,
+        DRAM: memory,
+        STAGE: memory,  # a copy goes through the memory twice, so that this is never its bound
+        CPU_FLOPS: kv * model.heads / model.kv_heads,  # FLOP of attention a byte of 16-bit KV
     }
     return replace(
         hardware,
