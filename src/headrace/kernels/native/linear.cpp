@@ -77,7 +77,8 @@ struct Cut {
         const std::int64_t unit = p.engine.unit;
         const std::int64_t fair = ceil_div(ceil_div(shared, TASKS), unit) * unit;
         height = std::max<std::int64_t>(std::min(most, fair), 1);
-        const std::int64_t down = std::max<std::int64_t>(ceil_div(n, height), 1);
+        const std::int64_t down =
+            std::max<std::int64_t>(ceil_div(std::max(n, shared), height), 1);
         const std::int64_t across =
             std::clamp<std::int64_t>(TASKS / down, 1, ceil_div(granules, 2));
         width = ceil_div(ceil_div(granules, across), 2) * 2;
