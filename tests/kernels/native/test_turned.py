@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from headrace.kernels import native
 from headrace.kernels.native import matrix
-from headrace.kernels.quantized import QuantizedWeight
+from headrace.kernels.quantized import QuantizedWeight, quantize
 from headrace.kernels.routed import Routed, Routing
 from headrace.kernels.turned import TurnedWeight
 from tests.kernels.native.test_matrix import DTYPES, made, product, same_bits
@@ -51,8 +51,8 @@ def columns_of(form, row_lines):
 
 def copy_of(weight):
     if isinstance(weight, QuantizedWeight):
-        return QuantizedWeight(weight.values.clone(), weight.scale, weight.columns, weight.bits,
-                               weight.zero_point)  # fmt: skip
+        return QuantizedWeight(weight.values.clone(), weight.scale.clone(), weight.columns,
+                               weight.bits, weight.zero_point)  # fmt: skip
     return weight.clone()
 
 
@@ -107,6 +107,16 @@ def test_sixteen_rows_lie_word_by_word_and_leftovers_as_stored():
     groups = before[:32].view(2, 16, 2, 16)  # [group, row, line, word]
     assert torch.equal(after[:32].flatten(), groups.permute(0, 2, 3, 1).flatten())
     assert torch.equal(after[32:], before[32:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_scales_of_sixteen_rows_lie_group_by_group_and_leftovers_as_stored(dtype):
+    stored = quantize(made(40, 256), 4, 32, scale_dtype=dtype)
+    before = stored.scale.clone()
+    matrix.turn(stored)
+    turned = before[:32].view(2, 16, 8).transpose(1, 2)  # [sixteen rows, group, row]
+    assert torch.equal(stored.scale[:32].flatten(), turned.flatten())
+    assert torch.equal(stored.scale[32:], before[32:])
 
 
 @pytest.mark.parametrize("shape", [(15, 32), (16, 33), (64, 31)])

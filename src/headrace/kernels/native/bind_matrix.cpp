@@ -188,12 +188,13 @@ void run_expert_down(const std::vector<MicroBatch> &batches, std::int64_t number
 }
 
 // Turns a weight where it lies, unless its shape or the path's engine cannot. Says whether it did.
-bool run_turn(Address data, const Weight &w, const std::string &path, int threads) {
+bool run_turn(Address data, Address scales, const Weight &w, const std::string &path,
+              int threads) {
     if (!choose_engine(w.format, path.c_str()).turned) return false;
     if (turnable(w.rows, w.row_bytes) == 0) return false;
     nb::gil_scoped_release release;
     Team team(threads);
-    turn(team, w, at<void>(data));
+    turn(team, w, at<void>(data), at<void>(scales));
     return true;
 }
 

@@ -149,6 +149,13 @@ constexpr std::int64_t TURNED = 256;        // columns that are turned at a time
 constexpr int UNIT = 32;                    // columns that every block is a multiple of
 constexpr int UNIT_QUADS = UNIT / 4;
 
+// The same, hidden from the compiler, which else keeps an address of its own in memory for each word
+// that is read near it.
+inline const std::int8_t *one_address(const std::int8_t *at) {
+    __asm__("" : "+r"(at));
+    return at;
+}
+
 template <Format F>
 struct IntProducts {
     static constexpr int FEW = 8;
@@ -197,17 +204,87 @@ struct IntProducts {
         if (columns == 0 || panel.block != panel.room) return 0;
         with_height(p.m1 - p.m0, [&](auto height) {
             if constexpr (height.value <= FEW) {
-                switch (panel.room) {
-                    case 32: return few<32, height.value>(w, p, panel, columns, values, ahead, memory,
-                                                          sums);
-                    case 64: return few<64, height.value>(w, p, panel, columns, values, ahead, memory,
-                                                          sums);
-                    default: return few<128, height.value>(w, p, panel, columns, values, ahead, memory,
-                                                          sums);
+                if (panel.room == 32) {
+                    few_rows<32, height.value>(w, p, panel, columns, values, ahead, memory, sums);
+                } else {
+                    few_rows<64, height.value>(w, p, panel, columns, values, ahead, memory, sums);
                 }
             }
         });
         return columns;
+    }
+
+    template <int ROOM, int H>
+    static void few_rows(const Weight &w, const Part &p, const Panel &panel, std::int64_t columns,
+                         const Rows<1> &values, Ahead &ahead, const Memory &memory, float *sums) {
+        if (values.turned[0]) {
+            few_turned<ROOM, H>(w, p, panel, columns, values.at[0], ahead, memory, sums);
+        } else {
+            few<ROOM, H>(w, p, panel, columns, values, ahead, memory, sums);
+        }
+    }
+
+    // As `few`, of weights that lie turned: every word is loaded where it is met. A function of its
+    // own: among others, the compiler puts sums into memory.
+    template <int ROOM, int H>
+    [[gnu::noinline]] static void few_turned(const Weight &w, const Part &p, const Panel &panel,
+                                             std::int64_t columns, const char *words, Ahead &ahead,
+                                             const Memory &memory, float *sums) {
+        constexpr int chains = H > 4 ? 1 : H > 2 ? 2 : 4;
+        constexpr int line_words = F == Format::u4 ? UNIT_QUADS / 2 : UNIT_QUADS;  // of a unit
+        const std::int64_t first = panel.at(p.m0, 0), height = panel.height(p.m0);
+        const std::int64_t blocks = columns / ROOM, in_group = w.group / ROOM;
+        const std::int8_t *x = panel.bytes + first * ROOM;
+        const float *by = panel.scales + first, *scale = memory.scales;
+        const std::int32_t *start = panel.starts + first;
+        const std::int32_t *zeros = w.zeros == nullptr ? nullptr : memory.zeros;
+        Ahead next = ahead;  // in registers
+        Vec::T total[H];
+        for (int m = 0; m < H; ++m) total[m] = Vec::zero();
+        for (std::int64_t b = 0, left = in_group; b < blocks; ++b) {
+            Ints::T acc[H][chains];
+            for (int m = 0; m < H; ++m) {
+                acc[m][0] = Ints::set(start[m]);
+                if (zeros != nullptr) acc[m][0] = Ints::times(acc[m][0], Ints::load(zeros));
+                for (int c = 1; c < chains; ++c) acc[m][c] = Ints::set(0);
+            }
+            const std::int8_t *at = one_address(x);
+#pragma GCC unroll 2
+            for (int u = 0; u < ROOM / UNIT; ++u, at += UNIT) {
+                const auto meet = [&](int q, Ints::W weight) {
+                    for (int m = 0; m < H; ++m) {
+                        Ints::T &sum = acc[m][q % chains];
+                        sum = Ints::dot_four(sum, weight, at + m * ROOM + 4 * q);
+                    }
+                };
+#pragma GCC unroll 8
+                for (int j = 0; j < line_words; ++j, words += sizeof(Turn::T)) {
+                    next.ask(1);
+                    const Turn::T word = Turn::load(words);
+                    if constexpr (F == Format::u4) {
+                        meet(j, Turn::low_nibbles(word));
+                        meet(j + line_words, Turn::high_nibbles(word));
+                    } else {
+                        meet(j, F == Format::i8 ? Turn::shifted(word) : word);
+                    }
+                }
+            }
+            const Vec::T by_row = Vec::load(scale);
+            for (int m = 0; m < H; ++m) {
+                for (int c = 1; c < chains; ++c) acc[m][0] = Ints::add(acc[m][0], acc[m][c]);
+                const Vec::T part = Vec::mul(Ints::to_float(acc[m][0]), Vec::set(by[m]));
+                total[m] = Vec::fma(part, by_row, total[m]);
+            }
+            x += height * ROOM;
+            by += height;
+            start += height;
+            if (--left > 0) continue;
+            left = in_group;
+            scale += Vec::width;
+            if (zeros != nullptr) zeros += Vec::width;
+        }
+        for (int m = 0; m < H; ++m) Vec::store(sums + m * N_BLOCK, total[m]);
+        ahead = next;
     }
 
     // Sums of H rows of x are kept in registers; integers are summed exactly, so in any order, and in
@@ -238,14 +315,14 @@ struct IntProducts {
                         for (int c = 1; c < chains; ++c) acc[m][c] = Ints::set(0);
                     }
                 }
-                const std::int8_t *x = panel.bytes + i * ROOM + u % units * UNIT;
+                const std::int8_t *x = one_address(panel.bytes + i * ROOM + u % units * UNIT);
 #pragma GCC unroll 8
                 for (int q = 0; q < UNIT_QUADS; ++q) {
                     if (line_units == 2 || q % 2 == 0) ahead.ask(1);
                     const Ints::W weight = quad(words, u % line_units, q);
                     for (int m = 0; m < H; ++m) {
-                        const Ints::W value = Ints::four(x + m * ROOM + 4 * q);
-                        acc[m][q % chains] = Ints::dot(acc[m][q % chains], weight, value);
+                        Ints::T &sum = acc[m][q % chains];
+                        sum = Ints::dot_four(sum, weight, x + m * ROOM + 4 * q);
                     }
                 }
                 if (u % units < units - 1) continue;
@@ -305,8 +382,49 @@ struct IntProducts {
         });
     }
 
+    // Scales of V vectors of rows, as [group of columns][row].
     template <int V>
     static void scales(const Weight &w, std::int64_t n, int rows, float *to) {
+        constexpr int stride = V * Vec::width;
+        if (n >= w.turned) return turn_scales<V>(w, n, rows, to);
+        for (int v = 0; v < V && v * Vec::width < rows; ++v) {
+            const std::int64_t first = n + v * Vec::width;
+            if (first + Vec::width <= w.turned) {
+                turned_scales(w, first, stride, to + v * Vec::width);
+            } else {
+                some_scales(w, first, rows - v * Vec::width, stride, to + v * Vec::width);
+            }
+        }
+    }
+
+    // Of a vector of rows that lie turned.
+    static void turned_scales(const Weight &w, std::int64_t n, int stride, float *to) {
+        const std::int64_t groups = w.groups();
+        const void *at = w.scales.at(n * groups);
+        const auto *halves = static_cast<const std::uint16_t *>(at);
+        for (std::int64_t g = 0; g < groups; ++g, to += stride) {
+            switch (w.scales.format) {
+                case Format::f32:
+                    Vec::store(to, Vec::load(static_cast<const float *>(at) + g * Vec::width));
+                    break;
+                case Format::bf16: Vec::store(to, Vec::widen_bf16(halves + g * Vec::width)); break;
+                default: Vec::store(to, Vec::widen_f16(halves + g * Vec::width));
+            }
+        }
+    }
+
+    // Of the rows behind the last turned ones, fewer than a vector.
+    static void some_scales(const Weight &w, std::int64_t n, int rows, int stride, float *to) {
+        const std::int64_t groups = w.groups();
+        for (std::int64_t g = 0; g < groups; ++g, to += stride) {
+            for (int i = 0; i < rows; ++i) floats_of(w.scales, (n + i) * groups + g, 1, to + i);
+            for (int i = rows; i < Vec::width; ++i) to[i] = 0.0f;
+        }
+    }
+
+    // Of rows as stored.
+    template <int V>
+    static void turn_scales(const Weight &w, std::int64_t n, int rows, float *to) {
         const std::int64_t groups = w.groups();
         const auto *at = static_cast<const char *>(w.scales.at(n * groups));
         const auto row_bytes = static_cast<std::size_t>(groups) *

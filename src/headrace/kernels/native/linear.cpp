@@ -4,11 +4,14 @@
 #include <stdexcept>
 #include <string>
 
+#include "prefetch.h"
+
 namespace headrace {
 namespace {
 
-constexpr std::int64_t TASKS = 8;        // at least: long ones, and most matrices divide evenly
-constexpr std::int64_t SMALL = 32 << 10;  // values that are packed before anyone has woken up
+constexpr std::int64_t TASKS = 8;          // at least: long ones, and most matrices divide evenly
+constexpr std::size_t FIRST_BYTES = 4096;  // of a weight, asked for while the one before is read
+constexpr std::int64_t SMALL = 32 << 10;   // values that are packed before anyone has woken up
 
 std::size_t aligned(std::size_t size) { return (size + 63) / 64 * 64; }
 
@@ -74,7 +77,8 @@ struct Cut {
         const std::int64_t unit = p.engine.unit;
         const std::int64_t fair = ceil_div(ceil_div(shared, TASKS), unit) * unit;
         height = std::max<std::int64_t>(std::min(most, fair), 1);
-        const std::int64_t down = std::max<std::int64_t>(ceil_div(n, height), 1);
+        const std::int64_t down =
+            std::max<std::int64_t>(ceil_div(std::max(n, shared), height), 1);
         const std::int64_t across =
             std::clamp<std::int64_t>(TASKS / down, 1, ceil_div(granules, 2));
         width = ceil_div(ceil_div(granules, across), 2) * 2;
@@ -138,13 +142,13 @@ void multiply_all(Team &team, const Panel &p, const std::vector<Product> &produc
     });
 }
 
-Cut gated_cut(const Panel &p, std::int64_t n) {
-    return Cut(p, n, p.engine.task_rows(p.rows, p.like.columns, 2), n);
+Cut gated_cut(const Panel &p, std::int64_t n, std::int64_t shared) {
+    return Cut(p, n, p.engine.task_rows(p.rows, p.like.columns, 2), shared);
 }
 
 void gate_and_up(Team &team, const Panel &p, const Weight &gate, const Weight &up,
                  const Activation &activation, const Store &to) {
-    const Cut cut = gated_cut(p, gate.rows);
+    const Cut cut = gated_cut(p, gate.rows, gate.rows);
     team.share(cut.tasks(), [&](std::int64_t i) {
         cut.run(i, [&](auto n0, auto n1, auto g0, auto g1) {
             p.engine.gated(gate, up, p.at, p.rows, n0, n1, g0, g1, activation, to);
@@ -244,11 +248,16 @@ void pack_all(Team &team, const std::vector<Place> &all, const PanelOf &panel_of
     }
 }
 
-// The tasks of all experts in one row.
+// The tasks of all experts in one row: few, because each begins with a wait for memory, but four
+// for each thread where there are as many.
 void all_gated(Team &team, const std::vector<Place> &all, const Activation &activation) {
+    std::int64_t rows = 0;
+    for (const Place &place : all) rows += place.visit.weights->gate.rows;
+    const std::int64_t tasks = std::max<std::int64_t>(TASKS, 4 * team.threads());
+    const std::int64_t shared = ceil_div(TASKS * rows, tasks);
     Cuts cuts;
     for (const Place &place : all) {
-        cuts.add(gated_cut(place.in(), place.visit.weights->gate.rows));
+        cuts.add(gated_cut(place.in(), place.visit.weights->gate.rows, shared));
     }
     team.share(cuts.tasks(), [&](std::int64_t i) {
         cuts.run(i, [&](auto c, auto n0, auto n1, auto g0, auto g1) {
@@ -258,6 +267,14 @@ void all_gated(Team &team, const std::vector<Place> &all, const Activation &acti
                                   activation, {place.inter.data(), nullptr, false});
         });
     });
+}
+
+// Asks for what is read first of a weight's rows from n on, while others are multiplied.
+void ask_first(const Weight &w, std::int64_t n) {
+    prefetch_rows(w.row(n), FIRST_BYTES, 1, FIRST_BYTES, 0, 1);
+    if (w.scales.data != nullptr) {
+        prefetch_rows(w.scales.at(n * w.groups()), FIRST_BYTES, 1, FIRST_BYTES / 2, 0, 1);
+    }
 }
 
 // A task takes some columns of the results through all experts, in order.
@@ -272,7 +289,9 @@ void all_down(Team &team, const std::vector<Place> &all) {
     height = std::max<std::int64_t>(std::min(height, ceil_div(ceil_div(n, TASKS), unit) * unit), 1);
     team.share(ceil_div(n, height), [&](std::int64_t i) {
         const std::int64_t n0 = i * height, n1 = std::min(n, n0 + height);
-        for (const Place &place : all) {
+        for (std::size_t e = 0; e < all.size(); ++e) {
+            const Place &place = all[e];
+            if (e + 1 < all.size()) ask_first(all[e + 1].visit.weights->down, n0);
             place.visit.out->multiply(place.visit.weights->down, place.panel, place.visit.rows,
                                       n0, n1, 0, place.middle().granules(), place.visit.to);
         }

@@ -30,7 +30,7 @@ struct Values {
 // and column c means scales[n, g] (q - zero), g = c / group. `zeros` holds a zero for each scale,
 // as stored (null: the same for all): for i8 signed bytes [rows, groups], else packed along rows
 // in 32-bit words [rows / per word, groups]. The first `turned` rows, whole groups of
-// them, were rearranged: see turned.h.
+// them, were rearranged, with their scales: see turned.h.
 struct Weight {
     Format format = Format::f32;
     std::int64_t rows = 0;

@@ -105,12 +105,13 @@ def experts(
 def turn(weight: Tensor | QuantizedWeight, *, threads: int = 1, path: str = "auto") -> Weight:
     """``weight`` rearranged in its own memory where ``path`` reads it faster so, else as it is.
 
-    Results keep their bits. Takes whole groups of 16 rows of whole lines of 64 bytes, and for each
-    thread memory for 16 rows.
+    Results keep their bits. Takes whole groups of 16 rows of whole lines of 64 bytes, with their
+    scales, and for each thread memory for 16 rows.
     """
     native = native_module()
     values = weight.values if isinstance(weight, QuantizedWeight) else weight
-    done = native.turn(values.data_ptr(), _weight(weight, None), path, threads)
+    scales = weight.scale.data_ptr() if isinstance(weight, QuantizedWeight) else 0
+    done = native.turn(values.data_ptr(), scales, _weight(weight, None), path, threads)
     return TurnedWeight(weight) if done else weight
 
 

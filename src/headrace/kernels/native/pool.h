@@ -23,6 +23,8 @@ class Team {
     Team(const Team &) = delete;
     Team &operator=(const Team &) = delete;
 
+    int threads() const { return 1 + static_cast<int>(helpers_.size()); }
+
     // Calls task(i) once for every i in [0, count), in any order, on any thread of the team;
     // returns when all are done. Memory written by a phase is seen by the next one.
     template <class Task>

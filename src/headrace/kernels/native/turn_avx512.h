@@ -31,6 +31,12 @@ struct Turn {
         transpose16(out);
     }
 
+    // Loaded once, even for two uses: loads are what few rows of x are short of.
+    static T load(const void *p) {
+        T a = _mm512_loadu_si512(p);
+        __asm__("" : "+v"(a));
+        return a;
+    }
     static T shifted(T a) { return _mm512_xor_si512(a, _mm512_set1_epi8(-128)); }  // i8 to u8
     static T low_nibbles(T a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
     static T high_nibbles(T a) { return low_nibbles(_mm512_srli_epi32(a, 4)); }

@@ -24,9 +24,20 @@ void turn_group(char *group, std::size_t row_bytes, std::vector<std::uint32_t> &
     }
 }
 
+// Of sixteen rows the first scale, then the second of all, and so on.
+template <class Item>
+void turn_scales(Item *group, std::int64_t groups) {
+    const std::vector<Item> stored(group, group + TURNED_ROWS * groups);
+    for (std::int64_t row = 0; row < TURNED_ROWS; ++row) {
+        for (std::int64_t g = 0; g < groups; ++g) {
+            group[g * TURNED_ROWS + row] = stored[row * groups + g];
+        }
+    }
+}
+
 }  // namespace
 
-void turn(Team &team, const Weight &w, void *data) {
+void turn(Team &team, const Weight &w, void *data, void *scales) {
     const std::int64_t groups = turnable(w.rows, w.row_bytes) / TURNED_ROWS;
     const std::size_t group_bytes = TURNED_ROWS * w.row_bytes;
     team.share((groups + GROUPS_EACH - 1) / GROUPS_EACH, [&](std::int64_t i) {
@@ -35,6 +46,13 @@ void turn(Team &team, const Weight &w, void *data) {
         for (std::int64_t g = i * GROUPS_EACH; g < last; ++g) {
             turn_group(static_cast<char *>(data) + static_cast<std::size_t>(g) * group_bytes,
                        w.row_bytes, stored);
+            if (scales == nullptr) continue;
+            const std::int64_t first = g * TURNED_ROWS * w.groups();
+            if (w.scales.format == Format::f32) {
+                turn_scales(static_cast<float *>(scales) + first, w.groups());
+            } else {
+                turn_scales(static_cast<std::uint16_t *>(scales) + first, w.groups());
+            }
         }
     });
 }

@@ -3,7 +3,8 @@
 // Of every sixteen rows, their first 64 bytes come first, as sixteen vectors of 32-bit words: the
 // first word of every row, the second of every row, and so on; then their next 64 bytes. A kernel
 // with a lane for each row reads memory from beginning to end, and has nothing left to turn.
-// Scales, zeros and bias stay as they are.
+// Scales of the same rows lie in the same order: the first of every row, the second of every row.
+// Zeros and bias stay as they are.
 #pragma once
 
 #include "matrix.h"
@@ -19,7 +20,8 @@ inline std::int64_t turnable(std::int64_t rows, std::size_t row_bytes) {
     return row_bytes % TURNED_BYTES == 0 ? rows / TURNED_ROWS * TURNED_ROWS : 0;
 }
 
-// Rearranges `data`, where w lies as stored. Takes sixteen rows of memory for each thread.
-void turn(Team &team, const Weight &w, void *data);
+// Rearranges `data` and (unless null) `scales`, where those of w lie as stored. Takes memory for
+// sixteen rows for each thread.
+void turn(Team &team, const Weight &w, void *data, void *scales);
 
 }  // namespace headrace
