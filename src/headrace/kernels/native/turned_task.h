@@ -19,6 +19,7 @@ constexpr int LONG_TASK = 10 * N_BLOCK;        // most weight rows of a task, up
 constexpr std::int64_t LONG_FOR = 64;          // ... so many rows of x; above, N_BLOCK
 constexpr std::int64_t ROWS_AHEAD = 2;         // of x, asked for while one is packed
 constexpr std::size_t LINE = 4 * Turn::words;  // bytes of a row that are turned at a time
+constexpr std::size_t LINES_AHEAD = 1;         // asked for while one is turned
 
 static_assert(Turn::rows == Vec::width, "a vector holds one word of every row");
 
@@ -115,6 +116,14 @@ struct Rows {
         }
     }
 
+    // Asks for what `line` reads after `offset`, if turned: for many rows of x it was asked for long
+    // before, and lies in the second-level cache by now.
+    void ask_after(int v, std::size_t offset) const {
+        if (!turned[v]) return;
+        const char *next = at[v * Vec::width] + (offset + LINES_AHEAD * LINE) * Vec::width;
+        for (std::size_t i = 0; i < LINE * Vec::width; i += 64) prefetch_close(next + i);
+    }
+
     // Calls to(v, word, j) for the words of columns at `offset` .. `offset + bytes`: the j-th of
     // the v-th vector of rows.
     template <class To>
@@ -122,6 +131,7 @@ struct Rows {
         for (std::size_t b = 0; b < bytes; b += LINE) {
             for (int v = 0; v < V; ++v) {
                 typename Turn::T words[Turn::words];
+                ask_after(v, offset + b);
                 if (bytes - b < LINE && !turned[v]) {
                     Turn::last_line(at + v * Vec::width, offset + b, bytes - b, words);
                 } else {
