@@ -116,8 +116,8 @@ struct Rows {
         }
     }
 
-    // Asks for what `line` reads after `offset`, if turned: for many rows of x it was asked for long
-    // before, and lies in the second-level cache by now.
+    // Asks for what `line` reads after `offset`, if turned: for many rows of x it was asked for
+    // long before, and lies in the second-level cache by now.
     void ask_after(int v, std::size_t offset) const {
         if (!turned[v]) return;
         const char *next = at[v * Vec::width] + (offset + LINES_AHEAD * LINE) * Vec::width;
@@ -329,7 +329,8 @@ void gated(const Weight &gate, const Weight &up, const void *panel, std::int64_t
         for (std::int64_t m = part.m0; m < part.m1; m += TALL) {
             const std::int64_t end = m + TALL < part.m1 ? m + TALL : part.m1;
             float *results = local.sums[0] + (m - part.m0) * N_BLOCK;
-            activate_rows(results, local.sums[1] + (m - part.m0) * N_BLOCK, end - m, bias, activation);
+            activate_rows(results, local.sums[1] + (m - part.m0) * N_BLOCK, end - m, bias,
+                          activation);
             if (to.onward != nullptr) {
                 to.onward->engine->pack_part(results, N_BLOCK, m, end, part.n0, part.n0 + part.rows,
                                              *to.onward);
