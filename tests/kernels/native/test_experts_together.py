@@ -56,6 +56,30 @@ def test_one_call_has_the_bits_of_a_call_for_each(
         assert same_bits(a.hidden, b.hidden)
 
 
+HALVES = [
+    *((form, "auto", W) for form in STORED for W in (32, 96, 224, 352)),
+    *(("int8", "auto", W) for W in (1, 75, 130)),  # a scale for a row: any width
+    *(("bf16", "bf16", W) for W in (1, 75, 224, 352)),
+]
+
+
+@pytest.mark.parametrize(("form", "path", "W"), HALVES)
+@pytest.mark.parametrize(
+    ("rows", "memory"), [(1, 1 << 21), (13, 1 << 21), (83, 1 << 21), (83, 1 << 18)]
+)
+def test_one_call_has_the_bits_of_its_halves_over_fp32_rows(form, path, W, rows, memory):
+    # One call may pack what lies between as it is made; halves keep it as rows and pack it later.
+    [batch] = layer([rows], 96, None, 1)
+    weights = stored(96, W, form, 0)
+    scratch = torch.empty(memory, dtype=torch.uint8)
+    whole, halves = copied([batch]), copied([batch])
+    matrix.experts(whole, 0, [weights], scratch, threads=2, path=path)
+    inter = torch.empty(rows, W)
+    matrix.expert_up(halves, 0, weights, inter, scratch, path=path)
+    matrix.expert_down(halves, 0, inter, weights, slice(0, 96), scratch, path=path)
+    assert same_bits(whole[0].hidden, halves[0].hidden)
+
+
 def test_a_not_a_number_reaches_the_experts_of_its_row_only():
     batches = layer([6], 64, 2, 8)
     weights = [stored(64, 96, "bf16", 20 * e) for e in range(8)]

@@ -40,17 +40,42 @@ __mmask16 lanes(std::int64_t n) {
     return n >= 16 ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1);
 }
 
+// A step of a row, of `columns` at most.
+void pack_step(const float *from, std::int64_t columns, std::uint16_t *to) {
+    const __m512 low = _mm512_maskz_loadu_ps(lanes(columns), from);
+    const __m512 high = _mm512_maskz_loadu_ps(lanes(columns - 16), from + 16);
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+}
+
+// Where row m of `columns` begins in a panel; its steps are as many apart as its tile has rows.
+std::uint16_t *packed_row(void *panel, std::int64_t columns, std::int64_t m) {
+    const std::int64_t tile = m / TALL * TALL;
+    return static_cast<std::uint16_t *>(panel) + tile * up_to(columns, STEP) + (m - tile) * STEP;
+}
+
+// Routed rows lie anywhere in memory: those that follow are asked for while one is packed.
 void pack(const float *const *rows, std::int64_t count, const Weight &w, std::int64_t first,
           std::int64_t last, void *panel) {
-    const std::int64_t padded = up_to(w.columns, STEP);
     const std::int64_t end = last * TALL < count ? last * TALL : count;
     for (std::int64_t m = first * TALL; m < end; ++m) {
-        const std::int64_t tile = m / TALL * TALL, height = height_of(tile, count);
-        auto *to = static_cast<std::uint16_t *>(panel) + tile * padded + (m - tile) * STEP;
-        for (std::int64_t k = 0; k < w.columns; k += STEP, to += height * STEP) {
-            const __m512 low = _mm512_maskz_loadu_ps(lanes(w.columns - k), rows[m] + k);
-            const __m512 high = _mm512_maskz_loadu_ps(lanes(w.columns - k - 16), rows[m] + k + 16);
-            _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+        const std::int64_t stride = height_of(m / TALL * TALL, count) * STEP;
+        const float *later = rows[m + ROWS_AHEAD < count ? m + ROWS_AHEAD : m];
+        auto *to = packed_row(panel, w.columns, m);
+        for (std::int64_t k = 0; k < w.columns; k += STEP, to += stride) {
+            ask_row(later + k, w.columns - k < STEP ? w.columns - k : STEP);
+            pack_step(rows[m] + k, w.columns - k, to);
+        }
+    }
+}
+
+void pack_part(const float *values, std::int64_t stride, std::int64_t m0, std::int64_t m1,
+               std::int64_t n0, std::int64_t n1, const Onward &onward) {
+    static_assert(PART % STEP == 0, "whole steps");
+    for (std::int64_t m = m0; m < m1; ++m, values += stride) {
+        const std::int64_t height = height_of(m / TALL * TALL, onward.count);
+        auto *to = packed_row(onward.panel, onward.like->columns, m) + n0 * height;
+        for (std::int64_t n = n0; n < n1; n += STEP, to += height * STEP) {
+            pack_step(values + n - n0, n1 - n, to);
         }
     }
 }
@@ -200,7 +225,7 @@ struct Products {
 
 const Engine *avx512_bf16_engine(Format format) {
     static const Engine bf16{"avx512_bf16", TALL, PAIR * Vec::width, panel_bytes, pack, task_rows,
-                             multiply<Products>, gated<Products>};
+                             multiply<Products>, gated<Products>, false, true, pack_part};
     return format == Format::bf16 ? &bf16 : nullptr;
 }
 

@@ -33,7 +33,20 @@ struct Engine {
 
     // Whether weights may lie turned (turned.h).
     bool turned = false;
+
+    // Whether `gated` packs its results for the product that follows when Store says so. Tasks then
+    // begin at multiples of PART.
+    bool hands_on = false;
+
+    // The bytes of `pack` for columns n0 .. n1 of rows m0 .. m1 alone; row m0 begins at `values`, the
+    // others `stride` values apart. n0 is a multiple of PART, and n1, unless it is like.columns.
+    // Null where only whole rows are packed.
+    void (*pack_part)(const float *values, std::int64_t stride, std::int64_t m0, std::int64_t m1,
+                      std::int64_t n0, std::int64_t n1, const Onward &to) = nullptr;
 };
+
+// Columns of what lies between gate and up and down that are handed on at a time.
+constexpr int PART = 64;
 
 // Rows of x that fit the partial sums of one task.
 constexpr std::int64_t MAX_ROWS = 512;

@@ -64,19 +64,39 @@ std::size_t int_panel_bytes(std::int64_t rows, const Weight &w) {
            (static_cast<std::size_t>(panel.room) + sizeof(float) + sizeof(std::int32_t));
 }
 
+// Block b of row m, whose values begin at x.
+inline void pack_block(const Panel &panel, const Weight &w, std::int64_t m, std::int64_t b,
+                       const float *x) {
+    const int zero = w.zeros != nullptr ? 1 : zero_of(w.format) + shift(w.format);
+    const std::int64_t i = panel.at(m, b);
+    const Quantised q = quantise(x, panel.columns(b, w.columns), panel.room,
+                                 w.format == Format::u4, panel.bytes + i * panel.room);
+    panel.scales[i] = q.scale;
+    panel.starts[i] = -zero * q.sum;
+}
+
+// Routed rows lie anywhere in memory: those that follow are asked for while one is packed.
 void int_pack(const float *const *rows, std::int64_t count, const Weight &w, std::int64_t first,
               std::int64_t last, void *at) {
     const Panel panel(w, count, at);
-    const int zero = w.zeros != nullptr ? 1 : zero_of(w.format) + shift(w.format);
     const std::int64_t end = last * TALL < count ? last * TALL : count;
     for (std::int64_t m = first * TALL; m < end; ++m) {
+        const float *later = rows[m + ROWS_AHEAD < count ? m + ROWS_AHEAD : m];
         for (std::int64_t b = 0; b < panel.blocks; ++b) {
-            const std::int64_t i = panel.at(m, b);
-            const Quantised q =
-                quantise(rows[m] + b * panel.block, panel.columns(b, w.columns), panel.room,
-                         w.format == Format::u4, panel.bytes + i * panel.room);
-            panel.scales[i] = q.scale;
-            panel.starts[i] = -zero * q.sum;
+            ask_row(later + b * panel.block, panel.columns(b, w.columns));
+            pack_block(panel, w, m, b, rows[m] + b * panel.block);
+        }
+    }
+}
+
+// A block has 32 or 64 columns, or all: parts are whole ones.
+void int_pack_part(const float *values, std::int64_t stride, std::int64_t m0, std::int64_t m1,
+                   std::int64_t n0, std::int64_t n1, const Onward &to) {
+    static_assert(PART % MOST_SHARED == 0, "whole blocks");
+    const Panel panel(*to.like, to.count, to.panel);
+    for (std::int64_t m = m0; m < m1; ++m, values += stride) {
+        for (std::int64_t n = n0; n < n1; n += panel.block) {
+            pack_block(panel, *to.like, m, n / panel.block, values + n - n0);
         }
     }
 }
@@ -448,8 +468,8 @@ struct IntProducts {
 template <Format F>
 constexpr Engine int_engine(const char *name) {
     using S = IntProducts<F>;
-    return {name, TALL, PAIR * Vec::width, int_panel_bytes, int_pack, task_rows,
-            multiply<S>, gated<S>, true};
+    return {name,        TALL,     PAIR * Vec::width, int_panel_bytes, int_pack,     task_rows,
+            multiply<S>, gated<S>, true,              true,            int_pack_part};
 }
 
 inline const Engine *int_engine_of(Format format, const char *name) {

@@ -64,7 +64,7 @@ void pack(Team &team, const Panel &p) {
 }
 
 Store from(const Store &to, std::int64_t first) {
-    return {to.rows + first, to.gates == nullptr ? nullptr : to.gates + first, to.add};
+    return {to.rows + first, to.gates == nullptr ? nullptr : to.gates + first, to.add, nullptr};
 }
 
 // How `n` weight rows (and granules, where weight rows are few) are cut into tasks.
@@ -73,8 +73,11 @@ struct Cut {
 
     // `shared`: weight rows of all that is cut at once, of which these are a part.
     Cut(const Panel &p, std::int64_t n, std::int64_t most, std::int64_t shared)
+        : Cut(p, n, most, shared, p.engine.unit) {}
+
+    // `unit`: weight rows that stay in one task.
+    Cut(const Panel &p, std::int64_t n, std::int64_t most, std::int64_t shared, std::int64_t unit)
         : n(n), granules(p.granules()) {
-        const std::int64_t unit = p.engine.unit;
         const std::int64_t fair = ceil_div(ceil_div(shared, TASKS), unit) * unit;
         height = std::max<std::int64_t>(std::min(most, fair), 1);
         const std::int64_t down =
@@ -142,13 +145,15 @@ void multiply_all(Team &team, const Panel &p, const std::vector<Product> &produc
     });
 }
 
-Cut gated_cut(const Panel &p, std::int64_t n, std::int64_t shared) {
-    return Cut(p, n, p.engine.task_rows(p.rows, p.like.columns, 2), shared);
+Cut gated_cut(const Panel &p, std::int64_t n, std::int64_t shared, const Store &to) {
+    const std::int64_t unit = to.onward == nullptr ? 1 : PART;
+    return Cut(p, n, p.engine.task_rows(p.rows, p.like.columns, 2), shared,
+               std::max<std::int64_t>(p.engine.unit, unit));
 }
 
 void gate_and_up(Team &team, const Panel &p, const Weight &gate, const Weight &up,
                  const Activation &activation, const Store &to) {
-    const Cut cut = gated_cut(p, gate.rows, gate.rows);
+    const Cut cut = gated_cut(p, gate.rows, gate.rows, to);
     team.share(cut.tasks(), [&](std::int64_t i) {
         cut.run(i, [&](auto n0, auto n1, auto g0, auto g1) {
             p.engine.gated(gate, up, p.at, p.rows, n0, n1, g0, g1, activation, to);
@@ -158,21 +163,51 @@ void gate_and_up(Team &team, const Panel &p, const Weight &gate, const Weight &u
 
 // --- experts ---
 
+// Whether what lies between is packed for down as it is made. Else it is kept as rows of fp32, and
+// packed when there is all of it. The bits are the same.
+bool handed_on(const Visit &v) { return v.in->hands_on && v.out->pack_part != nullptr; }
+
+// Of what lies between, as gate and up leave it.
 std::size_t inter_bytes(const Visit &v, std::int64_t rows) {
-    return aligned(static_cast<std::size_t>(rows * v.weights->gate.rows) * sizeof(float));
+    return aligned(handed_on(v)
+                       ? v.out->panel_bytes(rows, v.weights->down)
+                       : static_cast<std::size_t>(rows * v.weights->gate.rows) * sizeof(float));
 }
 
-// Of x, and later of what lies between; the second overwrites the first.
+// Of x, and later, unless handed on, of what lies between; the second overwrites the first.
 std::size_t panel_bytes(const Visit &v, std::int64_t rows) {
-    return aligned(std::max(v.in->panel_bytes(rows, v.weights->gate),
-                            v.out->panel_bytes(rows, v.weights->down)));
+    const std::size_t x = v.in->panel_bytes(rows, v.weights->gate);
+    return aligned(handed_on(v) ? x : std::max(x, v.out->panel_bytes(rows, v.weights->down)));
 }
 
-std::vector<float *> rows_of(float *first, std::int64_t count, std::int64_t width) {
-    std::vector<float *> rows(static_cast<std::size_t>(count));
-    for (std::int64_t i = 0; i < count; ++i) rows[i] = first + i * width;
-    return rows;
-}
+// What one expert works on: some rows of a visit, in memory of their own.
+struct Place {
+    Visit visit;
+    std::vector<float *> inter;  // none when handed on
+    void *panel;
+    Onward onward;
+
+    Place(const Visit &v, char *at) : visit(v), panel(at + inter_bytes(v, v.rows)) {
+        if (handed_on(v)) {
+            onward = {v.out, &v.weights->down, v.rows, at};
+            return;
+        }
+        for (std::int64_t i = 0; i < v.rows; ++i) {
+            inter.push_back(reinterpret_cast<float *>(at) + i * v.weights->gate.rows);
+        }
+    }
+
+    Panel in() const { return {*visit.in, visit.x, visit.rows, visit.weights->gate, panel}; }
+    Store between() const {
+        return {inter.data(), nullptr, false, onward.panel == nullptr ? nullptr : &onward};
+    }
+    // What is multiplied by down; to be packed unless it was handed on.
+    Panel middle() const {
+        void *at = onward.panel == nullptr ? panel : onward.panel;
+        return {*visit.out, inter.data(), visit.rows, visit.weights->down, at};
+    }
+    bool to_pack() const { return onward.panel == nullptr; }
+};
 
 // One expert, in as many blocks of rows as scratch asks for.
 void alone(Team &team, const Visit &v, const Activation &activation, Scratch scratch) {
@@ -184,17 +219,11 @@ void alone(Team &team, const Visit &v, const Activation &activation, Scratch scr
                                          128);
     for (std::int64_t first = 0; first < v.rows; first += most) {
         const std::int64_t m = std::min(most, v.rows - first);
-        const auto inter =
-            rows_of(reinterpret_cast<float *>(scratch.at), m, w.gate.rows);
-        void *panel = scratch.at + inter_bytes(v, m);
-
-        const Panel in{*v.in, v.x + first, m, w.gate, panel};
-        pack(team, in);
-        gate_and_up(team, in, w.gate, w.up, activation, {inter.data(), nullptr, false});
-
-        const Panel middle{*v.out, inter.data(), m, w.down, panel};
-        pack(team, middle);
-        multiply(team, middle, w.down, from(v.to, first));
+        const Place place({&w, v.in, v.out, v.x + first, m, from(v.to, first)}, scratch.at);
+        pack(team, place.in());
+        gate_and_up(team, place.in(), w.gate, w.up, activation, place.between());
+        if (place.to_pack()) pack(team, place.middle());
+        multiply(team, place.middle(), w.down, place.visit.to);
     }
 }
 
@@ -209,38 +238,23 @@ std::size_t fitting(const std::vector<Visit> &visits, std::size_t first, Scratch
     return next - first;
 }
 
-// What one expert of several works on.
-struct Place {
-    const Visit &visit;
-    std::vector<float *> inter;
-    void *panel;
-
-    Panel in() const { return {*visit.in, visit.x, visit.rows, visit.weights->gate, panel}; }
-    Panel middle() const {
-        return {*visit.out, inter.data(), visit.rows, visit.weights->down, panel};
-    }
-};
-
 std::vector<Place> places(const Visit *first, const Visit *last, Scratch scratch) {
     std::vector<Place> out;
     for (const Visit *v = first; v < last; ++v) {
-        auto *inter = reinterpret_cast<float *>(scratch.at);
-        scratch.at += inter_bytes(*v, v->rows);
-        out.push_back({*v, rows_of(inter, v->rows, v->weights->gate.rows), scratch.at});
-        scratch.at += panel_bytes(*v, v->rows);
+        out.emplace_back(*v, scratch.at);
+        scratch.at += inter_bytes(*v, v->rows) + panel_bytes(*v, v->rows);
     }
     return out;
 }
 
-template <class PanelOf>
-void pack_all(Team &team, const std::vector<Place> &all, const PanelOf &panel_of) {
+void pack_all(Team &team, const std::vector<Panel> &panels) {
     const auto task = [&](std::int64_t i) {
-        const Panel p = panel_of(all[static_cast<std::size_t>(i)]);
+        const Panel &p = panels[static_cast<std::size_t>(i)];
         p.pack(0, p.granules());
     };
     std::int64_t values = 0;
-    for (const Place &place : all) values += place.visit.rows * panel_of(place).like.columns;
-    const auto count = static_cast<std::int64_t>(all.size());
+    for (const Panel &p : panels) values += p.rows * p.like.columns;
+    const auto count = static_cast<std::int64_t>(panels.size());
     if (values < SMALL) {
         for (std::int64_t i = 0; i < count; ++i) task(i);
     } else {
@@ -257,14 +271,14 @@ void all_gated(Team &team, const std::vector<Place> &all, const Activation &acti
     const std::int64_t shared = ceil_div(TASKS * rows, tasks);
     Cuts cuts;
     for (const Place &place : all) {
-        cuts.add(gated_cut(place.in(), place.visit.weights->gate.rows, shared));
+        cuts.add(gated_cut(place.in(), place.visit.weights->gate.rows, shared, place.between()));
     }
     team.share(cuts.tasks(), [&](std::int64_t i) {
         cuts.run(i, [&](auto c, auto n0, auto n1, auto g0, auto g1) {
             const Place &place = all[c];
             const ExpertWeights &w = *place.visit.weights;
             place.visit.in->gated(w.gate, w.up, place.panel, place.visit.rows, n0, n1, g0, g1,
-                                  activation, {place.inter.data(), nullptr, false});
+                                  activation, place.between());
         });
     });
 }
@@ -292,8 +306,8 @@ void all_down(Team &team, const std::vector<Place> &all) {
         for (std::size_t e = 0; e < all.size(); ++e) {
             const Place &place = all[e];
             if (e + 1 < all.size()) ask_first(all[e + 1].visit.weights->down, n0);
-            place.visit.out->multiply(place.visit.weights->down, place.panel, place.visit.rows,
-                                      n0, n1, 0, place.middle().granules(), place.visit.to);
+            const Panel p = place.middle();
+            p.engine.multiply(p.like, p.at, p.rows, n0, n1, 0, p.granules(), place.visit.to);
         }
     });
 }
@@ -301,9 +315,14 @@ void all_down(Team &team, const std::vector<Place> &all) {
 void together(Team &team, const Visit *first, const Visit *last, const Activation &activation,
               Scratch scratch) {
     const std::vector<Place> all = places(first, last, scratch);
-    pack_all(team, all, [](const Place &place) { return place.in(); });
+    std::vector<Panel> in, middle;
+    for (const Place &place : all) {
+        in.push_back(place.in());
+        if (place.to_pack()) middle.push_back(place.middle());
+    }
+    pack_all(team, in);
     all_gated(team, all, activation);
-    pack_all(team, all, [](const Place &place) { return place.middle(); });
+    pack_all(team, middle);
     all_down(team, all);
 }
 

@@ -73,11 +73,24 @@ inline std::int64_t shared_columns(const Weight &w) {
     return w.group < MOST_SHARED ? w.group : MOST_SHARED;
 }
 
-// Result (i, n) goes to rows[i][n]: stored, or added with the row's gate (1 when null).
+struct Engine;
+
+// A panel of `count` rows that takes results as they are made, packed by `engine` for products with
+// weights like `like`.
+struct Onward {
+    const Engine *engine = nullptr;
+    const Weight *like = nullptr;
+    std::int64_t count = 0;
+    void *panel = nullptr;
+};
+
+// Result (i, n) goes to rows[i][n]: stored, or added with the row's gate (1 when null). From gated
+// tasks that hand on (engine.h) it goes to a panel instead where there is one.
 struct Store {
     float *const *rows = nullptr;
     const float *gates = nullptr;
     bool add = false;
+    const Onward *onward = nullptr;
 };
 
 // silu(alpha g) g-wise: out = g sigmoid(alpha g) (u + shift), with g <= limit and |u| <= limit.

@@ -17,7 +17,9 @@ constexpr int TALL = 8, PAIR = 2;
 constexpr int N_BLOCK = 4 * Vec::width;        // weight rows whose results are kept together
 constexpr int LONG_TASK = 10 * N_BLOCK;        // most weight rows of a task, up to ...
 constexpr std::int64_t LONG_FOR = 64;          // ... so many rows of x; above, N_BLOCK
+constexpr std::int64_t ROWS_AHEAD = 2;         // of x, asked for while one is packed
 constexpr std::size_t LINE = 4 * Turn::words;  // bytes of a row that are turned at a time
+constexpr std::size_t LINES_AHEAD = 1;         // asked for while one is turned
 
 static_assert(Turn::rows == Vec::width, "a vector holds one word of every row");
 
@@ -114,6 +116,14 @@ struct Rows {
         }
     }
 
+    // Asks for what `line` reads after `offset`, if turned: for many rows of x it was asked for
+    // long before, and lies in the second-level cache by now.
+    void ask_after(int v, std::size_t offset) const {
+        if (!turned[v]) return;
+        const char *next = at[v * Vec::width] + (offset + LINES_AHEAD * LINE) * Vec::width;
+        for (std::size_t i = 0; i < LINE * Vec::width; i += 64) prefetch_close(next + i);
+    }
+
     // Calls to(v, word, j) for the words of columns at `offset` .. `offset + bytes`: the j-th of
     // the v-th vector of rows.
     template <class To>
@@ -121,6 +131,7 @@ struct Rows {
         for (std::size_t b = 0; b < bytes; b += LINE) {
             for (int v = 0; v < V; ++v) {
                 typename Turn::T words[Turn::words];
+                ask_after(v, offset + b);
                 if (bytes - b < LINE && !turned[v]) {
                     Turn::last_line(at + v * Vec::width, offset + b, bytes - b, words);
                 } else {
@@ -232,6 +243,18 @@ void sum(const Weight &w, const Part &p, Ahead then, typename S::Memory &memory,
     }
 }
 
+// Some rows of gate's and up's sums to results, in gate's place.
+inline void activate_rows(float *gate, const float *up, std::int64_t rows,
+                          const float (&bias)[2][N_BLOCK], const Activation &activation) {
+    for (std::int64_t i = 0; i < rows * N_BLOCK; i += N_BLOCK) {
+        for (int n = 0; n < N_BLOCK; n += Vec::width) {
+            const Vec::T g = Vec::add(Vec::load(gate + i + n), Vec::load(bias[0] + n));
+            const Vec::T u = Vec::add(Vec::load(up + i + n), Vec::load(bias[1] + n));
+            Vec::store(gate + i + n, activate(g, u, activation));
+        }
+    }
+}
+
 inline void add_bias(float *row, const float *bias) {
     for (int n = 0; n < N_BLOCK; n += Vec::width) {
         Vec::store(row + n, Vec::add(Vec::load(row + n), Vec::load(bias + n)));
@@ -303,15 +326,19 @@ void gated(const Weight &gate, const Weight &up, const void *panel, std::int64_t
         float bias[2][N_BLOCK] = {};
         bias_of(gate, part.n0, part.rows, bias[0]);
         bias_of(up, part.n0, part.rows, bias[1]);
-        for (std::int64_t m = part.m0; m < part.m1; ++m) {
-            float *g = local.sums[0] + (m - part.m0) * N_BLOCK;
-            float *u = local.sums[1] + (m - part.m0) * N_BLOCK;
-            add_bias(g, bias[0]);
-            add_bias(u, bias[1]);
-            for (int n = 0; n < N_BLOCK; n += Vec::width) {
-                Vec::store(g + n, activate(Vec::load(g + n), Vec::load(u + n), activation));
+        for (std::int64_t m = part.m0; m < part.m1; m += TALL) {
+            const std::int64_t end = m + TALL < part.m1 ? m + TALL : part.m1;
+            float *results = local.sums[0] + (m - part.m0) * N_BLOCK;
+            activate_rows(results, local.sums[1] + (m - part.m0) * N_BLOCK, end - m, bias,
+                          activation);
+            if (to.onward != nullptr) {
+                to.onward->engine->pack_part(results, N_BLOCK, m, end, part.n0, part.n0 + part.rows,
+                                             *to.onward);
+                continue;
             }
-            put(to, m, part.n0, g, part.rows);
+            for (std::int64_t i = m; i < end; ++i, results += N_BLOCK) {
+                put(to, i, part.n0, results, part.rows);
+            }
         }
     });
 }
