@@ -34,7 +34,7 @@ def test_six_named_constants_each_with_a_source() -> None:
     assert sum(constant.fitted for constant in PUBLISHED.constants.values()) == 3
     assert len(PUBLISHED.rows) == 28
     assert len(PUBLISHED.ablation) == 4
-    assert len(PUBLISHED.carried) == 4
+    assert len(PUBLISHED.carried) == 16
     assert len(PUBLISHED.several) == 32
 
 
@@ -62,8 +62,8 @@ def test_kernels_reach_their_shares_of_memory_and_of_arithmetic() -> None:
     assert cores == pytest.approx(share, rel=0.01)
 
 
-def test_attention_on_the_processor_reads_kv_at_a_share_of_the_memorys_rate() -> None:
-    """In FLOP/s: as many a byte of KV as query heads share a KV head."""
+def test_attention_on_the_host_of_a_t4_reads_kv_at_a_rate_of_its_own() -> None:
+    """In FLOP/s: as many a byte of KV as query heads share a KV head, more of a latent vector."""
     share = PUBLISHED.constants["kv_share"].value
     larger = known_model("mixtral-8x22b").spec
     for name, dram in (("t4", 76e9), ("t4x2", 101e9), ("t4x4", 101e9)):
@@ -71,8 +71,31 @@ def test_attention_on_the_processor_reads_kv_at_a_share_of_the_memorys_rate() ->
         for model, heads in ((MIXTRAL, 4), (larger, 6)):
             used = as_published(known, PUBLISHED, model)
             assert used.roofs["cpu_flops"] == pytest.approx(heads * share * dram)
-    l4 = as_published(known_hardware("l4").hardware, PUBLISHED, MIXTRAL, tensor_cores=True)
-    assert l4.roofs["cpu_flops"] == 4 * l4.roofs["dram"] == 180e9
+    latent = known_model("deepseek-v2-lite").spec
+    used = as_published(known_hardware("t4").hardware, PUBLISHED, latent)
+    flops_a_byte = 16 * (576 + 512) / 576
+    assert used.roofs["cpu_flops"] == pytest.approx(flops_a_byte * share * 76e9)
+
+
+def test_attention_on_any_other_host_reads_kv_as_fast_as_all_else_is_read() -> None:
+    for name in ("l4", "a100-80"):
+        known = known_hardware(name).hardware
+        used = as_published(known, PUBLISHED, MIXTRAL)
+        assert used.roofs["cpu_flops"] == known.roofs["cpu_flops"]
+        assert used.roofs["dram"] == pytest.approx(0.45 * known.roofs["dram"])
+
+
+def test_who_attends_on_the_host_of_a_t4_waits_for_kv() -> None:
+    """Half the rate of KV costs FlexGen(c) much; FlexGen attends on the card."""
+    of = {row.system: row for row in PUBLISHED.rows if row.gen == 32}
+    half = PUBLISHED.with_values({"kv_share": PUBLISHED.constants["kv_share"].value / 2})
+
+    def kept(system: str) -> float:
+        full, slower = (Replay(each).rows([of[system]])[0] for each in (PUBLISHED, half))
+        return slower.tokens_per_second / full.tokens_per_second
+
+    assert kept("FlexGen(c)") < 0.95
+    assert kept("FlexGen") == pytest.approx(1.0, rel=1e-3)
 
 
 def test_several_devices_have_links_of_their_own_and_share_a_memory() -> None:
@@ -82,8 +105,7 @@ def test_several_devices_have_links_of_their_own_and_share_a_memory() -> None:
     for roof in ("gpu_flops", "h2d"):
         assert four.roofs[roof] == 2 * two.roofs[roof]
     memory = PUBLISHED.constants["dram_share"].value * 101e9
-    for roof in ("dram", "stage"):
-        assert two.roofs[roof] == four.roofs[roof] == memory
+    assert two.roofs["dram"] == four.roofs["dram"] == memory
     share = PUBLISHED.constants["gpu_flops_share"].value
     many = four.efficiency_of("gpu.moe", 1 << 14) * four.roofs["gpu_flops"]
     assert many == pytest.approx(4 * share * 8.1e12, rel=0.01)
@@ -118,6 +140,7 @@ def test_misses_and_wrong_orders_are_found() -> None:
     assert got["baselines_worst_factor"] == pytest.approx(2.0)
     pairs = [(a.row.system, b.row.system) for a, b in swapped(rows)]
     assert pairs == [("A", "B"), ("A", "FlexGen"), ("B", "FlexGen")]
+    assert summary(rows[:2])["baselines_worst_factor"] is None
 
 
 def test_a_row_is_priced_as_its_runtime_runs_it() -> None:
@@ -165,17 +188,28 @@ def test_the_replay_meets_its_aims() -> None:
     assert all(abs(r.residual) <= 0.25 for r in ablation)
     rates = [r.tokens_per_second for r in ablation]
     assert rates == sorted(rates)
-    assert all(abs(r.residual) <= 0.25 for r in replay.rows(PUBLISHED.carried))
+    unpadded = [row for row in PUBLISHED.carried if not row.padded]
+    assert all(abs(r.residual) <= 0.25 for r in replay.rows(unpadded))
     assert all(math.isfinite(r.prediction.seconds) for r in rows)
     assert not list(swapped(rows))
 
 
 @pytest.mark.slow
 def test_several_devices_are_within_what_the_results_page_says() -> None:
-    """Short of the aims on two cards (see the page)."""
-    several = Replay(PUBLISHED).rows([r for r in PUBLISHED.several if r.model == "mixtral-8x22b"])
-    lightning = [r for r in several if r.row.runtime == "moe-lightning"]
-    assert all(abs(r.residual) <= 0.25 for r in lightning if r.row.machine == "t4x4")
-    assert all(0 < r.residual <= 0.4 for r in lightning if r.row.machine == "t4x2")
+    """Short of the aims on two cards, DBRX's most of all (see the page)."""
+    rows = [r for r in PUBLISHED.several if (r.machine, r.model) != ("t4x2", "dbrx")]
+    several = Replay(PUBLISHED).rows(rows)
+
+    def lightning(machine: str, model: str) -> list[float]:
+        wanted = ("moe-lightning", machine, model)
+        of = (r for r in several if (r.row.runtime, r.row.machine, r.row.model) == wanted)
+        return [r.residual for r in of]
+
+    four, of_dbrx = lightning("t4x4", "mixtral-8x22b"), lightning("t4x4", "dbrx")
+    two = lightning("t4x2", "mixtral-8x22b")
+    assert len(four) == len(of_dbrx) == len(two) == 4
+    assert max(map(abs, four)) <= 0.25
+    assert max(map(abs, of_dbrx)) <= 0.4
+    assert -0.25 <= min(two) <= max(two) <= 0.4
     flexgen = [r.residual for r in several if r.row.runtime == "flexgen"]
     assert all(-0.5 <= residual <= 1.0 for residual in flexgen)

@@ -52,7 +52,7 @@ def replay_report(
             model: _summary([each for each in several if each.row.model == model])
             for model in models
         },
-        "swapped": [_swap(a, b) for a, b in swapped([*rows, *several])],
+        "swapped": [_swap(a, b) for a, b in swapped([*rows, *carried, *several])],
     }
     if with_ours:
         report["ours"] = [_ours(each) for each in _all_ours(published)]
@@ -93,12 +93,15 @@ def verdicts(report: Mapping[str, Any]) -> list[str]:
 
 
 def _verdict(found: Mapping[str, Any], where: str) -> list[str]:
+    factor = found["baselines_worst_factor"]
+    others = "no baselines priced" if factor is None else f"baselines within {factor:.2f}x (aim 2)"
     lines = [
         f"{where}: MoE-Lightning's {found['rows']} rows that no constant knew: median "
         f"{found['median_error']:.1%}, worst {found['worst_error']:.1%} (aims 15 %, 25 %); "
-        f"baselines within a factor {found['baselines_worst_factor']:.2f} (aim 2)"
+        f"{others}"
     ]
-    return lines + [f"MISSED on {where}: {name}" for name in AIMS if not found[f"{name}_met"]]
+    missed = [name for name in AIMS if found[f"{name}_met"] is False]
+    return lines + [f"MISSED on {where}: {name}" for name in missed]
 
 
 def _all_ours(published: Published) -> list[Ours]:
@@ -112,7 +115,12 @@ def _all_ours(published: Published) -> list[Ours]:
 
 def _summary(rows: Sequence[Replayed]) -> dict[str, Any]:
     found = summary(rows)
-    return {**found, **{f"{name}_met": found[name] <= aim for name, aim in AIMS.items()}}
+    return {**found, **{f"{name}_met": _met(found[name], aim) for name, aim in AIMS.items()}}
+
+
+def _met(error: float | None, aim: float) -> bool | None:
+    """Whether ``error`` is within ``aim``; None where nothing was priced."""
+    return None if error is None else error <= aim
 
 
 def _swap(a: Replayed, b: Replayed) -> dict[str, Any]:
@@ -167,9 +175,7 @@ def _constants_table(
         origin = f"fitted: {constant['source']}" if constant["fitted"] else constant["source"]
         table.add_row(name, f"{constant['value']:.4g}", origin)
     for name, spec in machines.items():
-        for key in ("kernel_flops", "kv_share"):
-            if key in spec:
-                table.add_row(f"{name} {key}", f"{spec[key]:.4g}", spec["source"])
+        table.add_row(f"{name} kernel_flops", f"{spec['kernel_flops']:.4g}", spec["source"])
     return table
 
 

@@ -17,7 +17,7 @@ from headrace.planner.batches import simulate_as
 from headrace.planner.simulate import Prediction
 from headrace.planner.traits import RUNTIMES, Traits
 from headrace.schedule.task import Op
-from headrace.specs.hardware import CPU_FLOPS, DRAM, GPU_FLOPS, HBM, STAGE, Curve, Hardware
+from headrace.specs.hardware import CPU_FLOPS, DRAM, GPU_FLOPS, HBM, Curve, Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page, page_layout
 from headrace.specs.policy import Policy
@@ -197,13 +197,10 @@ def as_published(
     if flops:
         curve = _kernel_curve(hardware, values["hbm_share"], reached / flops)
         curves |= {f"gpu.{op.value}": curve for op in _KERNELS}
-    memory = values["dram_share"] * hardware.roofs[DRAM]
-    kv = machine.get("kv_share", values["kv_share"]) * hardware.roofs[DRAM]
-    used = {
-        DRAM: memory,
-        STAGE: memory,  # a copy goes through the memory twice, so that this is never its bound
-        CPU_FLOPS: kv * model.heads / model.kv_heads,  # FLOP of attention a byte of 16-bit KV
-    }
+    dram = hardware.roofs[DRAM]
+    used = {DRAM: values["dram_share"] * dram}
+    if machine.get("slow_attention"):  # a rate of KV, slower than the memory's
+        used[CPU_FLOPS] = values["kv_share"] * dram * _flops_a_byte(model)
     return replace(
         hardware,
         roofs={**hardware.roofs, **used},
@@ -218,9 +215,17 @@ _KERNELS = (
 )
 
 
-def summary(found: Sequence[Replayed]) -> dict[str, float | int]:
+def _flops_a_byte(model: ModelSpec) -> float:
+    """FLOP of a decode's attention for each byte of 16-bit KV that it reads: the query heads of a
+    KV head; each head meets the latent vector of ``Mla`` as a key, and most of it as a value."""
+    if model.mla:
+        return model.heads * (model.mla.cached + model.mla.kv_rank) / model.mla.cached
+    return model.heads / model.kv_heads
+
+
+def summary(found: Sequence[Replayed]) -> dict[str, float | int | None]:
     """Residuals of MoE-Lightning's rows that no constant was fitted on, and how far the baselines
-    are off at most, as a factor (1: there is none)."""
+    are off at most, as a factor (None: there is none)."""
     held_out = [r for r in found if r.row.runtime == "moe-lightning" and not r.fitted_on]
     others = [1 + r.residual for r in found if r.row.runtime != "moe-lightning"]
     errors = [abs(r.residual) for r in held_out]
@@ -228,7 +233,7 @@ def summary(found: Sequence[Replayed]) -> dict[str, float | int]:
         "rows": len(held_out),
         "median_error": median(errors),
         "worst_error": max(errors),
-        "baselines_worst_factor": max((max(r, 1 / r) for r in others), default=1.0),
+        "baselines_worst_factor": max((max(r, 1 / r) for r in others), default=None),
     }
 
 
