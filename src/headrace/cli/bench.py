@@ -291,7 +291,7 @@ def replay(
         bool, typer.Option("--ours/--no-ours", help="Also what our own schedules would give.")
     ] = True,
     fit: Annotated[
-        bool, typer.Option("--fit", help="Fit the fitted constants again first: a minute.")
+        bool, typer.Option("--fit", help="Fit the fitted constants again first: some minutes.")
     ] = False,
     json: options.Json = False,
     config: options.Config = None,
