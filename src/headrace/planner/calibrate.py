@@ -102,7 +102,9 @@ def _flops_rate(sweeps: Sweeps, roofs: Mapping[str, float]) -> float:
     for sweep in sweeps:
         sums: dict[str, list[float]] = {}
         for op, _, amounts, seconds in sweep:
-            known = {roof: amount / roofs[roof] for roof, amount in amounts.items() if roof in roofs}
+            known = {
+                roof: amount / roofs[roof] for roof, amount in amounts.items() if roof in roofs
+            }
             if known and max(known, key=lambda roof: known[roof]) == CPU_FLOPS:
                 total = sums.setdefault(op, [0.0, 0.0])
                 total[0] += amounts[CPU_FLOPS]
