@@ -91,8 +91,7 @@ def _raised(base: Hardware, loads: Iterable[Sweeps]) -> Hardware:
     """``base`` with the roof of arithmetic at least where tasks of the rehearsal were: it may have
     been measured while the machine was slow, and a share of it is 1 at most."""
     best = max((_flops_rate(sweeps, base.roofs) for sweeps in loads), default=0.0)
-    roof = max(base.roofs.get(CPU_FLOPS, 0.0), best)
-    return replace(base, roofs={**base.roofs, CPU_FLOPS: roof})
+    return replace(base, roofs={**base.roofs, CPU_FLOPS: max(base.roofs[CPU_FLOPS], best)})
 
 
 def _flops_rate(sweeps: Sweeps, roofs: Mapping[str, float]) -> float:

@@ -68,11 +68,19 @@ class HostSketch:
 
     def __post_init__(self) -> None:
         self.hardware = as_run(self.hardware, self.policy.schedule)
-        self._streams = _streams(self.kinds, self.policy)
-        self._draw()
         kinds = self.kinds
         self._work = WorkModel(kinds.model, kinds.pages, self.policy, kinds=kinds)
         self._tally = tally(self.kinds, self.policy)
+        # One at a time, tasks add up; and a layer of a sketch has not its share of the reads, which
+        # lie among the tasks of layers before it.
+        self._adds_up = self.policy.schedule == "one_by_one"
+        if not self._adds_up:
+            self._streams = _streams(self.kinds, self.policy)
+            self._draw()
+            self._list()
+
+    def _list(self) -> None:
+        """Sweeps of what is drawn, to be played."""
         lists, phase = [], 0
         for _ in range(_SWEEPS):
             lists.append(list_tasks(self._model, self._pages, self._small, phase))
@@ -89,7 +97,7 @@ class HostSketch:
     def play(self, load: Load) -> float:
         """Seconds of a steady sweep of ``load``, in the whole model."""
         totals = self._totals(load)
-        if self.policy.schedule == "one_by_one":  # a layer's share of the drawn list is no layer's
+        if self._adds_up:
             return sum(self._alone(roofs) for roofs in totals.values())
         costs: dict[Hashable, Cost] = {}
         for kind in self._score.kinds:

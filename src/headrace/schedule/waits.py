@@ -45,9 +45,11 @@ class Hazards:
 
     def __init__(self) -> None:
         self.derived = 0  # schedules whose waits were worked out and not moved
-        self._count: dict[str, int] = {}  # tasks of each lane so far
         self._accesses = _Accesses()
-        self._moved: list[tuple[Schedule, _Step]] = []  # appended since, and not noted there
+        self._beyond = Counter[
+            str
+        ]()  # tasks of each lane that were appended and are not noted there
+        self._moved: list[tuple[Schedule, _Step]] = []  # the last of them, as far as they matter
         self._noted: bytes | None = None  # name of what is noted
         self._state: bytes | None = None  # name of what it would be with all that was moved
         self._known = _Known()
@@ -58,8 +60,8 @@ class Hazards:
         if step is not None:
             return self._move(schedule, step)
         self._catch_up()
-        before, start = self._state, dict(self._count)
-        waits = tuple([self._add(task) for task in schedule.tasks])
+        before, start = self._state, dict(self._accesses.count)
+        waits = tuple([self._accesses.add(task) for task in schedule.tasks])
         self.derived += 1
         # Naming costs as much as a few hundred tasks: not before a schedule comes again.
         again = self._known.meet(schedule)
@@ -72,16 +74,11 @@ class Hazards:
         """The reduced waits of one more task."""
         self._catch_up()
         self._state = self._noted = None
-        return self._add(task)
-
-    def _add(self, task: Task) -> TaskWaits:
-        self._count[task.lane] = self._count.get(task.lane, 0) + 1
         return self._accesses.add(task)
 
     def _move(self, schedule: Schedule, step: _Step) -> tuple[TaskWaits, ...]:
-        waits = step.waits_from(self._count)
-        for lane, tasks in step.per_lane.items():
-            self._count[lane] = self._count.get(lane, 0) + tasks
+        waits = step.waits_from(self._beyond + Counter(self._accesses.count))
+        self._beyond.update(step.per_lane)
         self._state = step.leads_to
         # Where it was before, only further on: what led round and back need not be noted.
         passed = [self._noted, *(step.leads_to for _, step in self._moved)]
@@ -93,14 +90,15 @@ class Hazards:
 
     def _catch_up(self) -> None:
         """Note what was moved."""
-        noted, moved = dict(self._count), self._moved
-        for _, step in moved:
-            for lane, tasks in step.per_lane.items():
-                noted[lane] -= tasks
-        self._accesses.move({lane: tasks for lane, tasks in noted.items() if tasks})
-        for schedule, _ in moved:
+        if not self._beyond:
+            return
+        for _, step in self._moved:
+            self._beyond.subtract(step.per_lane)
+        self._accesses.move(self._beyond)
+        for schedule, _ in self._moved:
             for task in schedule.tasks:
                 self._accesses.add(task)
+        self._beyond.clear()
         self._moved, self._noted = [], self._state
 
 
@@ -108,8 +106,8 @@ class _Accesses:
     """The last accesses of each buffer, and what follows from them for the next task."""
 
     def __init__(self) -> None:
+        self.count: dict[str, int] = {}  # tasks of each lane
         self._serial = 0
-        self._count: dict[str, int] = {}
         self._newest: dict[str, _Access] = {}  # of each lane
         self._writer: dict[Buffer, _Access] = {}
         self._readers: dict[Buffer, dict[str, _Access]] = {}  # since the last write, per lane
@@ -127,8 +125,8 @@ class _Accesses:
             if clock.get(access.lane, -1) < access.position:
                 waits.append(Wait(access.lane, access.position))
                 _merge(clock, access.clock)
-        clock[lane] = position = self._count.get(lane, 0)
-        self._count[lane] = position + 1
+        clock[lane] = position = self.count.get(lane, 0)
+        self.count[lane] = position + 1
         self._newest[lane] = access = _Access(self._serial, lane, position, clock)
         self._note(task, access)
         self._serial += 1
@@ -138,36 +136,32 @@ class _Accesses:
         """All that later waits depend on but how far each lane has come: behind equal names the
         same tasks get the same waits, moved, and lead to equal names. For positions on one lane
         are only compared with each other, and so are serials."""
-        lanes, seen = list(self._count), dict[int, int]()
+        lanes, seen = list(self.count), dict[int, int]()
         flat = array("i", [len(lanes)])
         for access in self._all():
-            if access is None:
-                flat.append(0)
+            if access is None or id(access) in seen:
+                flat.append(0 if access is None else seen[id(access)])
                 continue
-            number = seen.setdefault(id(access), len(seen) + 1)
-            flat.append(number)
-            if number == len(seen):  # not met before
-                flat.append(access.serial - self._serial)
-                flat.append(lanes.index(access.lane))
-                flat.append(access.position - self._count[access.lane])
-                known = access.clock
-                flat.extend([known[at] - self._count[at] if at in known else 0 for at in lanes])
+            seen[id(access)] = len(seen) + 1
+            flat.append(len(seen))
+            flat.append(access.serial - self._serial)
+            flat.append(lanes.index(access.lane))
+            flat.append(access.position - self.count[access.lane])
+            known = access.clock
+            flat.extend([known[at] - self.count[at] if at in known else 0 for at in lanes])
         return flat.tobytes()
 
-    def move(self, count: Mapping[str, int]) -> None:
-        """The same accesses where lanes have come as far as ``count``."""
-        if self._count == count:
-            return
-        by = {lane: tasks - self._count[lane] for lane, tasks in count.items()}
+    def move(self, by: Counter[str]) -> None:
+        """The same accesses where lanes have come further by so many tasks."""
         for access in {id(access): access for access in self._all() if access}.values():
             access.position += by[access.lane]
             access.clock = {lane: at + by[lane] for lane, at in access.clock.items()}
-        self._count = dict(count)
+        self.count = {lane: tasks + by[lane] for lane, tasks in self.count.items()}
 
     def _all(self) -> Iterator[_Access | None]:
         """In the same order for the same buffers; None where there is none. Some come twice."""
         yield from self._newest.values()
-        lanes = list(self._count)
+        lanes = list(self.count)
         for buffer in sorted({*self._writer, *self._readers}):
             yield self._writer.get(buffer)
             readers = self._readers.get(buffer, _NOBODY)
@@ -252,8 +246,10 @@ class _Known:
 
     def step(self, state: bytes | None, schedule: Schedule) -> _Step | None:
         """What ``schedule`` comes to behind ``state``, if it is known."""
-        met = None if state is None else self._of.get(id(schedule))
-        return met.steps.get(state) if met and state and met.schedule() is schedule else None
+        met = self._of.get(id(schedule))
+        if state is None or met is None or met.schedule() is not schedule:
+            return None
+        return met.steps.get(state)
 
     def add(self, state: bytes, schedule: Schedule, step: _Step) -> None:
         """Remember a step of a schedule that was met."""
