@@ -67,6 +67,7 @@ def test_a_share_never_exceeds_the_roof():
     )
     found = measure(slow_roof, toy.clock)
     assert found.efficiency_of("expert", 7) == 1.0
+    assert found.roofs[CPU_FLOPS] == pytest.approx(1e12), "where the rehearsal was"
     assert found.row_seconds > 0
 
 

@@ -56,6 +56,23 @@ def test_a_sketch_takes_as_long_as_the_sweep(model, error, schedule, disk, seqs)
     assert small == pytest.approx(whole, rel=error)
 
 
+@pytest.mark.parametrize("slots", [2, 6])
+@pytest.mark.parametrize("rows", [1, 64])
+def test_one_by_one_takes_what_its_tasks_take_however_deep_the_ring(slots, rows):
+    """Of many layers, whose reads for the last ones lie among the tasks of the first."""
+    model = ModelSpec(
+        "llama", layers=16, hidden=256, heads=4, kv_heads=2, head_dim=64, ffn_width=2048, vocab=1000
+    )
+    pages = page_layout(model)
+    at = Situation(model, pages, None, machine(1e9), JOB, 24_000_000)
+    policy = fitted(at, 4)
+    assert policy is not None
+    policy = replace(policy, schedule="one_by_one", ring_slots=slots)
+    load = Load(4, 200, rows, rows, 4)
+    whole = SteadyPlay(model, pages, policy, machine(1e9)).seconds(load)
+    assert HostSketch(at.kinds, policy, machine(1e9)).play(load) == pytest.approx(whole, rel=0.01)
+
+
 @pytest.mark.parametrize("budget", [40_000_000, 60_000_000, 100_000_000, 10**9])
 def test_weights_counted_by_kind_take_what_the_memory_map_says(budget):
     pages = page_layout(DENSE_FIRST)

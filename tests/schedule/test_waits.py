@@ -80,16 +80,51 @@ def test_waits_are_exactly_the_conflicts_less_what_is_implied(case: Case) -> Non
         assert not any(before[p] >> wait.before & 1 or p == wait.before for p in rest), wait
 
 
-@settings(max_examples=30, deadline=None)
-@given(cases(max_layers=2, max_experts=4), st.lists(st.integers(1, 12), min_size=2, max_size=4))
-def test_a_list_that_repeats_waits_as_if_each_were_a_new_one(case: Case, runs: list[int]) -> None:
-    kinds = case.schedules()[:2]
-    repeating, deriving = Hazards(), Hazards()
-    for number, times in enumerate(runs):
-        schedule = kinds[number % len(kinds)]
-        for _ in range(times):
+ROUNDS = st.lists(
+    st.tuples(st.lists(st.integers(0, 2), min_size=1, max_size=4), st.integers(1, 12)),
+    min_size=1,
+    max_size=4,
+)
+"""Schedules by number, and how often they go round."""
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases(max_layers=2, max_experts=4), ROUNDS, st.booleans())
+def test_lists_that_come_again_wait_as_if_each_were_a_new_one(
+    case: Case, rounds: list[tuple[list[int], int]], seam: bool
+) -> None:
+    kinds = [*case.schedules()[:2], Schedule("other", (task("x", (A,), (B,)),), {})]
+    remembering, deriving = Hazards(), Hazards()
+    for numbers, times in rounds:
+        for number in numbers * times:
+            schedule = kinds[number % len(kinds)]
             wanted = deriving.append(replace(schedule))  # equal, and another object
-            assert repeating.append(schedule) == wanted
+            assert remembering.append(schedule) == wanted
+        if seam:
+            one = kinds[0].tasks[0]
+            assert remembering.add(one) == deriving.add(one)
+
+
+@settings(max_examples=20, deadline=None)
+@given(cases(max_layers=2, max_experts=4), st.integers(1, 2))
+def test_what_goes_round_is_derived_a_few_times_only(case: Case, length: int) -> None:
+    hazards, kinds = Hazards(), case.schedules()[:length]
+    for schedule in kinds * 10:
+        hazards.append(schedule)
+    before = hazards.derived
+    for schedule in kinds * 20:
+        hazards.append(schedule)
+    assert hazards.derived == before
+
+
+def test_a_schedule_that_is_gone_is_not_taken_for_another() -> None:
+    """Another object may lie where it lay."""
+    hazards = Hazards()
+    for lane in ("x", "y") * 10:
+        schedule = Schedule("test", (task(lane, (), (A,)), task("z", (A,))), {})
+        *_, (wait,) = hazards.append(schedule)
+        assert wait.lane == lane
+        del schedule
 
 
 def closure(predecessors: list[list[int]], count: int) -> list[int]:

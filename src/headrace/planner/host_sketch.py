@@ -29,6 +29,7 @@ _LEAST_LAYERS, _MOST_LAYERS = 4, 12
 _LEAST_GROUPS, _MOST_GROUPS = 8, 48  # of pages that stream, per layer
 _HELD, _HEAD = 2, 4  # groups of expert pages that stay, per layer; of pages of the head
 _SWEEPS = 3  # the one in the middle is steady: reads of the next run in its tail
+_TASKS = "tasks"
 _EXPERT_OPS = (Op.EXPERT, Op.EXPERT_UP, Op.EXPERT_DOWN)
 
 
@@ -67,11 +68,19 @@ class HostSketch:
 
     def __post_init__(self) -> None:
         self.hardware = as_run(self.hardware, self.policy.schedule)
-        self._streams = _streams(self.kinds, self.policy)
-        self._draw()
         kinds = self.kinds
         self._work = WorkModel(kinds.model, kinds.pages, self.policy, kinds=kinds)
         self._tally = tally(self.kinds, self.policy)
+        # One at a time, tasks add up; and a layer of a sketch has not its share of the reads, which
+        # lie among the tasks of layers before it.
+        self._adds_up = self.policy.schedule == "one_by_one"
+        if not self._adds_up:
+            self._streams = _streams(self.kinds, self.policy)
+            self._draw()
+            self._list()
+
+    def _list(self) -> None:
+        """Sweeps of what is drawn, to be played."""
         lists, phase = [], 0
         for _ in range(_SWEEPS):
             lists.append(list_tasks(self._model, self._pages, self._small, phase))
@@ -88,6 +97,8 @@ class HostSketch:
     def play(self, load: Load) -> float:
         """Seconds of a steady sweep of ``load``, in the whole model."""
         totals = self._totals(load)
+        if self._adds_up:
+            return sum(self._alone(roofs) for roofs in totals.values())
         costs: dict[Hashable, Cost] = {}
         for kind in self._score.kinds:
             assert isinstance(kind, _Kind)
@@ -156,14 +167,14 @@ class HostSketch:
     # -- what it costs -----------------------------------------------------------------------
 
     def _totals(self, load: Load) -> Mapping[_Key, Mapping[str, float]]:
-        """Seconds of each kind of task in a whole sweep, by roof."""
+        """Seconds of each kind of task in a whole sweep, by roof, and how many there are."""
         binding = binding_of(load, self.policy)
         found: dict[_Key, dict[str, float]] = {}
         for task, count in self._tally:
             work = self._work.work(task, binding)
             efficiency = self.hardware.efficiency_of(task.op.value, work.rows)
-            totals = found.setdefault(self._key(task), {"tasks": 0.0})
-            totals["tasks"] += count
+            totals = found.setdefault(self._key(task), {_TASKS: 0.0})
+            totals[_TASKS] += count
             for roof, seconds in work.seconds(self.hardware, efficiency).items():
                 roof = LANE if roof.startswith(LANE) else roof
                 totals[roof] = totals.get(roof, 0.0) + count * seconds
@@ -182,13 +193,18 @@ class HostSketch:
 
     def _cost(self, kind: _Kind, totals: Mapping[_Key, Mapping[str, float]]) -> Cost:
         """Of one task of the sketch. A lane of the disk is a roof that nobody shares."""
-        total = dict(totals.get(kind.key, {}))
-        tasks = total.pop("tasks", 0.0)
+        total = totals.get(kind.key, {})
         roofs = {roof: seconds * kind.share for roof, seconds in total.items()}
-        alone = max(roofs.values(), default=0.0) + tasks * kind.share * self.hardware.task_seconds
+        alone = self._alone(roofs)
+        roofs.pop(_TASKS, None)
         if LANE in roofs:
             roofs[LANE + kind.lane] = roofs.pop(LANE)
         return Cost(alone, roofs)
+
+    def _alone(self, roofs: Mapping[str, float]) -> float:
+        """Seconds of tasks that take these, and a number of them, one after the other."""
+        busy = max((seconds for roof, seconds in roofs.items() if roof != _TASKS), default=0.0)
+        return busy + roofs.get(_TASKS, 0.0) * self.hardware.task_seconds
 
     def _share(self, task: Task) -> float:
         """Of the whole sweep's total of its kind."""

@@ -9,7 +9,10 @@ start.
 
 from __future__ import annotations
 
+import weakref
+from array import array
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from headrace.schedule.task import Buffer, Schedule, Task
@@ -28,58 +31,92 @@ class Wait(NamedTuple):
 TaskWaits = tuple[Wait, ...]
 
 
+MOST_TASKS = 40_000
+"""Tasks whose waits are remembered, about 200 bytes each."""
+
+
 class Hazards:
     """Derives the waits of schedules appended one after the other, as if they were one list.
 
-    Costs a few microseconds per task and remembers only the last accesses of each buffer. The
-    same list again and again costs less: its waits only move.
+    Costs a few microseconds per task and remembers only the last accesses of each buffer. A
+    schedule that comes again behind the same accesses (the same one every sweep, or a few that go
+    round with the places of a ring) costs less: its waits only move.
     """
 
     def __init__(self) -> None:
-        self._repeats: _Repeats | None = None
-        self._serial = 0
-        self._count: dict[str, int] = {}
-        self._clocks: dict[str, _Clock] = {}  # of the newest task of each lane
-        self._writer: dict[Buffer, _Access] = {}
-        self._readers: dict[Buffer, dict[str, _Access]] = {}  # since the last write, per lane
+        self.derived = 0  # schedules whose waits were worked out and not moved
+        self._accesses = _Accesses()
+        self._beyond = Counter[
+            str
+        ]()  # tasks of each lane that were appended and are not noted there
+        self._moved: list[tuple[Schedule, _Step]] = []  # the last of them, as far as they matter
+        self._noted: bytes | None = None  # name of what is noted
+        self._state: bytes | None = None  # name of what it would be with all that was moved
+        self._known = _Known()
 
     def append(self, schedule: Schedule) -> tuple[TaskWaits, ...]:
         """The reduced waits of each task of ``schedule``, behind all that came before."""
-        repeats = self._repeats
-        if repeats is None or repeats.schedule is not schedule:
-            self._catch_up()
-            repeats = self._repeats = _Repeats(schedule)
-        if repeats.settled:
-            repeats.skipped += 1
-            return repeats.moved()
-        repeats.rounds += 1
-        repeats.waits = self._derive(schedule)
-        return repeats.waits
+        step = self._known.step(self._state, schedule)
+        if step is not None:
+            return self._move(schedule, step)
+        self._catch_up()
+        before, start = self._state, dict(self._accesses.count)
+        waits = tuple([self._accesses.add(task) for task in schedule.tasks])
+        self.derived += 1
+        # Naming costs as much as a few hundred tasks: not before a schedule comes again.
+        again = self._known.meet(schedule)
+        self._state = self._noted = self._accesses.name() if again else None
+        if before is not None and self._state is not None:
+            self._known.add(before, schedule, _Step.of(waits, schedule, start, self._state))
+        return waits
 
     def add(self, task: Task) -> TaskWaits:
         """The reduced waits of one more task."""
         self._catch_up()
-        self._repeats = None
-        return self._add(task)
+        self._state = self._noted = None
+        return self._accesses.add(task)
+
+    def _move(self, schedule: Schedule, step: _Step) -> tuple[TaskWaits, ...]:
+        waits = step.waits_from(self._beyond + Counter(self._accesses.count))
+        self._beyond.update(step.per_lane)
+        self._state = step.leads_to
+        # Where it was before, only further on: what led round and back need not be noted.
+        passed = [self._noted, *(step.leads_to for _, step in self._moved)]
+        if self._state in passed:
+            del self._moved[passed.index(self._state) :]
+        else:
+            self._moved.append((schedule, step))
+        return waits
 
     def _catch_up(self) -> None:
-        """Note what was appended but not derived: the last rounds stand for all."""
-        repeats = self._repeats
-        if repeats is None or not repeats.skipped:
+        """Note what was moved."""
+        if not self._beyond:
             return
-        passed = max(0, repeats.skipped - repeats.enough)
-        self._serial += passed * len(repeats.schedule.tasks)
-        for lane, tasks in repeats.per_lane.items():
-            self._count[lane] += passed * tasks
-        for _ in range(repeats.skipped - passed):
-            self._derive(repeats.schedule)
+        for _, step in self._moved:
+            self._beyond.subtract(step.per_lane)
+        self._accesses.move(self._beyond)
+        for schedule, _ in self._moved:
+            for task in schedule.tasks:
+                self._accesses.add(task)
+        self._beyond.clear()
+        self._moved, self._noted = [], self._state
 
-    def _derive(self, schedule: Schedule) -> tuple[TaskWaits, ...]:
-        return tuple([self._add(task) for task in schedule.tasks])
 
-    def _add(self, task: Task) -> TaskWaits:
+class _Accesses:
+    """The last accesses of each buffer, and what follows from them for the next task."""
+
+    def __init__(self) -> None:
+        self.count: dict[str, int] = {}  # tasks of each lane
+        self._serial = 0
+        self._newest: dict[str, _Access] = {}  # of each lane
+        self._writer: dict[Buffer, _Access] = {}
+        self._readers: dict[Buffer, dict[str, _Access]] = {}  # since the last write, per lane
+
+    def add(self, task: Task) -> TaskWaits:
+        """What ``task`` waits for; from now on it is one of those that others wait for."""
         lane = task.lane
-        clock = dict(self._clocks.get(lane, _NOTHING))
+        newest = self._newest.get(lane)
+        clock = {} if newest is None else dict(newest.clock)
         waits: list[Wait] = []
         found = self._candidates(task)
         # Newest first: whatever an older candidate could imply, a newer one implies as well.
@@ -88,12 +125,47 @@ class Hazards:
             if clock.get(access.lane, -1) < access.position:
                 waits.append(Wait(access.lane, access.position))
                 _merge(clock, access.clock)
-        clock[lane] = position = self._count.get(lane, 0)
-        self._count[lane] = position + 1
-        self._clocks[lane] = clock
-        self._note(task, _Access(self._serial, lane, position, clock))
+        clock[lane] = position = self.count.get(lane, 0)
+        self.count[lane] = position + 1
+        self._newest[lane] = access = _Access(self._serial, lane, position, clock)
+        self._note(task, access)
         self._serial += 1
         return tuple(waits)
+
+    def name(self) -> bytes:
+        """All that later waits depend on but how far each lane has come: behind equal names the
+        same tasks get the same waits, moved, and lead to equal names. For positions on one lane
+        are only compared with each other, and so are serials."""
+        lanes, seen = list(self.count), dict[int, int]()
+        flat = array("i", [len(lanes)])
+        for access in self._all():
+            if access is None or id(access) in seen:
+                flat.append(0 if access is None else seen[id(access)])
+                continue
+            seen[id(access)] = len(seen) + 1
+            flat.append(len(seen))
+            flat.append(access.serial - self._serial)
+            flat.append(lanes.index(access.lane))
+            flat.append(access.position - self.count[access.lane])
+            known = access.clock
+            flat.extend([known[at] - self.count[at] if at in known else 0 for at in lanes])
+        return flat.tobytes()
+
+    def move(self, by: Counter[str]) -> None:
+        """The same accesses where lanes have come further by so many tasks."""
+        for access in {id(access): access for access in self._all() if access}.values():
+            access.position += by[access.lane]
+            access.clock = {lane: at + by[lane] for lane, at in access.clock.items()}
+        self.count = {lane: tasks + by[lane] for lane, tasks in self.count.items()}
+
+    def _all(self) -> Iterator[_Access | None]:
+        """In the same order for the same buffers; None where there is none. Some come twice."""
+        yield from self._newest.values()
+        lanes = list(self.count)
+        for buffer in sorted({*self._writer, *self._readers}):
+            yield self._writer.get(buffer)
+            readers = self._readers.get(buffer, _NOBODY)
+            yield from (readers.get(lane) for lane in lanes)
 
     def _candidates(self, task: Task) -> dict[int, _Access]:
         """Accesses by other lanes that conflict with the task's own, by their place."""
@@ -125,40 +197,77 @@ class Hazards:
             readers.pop(buffer, None)
 
 
-class _Repeats:
-    """The same schedule several times in a row.
+class _Step(NamedTuple):
+    """What a schedule came to: waits counted from where its lanes began, tasks per lane, and the
+    name of the accesses behind it."""
 
-    From the second round on every wait is for a task of this round or the one before: whatever
-    came earlier was waited for in the first, or is implied since. What a task knows about rounds
-    before these implies none of them, and what it knows of these is the same in each: so waits
-    move with the rounds. What is known of tasks before the first round may still spread from lane
-    to lane, once per round; then nothing changes any more.
-    """
+    waits: tuple[TaskWaits, ...]
+    per_lane: Mapping[str, int]
+    leads_to: bytes
 
-    def __init__(self, schedule: Schedule) -> None:
-        self.schedule = schedule
-        self.per_lane = Counter(task.lane for task in schedule.tasks)
-        self.enough = len(self.per_lane) + 1
-        self.rounds = 0
-        self.skipped = 0
-        self.waits: tuple[TaskWaits, ...] = ()  # of the last round that was derived
+    @classmethod
+    def of(
+        cls,
+        waits: tuple[TaskWaits, ...],
+        schedule: Schedule,
+        start: Mapping[str, int],
+        leads_to: bytes,
+    ) -> _Step:
+        own = _moved(waits, {lane: -tasks for lane, tasks in start.items()})
+        return cls(own, Counter(task.lane for task in schedule.tasks), leads_to)
+
+    def waits_from(self, start: Mapping[str, int]) -> tuple[TaskWaits, ...]:
+        """The waits where lanes have come as far as ``start``."""
+        return _moved(self.waits, start)
+
+
+def _moved(waits: tuple[TaskWaits, ...], by: Mapping[str, int]) -> tuple[TaskWaits, ...]:
+    return tuple(
+        [each and tuple([Wait(lane, at + by.get(lane, 0)) for lane, at in each]) for each in waits]
+    )
+
+
+class _Known:
+    """Steps by the state they lead from and the schedule that takes them, as long as that lives."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, _Met] = {}  # by id of the schedule
+        self._tasks = 0
+
+    def meet(self, schedule: Schedule) -> bool:
+        """Whether ``schedule`` was met before, and more steps may be known."""
+        met = self._of.get(id(schedule))
+        if met is None or met.schedule() is not schedule:
+            self._of = {number: met for number, met in self._of.items() if met.schedule()}
+            self._of[id(schedule)] = _Met(weakref.ref(schedule), {})
+            self._tasks = sum(met.tasks for met in self._of.values())
+            return False
+        return self._tasks < MOST_TASKS
+
+    def step(self, state: bytes | None, schedule: Schedule) -> _Step | None:
+        """What ``schedule`` comes to behind ``state``, if it is known."""
+        met = self._of.get(id(schedule))
+        if state is None or met is None or met.schedule() is not schedule:
+            return None
+        return met.steps.get(state)
+
+    def add(self, state: bytes, schedule: Schedule, step: _Step) -> None:
+        """Remember a step of a schedule that was met."""
+        self._of[id(schedule)].steps[state] = step
+        self._tasks += len(step.waits)
+
+
+class _Met(NamedTuple):
+    schedule: weakref.ref[Schedule]
+    steps: dict[bytes, _Step]
 
     @property
-    def settled(self) -> bool:
-        return self.rounds > self.enough
-
-    def moved(self) -> tuple[TaskWaits, ...]:
-        """The waits of the round that was skipped last."""
-        by = {lane: self.skipped * tasks for lane, tasks in self.per_lane.items()}
-        return tuple(
-            [tuple([Wait(lane, at + by[lane]) for lane, at in waits]) for waits in self.waits]
-        )
+    def tasks(self) -> int:
+        return sum(len(step.waits) for step in self.steps.values())
 
 
 _Clock = dict[str, int]
 """Lane -> position of its newest task that has ended."""
-
-_NOTHING: _Clock = {}
 
 
 class _Access:

@@ -57,20 +57,22 @@ def test_one_call_has_the_bits_of_a_call_for_each(
 
 
 HALVES = [
-    *((form, "auto", W) for form in STORED for W in (32, 96, 224, 352)),
-    *(("int8", "auto", W) for W in (1, 75, 130)),  # a scale for a row: any width
-    *(("bf16", "bf16", W) for W in (1, 75, 224, 352)),
+    *((form, form, "auto", W) for form in STORED for W in (32, 96, 224, 352)),
+    *(("int8", "int8", "auto", W) for W in (1, 75, 130)),  # a scale for a row: any width
+    *(("bf16", "bf16", "bf16", W) for W in (1, 75, 224, 352)),
+    *((form, down, "bf16", 96) for form, down in (("int8", "int4"), ("int8", "bf16"))),
 ]
 
 
-@pytest.mark.parametrize(("form", "path", "W"), HALVES)
+@pytest.mark.parametrize(("form", "down", "path", "W"), HALVES)
 @pytest.mark.parametrize(
-    ("rows", "memory"), [(1, 1 << 21), (13, 1 << 21), (83, 1 << 21), (83, 1 << 18)]
+    ("rows", "memory"), [(1, 1 << 21), (13, 1 << 21), (83, 1 << 21), (200, 1 << 16)]
 )
-def test_one_call_has_the_bits_of_its_halves_over_fp32_rows(form, path, W, rows, memory):
+def test_one_call_has_the_bits_of_its_halves_over_fp32_rows(form, down, path, W, rows, memory):
     # One call may pack what lies between as it is made; halves keep it as rows and pack it later.
+    # The least memory is for several blocks of rows.
     [batch] = layer([rows], 96, None, 1)
-    weights = stored(96, W, form, 0)
+    weights = stored(96, W, form, 0) | {"down": stored(96, W, down, 0)["down"]}
     scratch = torch.empty(memory, dtype=torch.uint8)
     whole, halves = copied([batch]), copied([batch])
     matrix.experts(whole, 0, [weights], scratch, threads=2, path=path)
@@ -106,6 +108,8 @@ def test_down_may_be_stored_unlike_gate_and_up_but_those_two_are_alike():
     assert 0 < error < 0.02
     with pytest.raises(ValueError, match="gate and up: expected one format"):
         matrix.experts(mixed, 0, [floats | {"up": integers["up"]}], memory)
+    with pytest.raises(ValueError, match="got 64 for 96 and 96"):
+        matrix.experts(mixed, 0, [floats | {"down": stored(96, 64, "fp32", 0)["down"]}], memory)
     inter = made(5, 96)
     with pytest.raises(ValueError, match="gate and up: expected one format"):
         matrix.expert_up(mixed, 0, integers | {"up": floats["up"]}, inter, memory)

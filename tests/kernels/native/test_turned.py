@@ -31,13 +31,14 @@ pytestmark = pytest.mark.skipif(
 LINE = 64
 forms = st.sampled_from([*DTYPES, *SCHEMES])
 lines = st.sampled_from([1, 2, 3, 4, 7, 8, 16, 17, 33])  # of 64 bytes, in a row
+scale_formats = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 rows = st.sampled_from([16, 17, 31, 32, 48, 70, 112, 208])
 
 
-def weight(form, n, columns, seed=1):
+def weight(form, n, columns, seed=1, scales=torch.float32):
     if isinstance(form, torch.dtype):
         return (made(n, columns, seed=seed) / 8).to(form)
-    return weight_of(n, columns, form, seed=seed)
+    return weight_of(n, columns, form, seed=seed, dtype=scales)
 
 
 def columns_of(form, row_lines):
@@ -58,9 +59,9 @@ def copy_of(weight):
 
 @settings(max_examples=60, deadline=None)
 @given(form=forms, m=st.integers(1, 70), n=rows, row_lines=lines, threads=st.integers(1, 3),
-       few=st.booleans())  # fmt: skip
-def test_products_keep_their_bits(form, m, n, row_lines, threads, few):
-    stored = weight(form, n, columns_of(form, row_lines))
+       few=st.booleans(), scales=scale_formats)  # fmt: skip
+def test_products_keep_their_bits(form, m, n, row_lines, threads, few, scales):
+    stored = weight(form, n, columns_of(form, row_lines), scales=scales)
     turned = matrix.turn(copy_of(stored), threads=threads)
     assert isinstance(turned, TurnedWeight)
     assert turned.shape == tuple(stored.shape)

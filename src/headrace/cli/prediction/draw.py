@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from headrace.specs.workload import Workload
 
 SEED = 20261201
-"""Drawn from unless another is given. Committed before the first study was run."""
+"""Drawn from unless another is given. Committed before the study that it was chosen for."""
 
 BUDGETS = (0.35, 0.5, 0.65, 0.8)
 """Of the bytes of a model's weights, where it is not to fit."""

@@ -71,6 +71,17 @@ void check_pair(const Weight &gate, const Weight &up) {
     }
 }
 
+// What lies between has as many values for gate and up as for down.
+void check_expert(const ExpertWeights &w) {
+    check_pair(w.gate, w.up);
+    if (w.gate.rows != w.up.rows || w.gate.rows != w.down.columns) {
+        throw std::invalid_argument(
+            "expert: expected down with a column for each row of gate and up, got " +
+            std::to_string(w.down.columns) + " for " + std::to_string(w.gate.rows) + " and " +
+            std::to_string(w.up.rows));
+    }
+}
+
 // How a call runs: threads, path, and memory lent to it.
 struct Setting {
     int threads;
@@ -214,7 +225,7 @@ void bind_matrix(nb::module_ &module) {
                             const Weight &down) { new (self) ExpertWeights{gate, up, down}; });
     nb::class_<ExpertList>(module, "ExpertList")
         .def("__init__", [](ExpertList *self, const std::vector<ExpertWeights> &all) {
-            for (const ExpertWeights &w : all) check_pair(w.gate, w.up);
+            for (const ExpertWeights &w : all) check_expert(w);
             new (self) ExpertList{all};
         });
     nb::class_<Activation>(module, "Activation")

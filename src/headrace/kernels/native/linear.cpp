@@ -262,8 +262,8 @@ void pack_all(Team &team, const std::vector<Panel> &panels) {
     }
 }
 
-// The tasks of all experts in one row: few, because each begins with a wait for memory, but four
-// for each thread where there are as many.
+// The tasks of all experts in one row: as few as there are experts, because each begins with a wait
+// for memory, but four for each thread.
 void all_gated(Team &team, const std::vector<Place> &all, const Activation &activation) {
     std::int64_t rows = 0;
     for (const Place &place : all) rows += place.visit.weights->gate.rows;

@@ -22,6 +22,7 @@ constexpr std::size_t LINE = 4 * Turn::words;  // bytes of a row that are turned
 constexpr std::size_t LINES_AHEAD = 1;         // asked for while one is turned
 
 static_assert(Turn::rows == Vec::width, "a vector holds one word of every row");
+static_assert(N_BLOCK % PART == 0 && LONG_TASK % PART == 0, "tasks hand on whole parts");
 
 constexpr std::int64_t up_to(std::int64_t value, std::int64_t unit) {
     return (value + unit - 1) / unit * unit;
