@@ -129,7 +129,7 @@ def test_the_whole_replay_runs(capsys):
     assert run(["bench", "replay", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert len(report["rows"]) == 28
-    assert len(report["carried"]) == 16
+    assert len(report["carried"]) == 18
     assert len(report["several"]) == 32
     assert not report["swapped"]
     assert all(row["gain"] > 0 for row in report["ours"])
