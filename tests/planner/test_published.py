@@ -25,6 +25,7 @@ from headrace.specs.registry import known_hardware, known_model
 
 PUBLISHED = read_published()
 MIXTRAL = known_model("mixtral-8x7b").spec
+CGOPIPE = RUNTIMES["moe-lightning"]
 LIGHTNING = [row for row in PUBLISHED.rows if row.system == "MoE-Lightning"]
 
 
@@ -48,17 +49,15 @@ def test_constants_know_the_rows_of_two_lengths_only() -> None:
 def test_kernels_reach_their_shares_of_memory_and_of_arithmetic() -> None:
     t4, l4 = (known_hardware(name).hardware for name in ("t4", "l4"))
     share = PUBLISHED.constants["gpu_flops_share"].value
-    used = as_published(t4, PUBLISHED, MIXTRAL)
+    used = as_published(t4, PUBLISHED, MIXTRAL, CGOPIPE)
     assert used.efficiency_of("gpu.moe", 1) == pytest.approx(0.75)
     many = used.efficiency_of("gpu.moe", 1 << 14)
     assert many * t4.roofs["gpu_flops"] == pytest.approx(share * 8.1e12, rel=0.01)
-    many = as_published(l4, PUBLISHED, MIXTRAL).efficiency_of("gpu.moe", 1 << 14)
+    many = as_published(l4, PUBLISHED, MIXTRAL, CGOPIPE).efficiency_of("gpu.moe", 1 << 14)
     assert many * l4.roofs["gpu_flops"] == pytest.approx(share * 30.3e12, rel=0.01)
-    host = as_published(known_hardware("cloud-24core").hardware, PUBLISHED, MIXTRAL)
+    host = as_published(known_hardware("cloud-24core").hardware, PUBLISHED, MIXTRAL, CGOPIPE)
     assert "gpu.moe" not in host.efficiency
-    cores = as_published(t4, PUBLISHED, MIXTRAL, tensor_cores=True).efficiency_of(
-        "gpu.moe", 1 << 14
-    )
+    cores = as_published(t4, PUBLISHED, MIXTRAL, RUNTIMES["zero"]).efficiency_of("gpu.moe", 1 << 14)
     assert cores == pytest.approx(share, rel=0.01)
 
 
@@ -69,10 +68,10 @@ def test_attention_on_the_host_of_a_t4_reads_kv_at_a_rate_of_its_own() -> None:
     for name, dram in (("t4", 76e9), ("t4x2", 101e9), ("t4x4", 101e9)):
         known = known_hardware(name).hardware
         for model, heads in ((MIXTRAL, 4), (larger, 6)):
-            used = as_published(known, PUBLISHED, model)
+            used = as_published(known, PUBLISHED, model, CGOPIPE)
             assert used.roofs["cpu_flops"] == pytest.approx(heads * share * dram)
     latent = known_model("deepseek-v2-lite").spec
-    used = as_published(known_hardware("t4").hardware, PUBLISHED, latent)
+    used = as_published(known_hardware("t4").hardware, PUBLISHED, latent, CGOPIPE)
     flops_a_byte = 16 * (576 + 512) / 576
     assert used.roofs["cpu_flops"] == pytest.approx(flops_a_byte * share * 76e9)
 
@@ -80,9 +79,16 @@ def test_attention_on_the_host_of_a_t4_reads_kv_at_a_rate_of_its_own() -> None:
 def test_attention_on_any_other_host_reads_kv_as_fast_as_all_else_is_read() -> None:
     for name in ("l4", "a100-80"):
         known = known_hardware(name).hardware
-        used = as_published(known, PUBLISHED, MIXTRAL)
+        used = as_published(known, PUBLISHED, MIXTRAL, CGOPIPE)
         assert used.roofs["cpu_flops"] == known.roofs["cpu_flops"]
         assert used.roofs["dram"] == pytest.approx(0.45 * known.roofs["dram"])
+
+
+def test_who_expands_kv_reads_it_as_slowly_on_any_host() -> None:
+    share = PUBLISHED.constants["kv_share"].value
+    known = known_hardware("l4").hardware
+    used = as_published(known, PUBLISHED, MIXTRAL, RUNTIMES["flexgen_c"])
+    assert used.roofs["cpu_flops"] == pytest.approx(4 * share * known.roofs["dram"])
 
 
 def test_who_attends_on_the_host_of_a_t4_waits_for_kv() -> None:
@@ -100,7 +106,8 @@ def test_who_attends_on_the_host_of_a_t4_waits_for_kv() -> None:
 
 def test_several_devices_have_links_of_their_own_and_share_a_memory() -> None:
     two, four = (
-        as_published(known_hardware(n).hardware, PUBLISHED, MIXTRAL) for n in ("t4x2", "t4x4")
+        as_published(known_hardware(n).hardware, PUBLISHED, MIXTRAL, CGOPIPE)
+        for n in ("t4x2", "t4x4")
     )
     for roof in ("gpu_flops", "h2d"):
         assert four.roofs[roof] == 2 * two.roofs[roof]

@@ -43,8 +43,7 @@ def answer(asked: Question) -> dict[str, Any]:
     """The figures, simulated. Raises UsageError for a policy that cannot be honoured."""
     at = asked
     if asked.traits.is_published:  # it moves whole experts, at the rates that it reaches
-        cores = asked.traits.tensor_cores
-        hardware = as_published(asked.hardware, read_published(), asked.model, tensor_cores=cores)
+        hardware = as_published(asked.hardware, read_published(), asked.model, asked.traits)
         pages = page_layout(asked.model, WHOLE_EXPERTS)
         at = replace(asked, hardware=hardware, pages=pages)
     setting = Setting(at.model, at.pages, at.hardware, at.workload)

@@ -19,6 +19,7 @@ from headrace.planner.prices import Prices, Sketches, price
 from headrace.planner.published import MODEL, Published, Row, as_published
 from headrace.planner.simulate import FewRows, Prediction, simulate
 from headrace.planner.sweeps import Load
+from headrace.planner.traits import Traits
 from headrace.specs.hardware import CPU_FLOPS
 from headrace.specs.pages import page_layout
 from headrace.specs.policy import Policy
@@ -53,7 +54,7 @@ def ours(published: Published, row: Row, *, tensor_cores: bool) -> Ours:
     their share of the card's full peak instead of that of the units the published ones use."""
     known = known_hardware(row.machine).hardware
     model = known_model(MODEL).spec
-    used = as_published(known, published, model, tensor_cores=tensor_cores)
+    used = as_published(known, published, model, Traits("kernels", tensor_cores=tensor_cores))
     roofs = {**used.roofs, CPU_FLOPS: known.roofs[CPU_FLOPS]}
     hardware = replace(used, roofs=roofs, task_seconds=known.task_seconds)
     requests = (row.mu or 0) * (row.parts or 0)

@@ -145,7 +145,7 @@ class Replay:
     def hardware(self, machine: str, traits: Traits, model: ModelSpec) -> Hardware:
         """The machine as a published runtime uses it."""
         known = known_hardware(machine).hardware
-        return as_published(known, self.published, model, tensor_cores=traits.tensor_cores)
+        return as_published(known, self.published, model, traits)
 
     def _model(self, name: str) -> _Model:
         if name not in self._models:
@@ -182,15 +182,15 @@ class _Model(NamedTuple):
 
 
 def as_published(
-    hardware: Hardware, published: Published, model: ModelSpec, *, tensor_cores: bool = False
+    hardware: Hardware, published: Published, model: ModelSpec, traits: Traits
 ) -> Hardware:
-    """``hardware`` as published runtimes use it for ``model``: shares of its roofs that they reach,
-    what a task costs them. ``tensor_cores``: kernels reach their share of the card's full peak
-    instead of that of the units which most of the published ones use."""
+    """``hardware`` as a published runtime of ``traits`` uses it for ``model``: shares of its roofs
+    that it reaches, what a task costs it. On tensor cores kernels reach their share of the card's
+    full peak instead of that of the units which most of the published ones use."""
     values = {name: constant.value for name, constant in published.constants.items()}
     machine = published.machines.get(hardware.name, {})
     flops = hardware.roofs.get(GPU_FLOPS, 0.0)
-    slower = "kernel_flops" in machine and not tensor_cores
+    slower = "kernel_flops" in machine and not traits.tensor_cores
     peak = machine["kernel_flops"] * hardware.devices if slower else flops
     reached = values["gpu_flops_share"] * peak
     curves: dict[str, Curve] = {}
@@ -199,7 +199,7 @@ def as_published(
         curves |= {f"gpu.{op.value}": curve for op in _KERNELS}
     dram = hardware.roofs[DRAM]
     used = {DRAM: values["dram_share"] * dram}
-    if machine.get("slow_attention"):  # a rate of KV, slower than the memory's
+    if traits.expands_kv or machine.get("slow_attention"):  # a rate of KV, not the memory's
         used[CPU_FLOPS] = values["kv_share"] * dram * _flops_a_byte(model)
     return replace(
         hardware,

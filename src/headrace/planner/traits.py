@@ -27,7 +27,8 @@ class Traits:
     several devices have whole layers each and as many batches on their way, instead of a share
     of each layer; ``several``: how it uses them is known at all. ``queued``: operations and copies
     are queued ahead of the device, so that starting one costs no time of its own.
-    ``tensor_cores``: its products run on them, by the vendor's library.
+    ``tensor_cores``: its products run on them, by the vendor's library. ``expands_kv``: its
+    attention on the processor makes fp32 of KV and repeats it for each query head before it reads.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Traits:
     several: bool = True
     queued: bool = False
     tensor_cores: bool = False
+    expands_kv: bool = False
     kv_on_device: float | None = None
 
     @property
@@ -91,7 +93,7 @@ RUNTIMES = {
         Traits("headrace"),
         Traits("moe-lightning", "cgopipe", "flexgen", pageable=True, **_PUBLISHED),
         Traits("flexgen", "flexgen", "flexgen", **_FLEXGEN, **_PUBLISHED),
-        Traits("flexgen_c", "flexgen_c", "flexgen", **_FLEXGEN, **_PUBLISHED),
+        Traits("flexgen_c", "flexgen_c", "flexgen", expands_kv=True, **_FLEXGEN, **_PUBLISHED),
         Traits("zero", "flexgen", "flexgen", kv_on_device=1.0, **_ZERO, **_PUBLISHED),
     )
 }
