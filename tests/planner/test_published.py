@@ -92,8 +92,8 @@ def test_who_expands_kv_reads_it_as_slowly_on_any_host() -> None:
 
 
 def test_who_attends_on_the_host_of_a_t4_waits_for_kv() -> None:
-    """Half the rate of KV costs FlexGen(c) much; FlexGen attends on the card."""
-    of = {row.system: row for row in PUBLISHED.rows if row.gen == 32}
+    """Half the rate of KV costs much; FlexGen attends on the card."""
+    of = {row.system: row for row in PUBLISHED.rows if row.gen == 256}
     half = PUBLISHED.with_values({"kv_share": PUBLISHED.constants["kv_share"].value / 2})
 
     def kept(system: str) -> float:
@@ -101,6 +101,7 @@ def test_who_attends_on_the_host_of_a_t4_waits_for_kv() -> None:
         return slower.tokens_per_second / full.tokens_per_second
 
     assert kept("FlexGen(c)") < 0.95
+    assert kept("MoE-Lightning") < 0.8
     assert kept("FlexGen") == pytest.approx(1.0, rel=1e-3)
 
 
@@ -195,10 +196,20 @@ def test_the_replay_meets_its_aims() -> None:
     assert all(abs(r.residual) <= 0.25 for r in ablation)
     rates = [r.tokens_per_second for r in ablation]
     assert rates == sorted(rates)
-    unpadded = [row for row in PUBLISHED.carried if not row.padded]
-    assert all(abs(r.residual) <= 0.25 for r in replay.rows(unpadded))
     assert all(math.isfinite(r.prediction.seconds) for r in rows)
     assert not list(swapped(rows))
+
+
+@pytest.mark.slow
+def test_the_l4_is_within_what_the_results_page_says() -> None:
+    """A little short of the aims of MoE-Lightning's rows; its baselines and their order meet theirs."""
+    carried = Replay(PUBLISHED).rows(PUBLISHED.carried)
+    got = summary(carried)
+    assert got["median_error"] <= 0.16
+    assert got["worst_error"] <= 0.27
+    assert got["baselines_worst_factor"] <= 1.4
+    assert all(abs(r.residual) <= 0.25 for r in carried if not r.row.padded)
+    assert not list(swapped(carried))
 
 
 @pytest.mark.slow
