@@ -202,7 +202,7 @@ def test_the_replay_meets_its_aims() -> None:
 
 @pytest.mark.slow
 def test_the_l4_is_within_what_the_results_page_says() -> None:
-    """A little short of the aims of MoE-Lightning's rows; its baselines and their order meet theirs."""
+    """MoE-Lightning's rows a little short of their aims; baselines and their order not."""
     carried = Replay(PUBLISHED).rows(PUBLISHED.carried)
     got = summary(carried)
     assert got["median_error"] <= 0.16

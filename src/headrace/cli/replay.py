@@ -27,7 +27,7 @@ AIMS = {"worst_error": 0.25, "median_error": 0.15, "baselines_worst_factor": 2.0
 def replay_report(
     *, with_ours: bool = True, fitted_anew: bool = False, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """All of it as data. Costs about 25 s, ours another 40."""
+    """All of it as data. Costs about 45 s, ours another 40."""
     published = read_published()
     if fitted_anew:
         published = published.with_values(fit(published, say))
