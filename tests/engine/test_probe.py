@@ -80,6 +80,11 @@ def test_a_rehearsal_times_what_a_run_does(checkpoint_of, case, streams):
         reads = played[load].read_bytes
         assert (reads > 0) == streams
         assert (played[load].read_seconds > 0) == streams
+    alone = played.get("1 decodes, one_by_one")
+    assert (alone is not None) == streams
+    if alone is not None:  # nothing hides there what handing over to a lane takes
+        (reads,) = (task for task in alone.tasks[0] if task.op == "read_page of one_by_one")
+        assert reads.seconds > alone.read_seconds > 0
 
 
 def test_threads_are_the_cores_this_process_may_use():

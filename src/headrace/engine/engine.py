@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from headrace.batching.batcher import Batcher
 from headrace.engine.answers import Answered, Answers, Delta, Prompt, Refused, as_request
+from headrace.engine.collector import standing_objects_spared
 from headrace.engine.sampler import Sampler
 from headrace.engine.sweep import Sweep
 from headrace.errors import LineError, NumericsError, UsageError
@@ -126,13 +127,14 @@ class Engine:
         self._answers = self._new_answers(stream)
         flights: deque[Flight] = deque()
         try:
-            yield from self._feed(prompts, stop)
-            while self._has_work(flights):
-                self._launch(machine, flights)
-                self._land(flights, stop)
-                yield from self._take(stop)
-                yield SweepEnd(self._landed)
+            with standing_objects_spared():
                 yield from self._feed(prompts, stop)
+                while self._has_work(flights):
+                    self._launch(machine, flights)
+                    self._land(flights, stop)
+                    yield from self._take(stop)
+                    yield SweepEnd(self._landed)
+                    yield from self._feed(prompts, stop)
         finally:
             self._stop(machine, flights)
 

@@ -19,6 +19,7 @@ from headrace.engine.sampler import Sampler, SampleRow
 from headrace.engine.session import lanes_as_threads
 from headrace.engine.sweep import Sweep
 from headrace.kernels.select import select
+from headrace.machines.hand_overs import hand_over_seconds
 from headrace.machines.machine import Body, Machine, Views
 from headrace.machines.trace import SweepTrace
 from headrace.memory.arena import Arena
@@ -235,7 +236,7 @@ class Rehearsal:
         once = max(self._clock() - began, 1e-6)
         count = max(LEAST_REPEATS, min(MOST_REPEATS, int(seconds / once)))
         traces = self._sweep_traces(schedule, count)
-        reads = self._reads_of(traces)
+        reads = self._reads_of(traces, alone=schedule == "one_by_one")
         timed = tuple(self._named(schedule, (*self._timed(trace), *reads)) for trace in traces)
         own = schedule == self.policy.schedule
         return Rehearsed(load if own else f"{load}, {schedule}", timed, *_reads(traces))
@@ -279,10 +280,13 @@ class Rehearsal:
             elif task.expert is not None and task.op is not Op.READ_PAGE:
                 yield Timed(SPARED, 1.0, {}, span.end - span.start)
 
-    def _reads_of(self, traces: Sequence[SweepTrace]) -> tuple[Timed, ...]:
+    def _reads_of(self, traces: Sequence[SweepTrace], alone: bool) -> tuple[Timed, ...]:
         """All reads of some sweeps as one: lanes of a disk are busy together, and a sweep's first
-        reads beside the last ones of the sweep before."""
+        reads beside the last ones of the sweep before. ``alone``: nothing else goes on meanwhile,
+        nor while a lane wakes the next one, and this time is theirs as well."""
         moved, seconds = _reads(traces)
+        if alone:
+            seconds += hand_over_seconds(traces)
         rows = sum(m.rows for m in self._batches[0].micro_batches)
         return (Timed(Op.READ_PAGE.value, rows, {DISK: moved}, seconds),) if moved else ()
 

@@ -152,7 +152,7 @@ def name_of(op: str, schedule: str) -> str:
     """An op's name in curves: how close it comes to its roof depends on what goes on beside it,
     which the schedule decides. ``stream`` reads all the time, and its curves stand for all that
     have none of their own: ``on_demand``, which reads now and then, and reads of ``one_by_one``,
-    which have the disk to themselves."""
+    which have the disk to themselves, and in which is what handing over to them and back takes."""
     own = schedule == "on_demand" or (schedule == "one_by_one" and op in _READS)
     return f"{op} of {schedule}" if own else op
 

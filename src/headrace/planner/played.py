@@ -35,9 +35,9 @@ MOST_TASKS = 1500
 class PlayedOverlap:
     """An ``Overlap``: rows -> steady seconds over those of the busiest lane.
 
-    Played at powers of four (two where reads wait for the router: which lane is the busiest changes
-    with every row) and interpolated in log(rows). ``kv`` is the tokens a row attends
-    to, ``decodes`` the rows that are decodes at most (the rest is prompt).
+    Played at powers of four and interpolated in log(rows); at powers of two where reads wait for
+    the router, or for all else: which lane is the busiest changes with every row. ``kv`` is the
+    tokens a row attends to, ``decodes`` the rows that are decodes at most (the rest is prompt).
     """
 
     model: ModelSpec
@@ -67,7 +67,7 @@ class PlayedOverlap:
 
     @property
     def _base(self) -> int:
-        return 2 if self.policy.schedule == "on_demand" else 4
+        return 2 if self.policy.schedule in ("on_demand", "one_by_one") else 4
 
     def _play(self, rows: int) -> float:
         decodes = min(rows, self.decodes, self.policy.max_seqs)

@@ -1,0 +1,31 @@
+"""Gaps between lanes, where nothing overlaps."""
+
+from __future__ import annotations
+
+import pytest
+
+from headrace.machines.hand_overs import hand_over_seconds
+from headrace.machines.trace import Span, SweepTrace
+from headrace.schedule.task import Op, Schedule, Task
+
+LANES = ("disk0", "cpu", "cpu", "disk1")
+SCHEDULE = Schedule("test", tuple(Task(Op.EXPERT, lane, (), ()) for lane in LANES), {})
+
+
+def trace(*starts: float) -> SweepTrace:
+    """Tasks of a second each."""
+    return SweepTrace(0, SCHEDULE, tuple(Span(i, s, s + 1.0) for i, s in enumerate(starts)))
+
+
+def test_a_lane_that_is_woken_is_late_by_more_than_one_that_goes_on() -> None:
+    assert hand_over_seconds([trace(0.0, 1.5, 2.6, 4.0)]) == pytest.approx(0.5 + 0.4 - 2 * 0.1)
+
+
+def test_sweeps_hand_over_to_each_other() -> None:
+    first, second = trace(0.0, 1.0, 2.0, 3.0), trace(4.25, 5.25, 6.25, 7.25)
+    assert hand_over_seconds([second, first]) == pytest.approx(0.25), "disk1 to disk0"
+
+
+def test_what_overlaps_or_is_alone_hands_nothing_over() -> None:
+    assert hand_over_seconds([trace(0.0, 0.5, 1.5, 2.0)]) == 0.0
+    assert hand_over_seconds([]) == 0.0
