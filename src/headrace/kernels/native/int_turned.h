@@ -194,11 +194,12 @@ struct IntProducts {
         const Panel panel(w, p.count, p.panel);
         const int rows = p.rows - n < group ? p.rows - n : group;
         const Rows<V> values(w, p.n0 + n, rows);
-        scales<V>(w, p.n0 + n, rows, memory.scales);
+        const bool in_place = V == 1 && values.turned[0] && stretched(w, panel) == w.columns;
+        if (!in_place) scales<V>(w, p.n0 + n, rows, memory.scales);
         if (w.zeros != nullptr) zeros<group>(w, p.n0 + n, rows, memory.zeros);
         std::int64_t k = 0;
         if constexpr (V == 1) {
-            k = whole_stretches(w, p, panel, values, ahead, memory, sums + n);
+            k = whole_stretches(w, p, panel, n, values, ahead, memory, sums + n);
         }
         for (; k < w.columns; k += TURNED) {
             const std::int64_t end = k + TURNED < w.columns ? k + TURNED : w.columns;
@@ -215,19 +216,23 @@ struct IntProducts {
     }
 
  private:
-    // Few rows of x: weights are multiplied as they are turned, whole stretches of whole blocks.
-    // Returns the columns that were.
-    static std::int64_t whole_stretches(const Weight &w, const Part &p, const Panel &panel,
+    // Few rows of x: columns in whole stretches of whole blocks.
+    static std::int64_t stretched(const Weight &w, const Panel &panel) {
+        return panel.block == panel.room ? w.columns / STRETCH * STRETCH : 0;
+    }
+
+    // They are multiplied as they are turned. Returns the columns that were.
+    static std::int64_t whole_stretches(const Weight &w, const Part &p, const Panel &panel, int n,
                                         const Rows<1> &values, Ahead &ahead, const Memory &memory,
                                         float *sums) {
-        const std::int64_t columns = w.columns / STRETCH * STRETCH;
-        if (columns == 0 || panel.block != panel.room) return 0;
+        const std::int64_t columns = stretched(w, panel);
+        if (columns == 0) return 0;
         with_height(p.m1 - p.m0, [&](auto height) {
             if constexpr (height.value <= FEW) {
                 if (panel.room == 32) {
-                    few_rows<32, height.value>(w, p, panel, columns, values, ahead, memory, sums);
+                    few_rows<32, height.value>(w, p, panel, columns, n, values, ahead, memory, sums);
                 } else {
-                    few_rows<64, height.value>(w, p, panel, columns, values, ahead, memory, sums);
+                    few_rows<64, height.value>(w, p, panel, columns, n, values, ahead, memory, sums);
                 }
             }
         });
@@ -236,28 +241,33 @@ struct IntProducts {
 
     template <int ROOM, int H>
     static void few_rows(const Weight &w, const Part &p, const Panel &panel, std::int64_t columns,
-                         const Rows<1> &values, Ahead &ahead, const Memory &memory, float *sums) {
+                         int n, const Rows<1> &values, Ahead &ahead, const Memory &memory,
+                         float *sums) {
         if (values.turned[0]) {
-            few_turned<ROOM, H>(w, p, panel, columns, values.at[0], ahead, memory, sums);
+            few_turned<ROOM, H>(w, p, panel, columns, p.n0 + n, ahead, memory.zeros, sums);
         } else {
             few<ROOM, H>(w, p, panel, columns, values, ahead, memory, sums);
         }
     }
 
-    // As `few`, of weights that lie turned: every word is loaded where it is met. A function of its
-    // own: among others, the compiler puts sums into memory.
+    // As `few`, of weights from row n on that lie turned: every word and scale is loaded where it is
+    // met, and scales are asked for as weights are, a few lines ahead. A function of its own: among
+    // others, the compiler puts sums into memory.
     template <int ROOM, int H>
     [[gnu::noinline]] static void few_turned(const Weight &w, const Part &p, const Panel &panel,
-                                             std::int64_t columns, const char *words, Ahead &ahead,
-                                             const Memory &memory, float *sums) {
+                                             std::int64_t columns, std::int64_t n, Ahead &ahead,
+                                             const std::int32_t *zeros, float *sums) {
         constexpr int chains = H > 4 ? 1 : H > 2 ? 2 : 4;
         constexpr int line_words = F == Format::u4 ? UNIT_QUADS / 2 : UNIT_QUADS;  // of a unit
         const std::int64_t first = panel.at(p.m0, 0), height = panel.height(p.m0);
         const std::int64_t blocks = columns / ROOM, in_group = w.group / ROOM;
         const std::int8_t *x = panel.bytes + first * ROOM;
-        const float *by = panel.scales + first, *scale = memory.scales;
+        const float *by = panel.scales + first;
         const std::int32_t *start = panel.starts + first;
-        const std::int32_t *zeros = w.zeros == nullptr ? nullptr : memory.zeros;
+        const char *words = w.row(n);
+        const auto *scale = static_cast<const char *>(w.scales.at(n * w.groups()));
+        const std::int64_t scale_bytes = bytes_of_scales(w.scales.format);
+        if (w.zeros == nullptr) zeros = nullptr;
         Ahead next = ahead;  // in registers
         Vec::T total[H];
         for (int m = 0; m < H; ++m) total[m] = Vec::zero();
@@ -289,7 +299,7 @@ struct IntProducts {
                     }
                 }
             }
-            const Vec::T by_row = Vec::load(scale);
+            const Vec::T by_row = scales_at(w.scales.format, scale);
             for (int m = 0; m < H; ++m) {
                 for (int c = 1; c < chains; ++c) acc[m][0] = Ints::add(acc[m][0], acc[m][c]);
                 const Vec::T part = Vec::mul(Ints::to_float(acc[m][0]), Vec::set(by[m]));
@@ -300,7 +310,8 @@ struct IntProducts {
             start += height;
             if (--left > 0) continue;
             left = in_group;
-            scale += Vec::width;
+            prefetch_close(scale + SCALES_AHEAD);
+            scale += scale_bytes;
             if (zeros != nullptr) zeros += Vec::width;
         }
         for (int m = 0; m < H; ++m) Vec::store(sums + m * N_BLOCK, total[m]);
@@ -419,18 +430,23 @@ struct IntProducts {
 
     // Of a vector of rows that lie turned.
     static void turned_scales(const Weight &w, std::int64_t n, int stride, float *to) {
-        const std::int64_t groups = w.groups();
-        const void *at = w.scales.at(n * groups);
-        const auto *halves = static_cast<const std::uint16_t *>(at);
-        for (std::int64_t g = 0; g < groups; ++g, to += stride) {
-            switch (w.scales.format) {
-                case Format::f32:
-                    Vec::store(to, Vec::load(static_cast<const float *>(at) + g * Vec::width));
-                    break;
-                case Format::bf16: Vec::store(to, Vec::widen_bf16(halves + g * Vec::width)); break;
-                default: Vec::store(to, Vec::widen_f16(halves + g * Vec::width));
-            }
+        const auto *at = static_cast<const char *>(w.scales.at(n * w.groups()));
+        const std::int64_t bytes = bytes_of_scales(w.scales.format);
+        for (std::int64_t g = 0; g < w.groups(); ++g, at += bytes, to += stride) {
+            Vec::store(to, scales_at(w.scales.format, at));
         }
+    }
+
+    // The same, of one group of columns.
+    static Vec::T scales_at(Format format, const char *at) {
+        switch (format) {
+            case Format::f32: return Vec::load(reinterpret_cast<const float *>(at));
+            case Format::bf16: return Vec::widen_bf16(reinterpret_cast<const std::uint16_t *>(at));
+            default: return Vec::widen_f16(reinterpret_cast<const std::uint16_t *>(at));
+        }
+    }
+    static constexpr std::int64_t bytes_of_scales(Format format) {
+        return Vec::width * (format == Format::f32 ? 4 : 2);
     }
 
     // Of the rows behind the last turned ones, fewer than a vector.

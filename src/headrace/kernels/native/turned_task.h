@@ -20,6 +20,7 @@ constexpr std::int64_t LONG_FOR = 64;          // ... so many rows of x; above, 
 constexpr std::int64_t ROWS_AHEAD = 2;         // of x, asked for while one is packed
 constexpr std::size_t LINE = 4 * Turn::words;  // bytes of a row that are turned at a time
 constexpr std::size_t LINES_AHEAD = 1;         // asked for while one is turned
+constexpr std::int64_t SCALES_AHEAD = 1024;    // bytes, where scales are met with the weights
 
 static_assert(Turn::rows == Vec::width, "a vector holds one word of every row");
 static_assert(N_BLOCK % PART == 0 && LONG_TASK % PART == 0, "tasks hand on whole parts");
@@ -275,17 +276,26 @@ void in_parts(const void *panel, std::int64_t count, std::int64_t n0, std::int64
     for (std::int64_t n = n0; n < n1; n += N_BLOCK) work(from(n), from(n + N_BLOCK));
 }
 
-// Scales, a little beside the weights but waited for as long: asked for a part ahead.
-inline void ask_scales(const Weight &w, const Part &p) {
+// Scales, a little beside the weights but waited for as long: those of a part, or, where they are
+// met with the weights, the first of them. All at once would be in the way of the weights.
+template <class S>
+void ask_scales(const Weight &w, const Part &p) {
     if (w.scales.data == nullptr || p.rows <= 0) return;
     const auto *at = static_cast<const char *>(w.scales.at(p.n0 * w.groups()));
     const auto *end = static_cast<const char *>(w.scales.at((p.n0 + p.rows) * w.groups()));
+    if (in_order<S>(w, p) && end - at > SCALES_AHEAD) end = at + SCALES_AHEAD;
     for (; at < end; at += 64) prefetch_close(at);
+}
+
+// Of the part that follows, unless what comes before it asks for them.
+template <class S>
+void ask_next_scales(const Weight &w, const Part &p) {
+    if (!in_order<S>(w, p)) ask_scales<S>(w, p);
 }
 
 template <class S>
 void ask_first(const Weight &w, const Part &p) {
-    ask_scales(w, p);
+    ask_scales<S>(w, p);
     Ahead rows = rows_of<S>(w, p, 0);
     if (in_order<S>(w, p)) rows = rows.nearest();
     rows.ask_all();
@@ -298,7 +308,7 @@ void multiply(const Weight &w, const void *panel, std::int64_t count, std::int64
     auto &local = *static_cast<Local<S> *>(local_memory());
     in_parts(panel, count, n0, n1, g0, g1, [&](const Part &part, const Part &next) {
         if (part.n0 == n0) ask_first<S>(w, part);
-        ask_scales(w, next);
+        ask_next_scales<S>(w, next);
         sum<S>(w, part, rows_of<S>(w, next, 0), local.memory, local.sums[0]);
         float bias[N_BLOCK] = {};
         bias_of(w, part.n0, part.rows, bias);
@@ -318,10 +328,10 @@ void gated(const Weight &gate, const Weight &up, const void *panel, std::int64_t
     in_parts(panel, count, n0, n1, g0, g1, [&](const Part &part, const Part &next) {
         if (part.n0 == n0) {
             ask_first<S>(gate, part);
-            ask_scales(up, part);
+            ask_scales<S>(up, part);
         }
-        ask_scales(gate, next);
-        ask_scales(up, next);
+        ask_next_scales<S>(gate, next);
+        ask_next_scales<S>(up, next);
         sum<S>(gate, part, rows_of<S>(up, part, 0), local.memory, local.sums[0]);
         sum<S>(up, part, rows_of<S>(gate, next, 0), local.memory, local.sums[1]);
         float bias[2][N_BLOCK] = {};
