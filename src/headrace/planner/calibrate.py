@@ -6,6 +6,7 @@ bodies and the same access pattern that the run will use.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -209,17 +210,46 @@ def _checked(probes: Probes, known: Hardware, depth: int) -> Hardware:
 def curves(loads: Iterable[Sweeps], roofs: Mapping[str, float]) -> dict[str, Curve]:
     """Op -> (rows, share of the roof): least seconds of an op's tasks over those they took, the
     median of a load's sweeps. Ops whose roofs are unknown here have no curve."""
+    kept = list(loads)
     points: dict[str, dict[float, list[float]]] = {}
-    for sweeps in loads:
+    for sweeps in kept:
         for op, (rows, share) in _points(sweeps, roofs).items():
             points.setdefault(op, {}).setdefault(round(rows, 2), []).append(share)
     found = {
         op: tuple((rows, statistics.fmean(shares)) for rows, shares in sorted(each.items()))
         for op, each in points.items()
     }
+    for op, larger in _by_page(kept, roofs).items():
+        found[op] = (*(point for point in found.get(op, ()) if point[0] < _FEW), *larger)
     known = next((found[op] for op in EXPERTS if op in found), None)
     return found if known is None else {**dict.fromkeys(EXPERTS, known), **found}
 
+
+def _by_page(loads: Iterable[Sweeps], roofs: Mapping[str, float]) -> dict[str, Curve]:
+    """Curves of ops with a task per expert, from _FEW rows on. Routing is uneven: some tasks of a
+    sweep have many rows and others few, and their mean share is that of no number of rows. They
+    are told apart by doublings, in all loads together. (A task of one row is not the same in all:
+    where few experts are visited, threads are woken for each.)"""
+    found: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    for sweep in (sweep for sweeps in loads for sweep in sweeps):
+        sizes: dict[int, list[Timed]] = {}
+        for task in sweep:
+            if op_of(task.op) in _PER_EXPERT and task.rows >= _FEW:
+                sizes.setdefault(int(math.log2(task.rows)), []).append(task)
+        for size, tasks in sizes.items():
+            for op, point in _points([tasks], roofs).items():
+                found.setdefault(op, {}).setdefault(size, []).append(point)
+    return {
+        op: tuple(
+            (statistics.median(r for r, _ in each), statistics.median(s for _, s in each))
+            for _, each in sorted(sizes.items())
+        )
+        for op, sizes in found.items()
+    }
+
+
+_PER_EXPERT = ("expert", "expert_up", "expert_down")
+_FEW = 2
 
 EXPERTS = ("expert", "moe", "expert_up", "expert_down")
 """Ops of which one stands for those that no task of the rehearsal had: a schedule has either a task
