@@ -92,6 +92,21 @@ def test_an_expert_of_many_rows_is_not_one_of_few_in_the_same_sweep():
     assert found["expert"] == ((1.0, 0.2), (2.0, 0.25), (25.0, 0.8))
 
 
+def test_rows_are_read_as_fast_as_alone_where_that_was_seen():
+    toy = Toy()
+
+    def reads(op: str, seconds: float) -> list[list[Timed]]:
+        return [[Timed(op, 10, {DISK: 1.0, "lane:rows": 1.0}, seconds)] * 3]
+
+    names = "read_rows", "read_rows of one_by_one", "read_rows of on_demand"
+    loads = [reads(op, seconds) for op, seconds in zip(names, (0.9, 0.02, 0.04), strict=True)]
+    found = measure(replace(toy.probes(), rehearse=lambda: loads), toy.clock)
+    assert found.row_read_seconds == pytest.approx(0.002)
+    assert found.efficiency_of("read_rows", 10) == pytest.approx(1.0), "not behind pages"
+    assert found.efficiency_of("read_rows of on_demand", 10) == pytest.approx(0.5)
+    assert "read_rows of one_by_one" not in found.efficiency, "it is the same"
+
+
 def test_points_of_equal_rows_are_one():
     loads = [[[Timed("attn", 0.5, {DRAM: 1.0}, took)]] for took in (2.0, 4.0)]
     assert curves(loads, {DRAM: 1.0}) == {"attn": ((1.0, 0.375),)}
