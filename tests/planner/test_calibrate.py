@@ -74,15 +74,37 @@ def test_a_share_never_exceeds_the_roof():
 def test_tasks_of_one_load_count_together_and_rows_by_what_they_take():
     roofs = {DRAM: 1.0}
     sweep = [
-        Timed("expert", 1, {DRAM: 1.0}, 2.0),
-        Timed("expert", 3, {DRAM: 3.0}, 6.0),
-        Timed("expert", 0, {DRAM: 1.0}, 50.0),  # nobody came
+        Timed("moe", 1, {DRAM: 1.0}, 2.0),
+        Timed("moe", 3, {DRAM: 3.0}, 6.0),
+        Timed("moe", 0, {DRAM: 1.0}, 50.0),  # nobody came
         Timed("commit", 3, {"host tokens": 1.0}, 1.0),  # a roof that was not measured
     ]
     found = curves([[sweep]], roofs)
-    assert found["expert"] == ((2.5, 0.5),)
-    assert found["moe"] == found["expert_up"] == found["expert"], "nothing else is known of them"
+    assert found["moe"] == ((2.5, 0.5),)
+    assert found["expert"] == found["expert_up"] == found["moe"], "nothing else is known of them"
     assert "commit" not in found
+
+
+def test_an_expert_of_many_rows_is_not_one_of_few_in_the_same_sweep():
+    few, many = Timed("expert", 2, {DRAM: 1.0}, 4.0), Timed("expert", 20, {DRAM: 1.0}, 1.25)
+    wider, alone = Timed("expert", 30, {DRAM: 1.0}, 1.25), Timed("expert", 1, {DRAM: 1.0}, 5.0)
+    found = curves([[[few, few, many]], [[alone]], [[wider, alone]]], {DRAM: 1.0})
+    assert found["expert"] == ((1.0, 0.2), (2.0, 0.25), (25.0, 0.8))
+
+
+def test_rows_are_read_as_fast_as_alone_where_that_was_seen():
+    toy = Toy()
+
+    def reads(op: str, seconds: float) -> list[list[Timed]]:
+        return [[Timed(op, 10, {DISK: 1.0, "lane:rows": 1.0}, seconds)] * 3]
+
+    names = "read_rows", "read_rows of one_by_one", "read_rows of on_demand"
+    loads = [reads(op, seconds) for op, seconds in zip(names, (0.9, 0.02, 0.04), strict=True)]
+    found = measure(replace(toy.probes(), rehearse=lambda: loads), toy.clock)
+    assert found.row_read_seconds == pytest.approx(0.002)
+    assert found.efficiency_of("read_rows", 10) == pytest.approx(1.0), "not behind pages"
+    assert found.efficiency_of("read_rows of on_demand", 10) == pytest.approx(0.5)
+    assert "read_rows of one_by_one" not in found.efficiency, "it is the same"
 
 
 def test_points_of_equal_rows_are_one():

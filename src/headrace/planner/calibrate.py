@@ -6,6 +6,7 @@ bodies and the same access pattern that the run will use.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -123,12 +124,16 @@ def _spared(loads: Iterable[Sweeps]) -> float:
 def _row_reads(loads: Iterable[Sweeps]) -> tuple[float, dict[str, Curve]]:
     """Least seconds per row of a table that is read from disk, and how close to it reads of fewer
     rows come, by schedule. Of a few rows one waits for the disk's latency, and the others beside
-    it; and all of them behind the pages that are being read."""
+    it. Behind pages that are being read they wait far longer; but where such a wait is not hidden
+    by the disk's own work, the ring is full and no page is being read. So where it was seen what
+    they take alone, this counts under ``stream``, too."""
     found: dict[str, dict[float, list[float]]] = {}
     for task in (task for sweeps in loads for sweep in sweeps for task in sweep):
         if op_of(task.op) == ROW_READ_OP and task.rows:
             by_rows = found.setdefault(task.op, {})
             by_rows.setdefault(task.rows, []).append(task.seconds / task.rows)
+    alone = found.pop(name_of(ROW_READ_OP, "one_by_one"), None)
+    found |= {} if alone is None else {ROW_READ_OP: alone}
     typical = {
         op: [(rows, statistics.median(each)) for rows, each in sorted(by_rows.items())]
         for op, by_rows in found.items()
@@ -209,17 +214,46 @@ def _checked(probes: Probes, known: Hardware, depth: int) -> Hardware:
 def curves(loads: Iterable[Sweeps], roofs: Mapping[str, float]) -> dict[str, Curve]:
     """Op -> (rows, share of the roof): least seconds of an op's tasks over those they took, the
     median of a load's sweeps. Ops whose roofs are unknown here have no curve."""
+    kept = list(loads)
     points: dict[str, dict[float, list[float]]] = {}
-    for sweeps in loads:
+    for sweeps in kept:
         for op, (rows, share) in _points(sweeps, roofs).items():
             points.setdefault(op, {}).setdefault(round(rows, 2), []).append(share)
     found = {
         op: tuple((rows, statistics.fmean(shares)) for rows, shares in sorted(each.items()))
         for op, each in points.items()
     }
+    for op, larger in _by_page(kept, roofs).items():
+        found[op] = (*(point for point in found.get(op, ()) if point[0] < _FEW), *larger)
     known = next((found[op] for op in EXPERTS if op in found), None)
     return found if known is None else {**dict.fromkeys(EXPERTS, known), **found}
 
+
+def _by_page(loads: Iterable[Sweeps], roofs: Mapping[str, float]) -> dict[str, Curve]:
+    """Curves of ops with a task per expert, from _FEW rows on. Routing is uneven: some tasks of a
+    sweep have many rows and others few, and their mean share is that of no number of rows. They
+    are told apart by doublings, in all loads together. (A task of one row is not the same in all:
+    where few experts are visited, threads are woken for each.)"""
+    found: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    for sweep in (sweep for sweeps in loads for sweep in sweeps):
+        sizes: dict[int, list[Timed]] = {}
+        for task in sweep:
+            if op_of(task.op) in _PER_EXPERT and task.rows >= _FEW:
+                sizes.setdefault(int(math.log2(task.rows)), []).append(task)
+        for size, tasks in sizes.items():
+            for op, point in _points([tasks], roofs).items():
+                found.setdefault(op, {}).setdefault(size, []).append(point)
+    return {
+        op: tuple(
+            (statistics.median(r for r, _ in each), statistics.median(s for _, s in each))
+            for _, each in sorted(sizes.items())
+        )
+        for op, sizes in found.items()
+    }
+
+
+_PER_EXPERT = ("expert", "expert_up", "expert_down")
+_FEW = 2
 
 EXPERTS = ("expert", "moe", "expert_up", "expert_down")
 """Ops of which one stands for those that no task of the rehearsal had: a schedule has either a task
