@@ -124,10 +124,10 @@ class Record:
 
     def _add_disk(self, trace: SweepTrace) -> None:
         tasks = trace.schedule.tasks
-        for span in sorted(trace.spans, key=lambda s: s.start):
-            if tasks[span.task].op is Op.READ_PAGE:
-                self.disk_seconds += max(0.0, span.end - max(span.start, self._disk_until))
-                self._disk_until = max(self._disk_until, span.end)
+        reads = [span for span in trace.spans if tasks[span.task].op is Op.READ_PAGE]
+        for span in sorted(reads, key=lambda s: s.start):
+            self.disk_seconds += max(0.0, span.end - max(span.start, self._disk_until))
+            self._disk_until = max(self._disk_until, span.end)
 
     def _flops(self, schedule: Schedule, binding: Binding) -> float:
         """FLOPs of a sweep; adds to ``predicted``. Those of its experts are worked out once per
