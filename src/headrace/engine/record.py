@@ -23,6 +23,11 @@ MOST_SPANS = 12_000
 
 _EXPERTS = frozenset((Op.EXPERT, Op.EXPERT_UP, Op.EXPERT_DOWN, Op.MOE))
 
+_BY_ROWS = frozenset(
+    (Op.BIND, Op.EMBED, Op.PRE_ATTN, Op.POST_ATTN, Op.ROUTER, Op.FINAL, Op.LOGITS, Op.SAMPLE)
+)
+"""What they cost depends on how many rows and samples each sequence has, not on its length."""
+
 _READS = frozenset((Op.READ_PAGE, Op.READ_ROWS))
 
 log = logging.getLogger("headrace.record")
@@ -63,7 +68,8 @@ class Record:
     _disk_until: float = 0.0
     _last_end: float | None = None
     _spans: int = 0
-    _kinds: dict[str, tuple[list[Alike], list[Alike]]] = field(default_factory=dict, repr=False)
+    _kinds: dict[str, _Kinds] = field(default_factory=dict, repr=False)
+    _last: tuple[object, _Sums] | None = field(default=None, repr=False)
     _expert_sums: dict[tuple[str, int], _Sums] = field(default_factory=dict, repr=False)
     _as_run: dict[str, Hardware] = field(default_factory=dict, repr=False)
 
@@ -124,23 +130,28 @@ class Record:
 
     def _add_disk(self, trace: SweepTrace) -> None:
         tasks = trace.schedule.tasks
-        for span in sorted(trace.spans, key=lambda s: s.start):
-            if tasks[span.task].op is Op.READ_PAGE:
-                self.disk_seconds += max(0.0, span.end - max(span.start, self._disk_until))
-                self._disk_until = max(self._disk_until, span.end)
+        reads = [span for span in trace.spans if tasks[span.task].op is Op.READ_PAGE]
+        for span in sorted(reads, key=lambda s: s.start):
+            self.disk_seconds += max(0.0, span.end - max(span.start, self._disk_until))
+            self._disk_until = max(self._disk_until, span.end)
 
     def _flops(self, schedule: Schedule, binding: Binding) -> float:
         """FLOPs of a sweep; adds to ``predicted``. Those of its experts are worked out once per
         number of rows: a row visits as many experts of a layer, all of one size, whichever they
-        are."""
+        are. What depends on rows alone is as it was in the sweep before, as a rule."""
         known = Binding(binding.extents, binding.samples)
         key = schedule.name, known.rows
         if schedule.name not in self._kinds:
             self._kinds[schedule.name] = self._divided(schedule)
-        experts, others = self._kinds[schedule.name]
+        kinds = self._kinds[schedule.name]
         if key not in self._expert_sums:
-            self._expert_sums[key] = self._sum(schedule.name, experts, known)
-        each = self._expert_sums[key], self._sum(schedule.name, others, known)
+            self._expert_sums[key] = self._sum(schedule.name, kinds.experts, known)
+        counts = tuple([tuple([e.rows for e in mb]) for mb in known.extents])
+        shape = schedule.name, counts, known.samples
+        if self._last is None or self._last[0] != shape:
+            self._last = shape, self._sum(schedule.name, kinds.by_rows, known)
+        others = self._sum(schedule.name, kinds.others, known)
+        each = self._expert_sums[key], self._last[1], others
         for found in each:
             for op, seconds in found.seconds.items():
                 self.predicted[op] = self.predicted.get(op, 0.0) + seconds
@@ -165,9 +176,9 @@ class Record:
             self._as_run[schedule] = as_run(hardware, schedule)
         return self._as_run[schedule]
 
-    def _divided(self, schedule: Schedule) -> tuple[list[Alike], list[Alike]]:
-        """The tasks of experts, and the others that compute; those that cost the same, whatever
-        the load, once. A sweep is added while the next one runs: this must be quick."""
+    def _divided(self, schedule: Schedule) -> _Kinds:
+        """The tasks that compute; those that cost the same, whatever the load, once. A sweep is
+        added while the next one runs: this must be quick."""
         pages = {page.id: page.bytes for page in self.table.pages}
         window = self.work.model.window_of
         groups: dict[tuple[object, ...], list[Task]] = {}
@@ -177,9 +188,12 @@ class Record:
             key = (task.op, task.lane, task.mb, size, task.expert is None, seen)
             groups.setdefault(key, []).append(task)
         alike = [Alike(tasks[0], len(tasks)) for tasks in groups.values()]
-        experts = [each for each in alike if each.task.op in _EXPERTS]
-        others = [e for e in alike if e.task.op not in _EXPERTS and e.task.op not in _READS]
-        return experts, others
+        told_apart = _EXPERTS | _BY_ROWS | _READS
+        return _Kinds(
+            [each for each in alike if each.task.op in _EXPERTS],
+            [each for each in alike if each.task.op in _BY_ROWS],
+            [each for each in alike if each.task.op not in told_apart],
+        )
 
     def _needed(self, trace: SweepTrace, sweep: Sweep) -> int:
         """Bytes of pages that are not resident and that some row used, and of distinct rows."""
@@ -191,6 +205,14 @@ class Record:
             return pages
         segments = (s for m in sweep.batch.micro_batches for s in m.segments)
         return pages + len({t for s in segments for t in s.tokens}) * self.table.row_bytes()
+
+
+class _Kinds(NamedTuple):
+    """The tasks of a schedule that compute, by what their costs depend on."""
+
+    experts: list[Alike]
+    by_rows: list[Alike]
+    others: list[Alike]
 
 
 class _Sums(NamedTuple):

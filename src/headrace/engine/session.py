@@ -222,13 +222,15 @@ class _Schedules:
         self._generate.cache_clear()
 
     def __call__(self, rows: int) -> Schedule:
-        schedule = self._generate(self._pick(rows), self._phase)
-        self._phase = next_phase(self._loaded.pages, self._policy, self._phase)
+        schedule, self._phase = self._generate(self._pick(rows), self._phase)
         return schedule
 
-    def _make(self, name: str, phase: int) -> Schedule:
-        policy = replace(self._policy, schedule=name)
-        return generate(self._loaded.model, self._loaded.pages, policy, phase)
+    def _make(self, name: str, phase: int) -> tuple[Schedule, int]:
+        """A list, and where the ring stands behind it: to count what is streamed, of a thousand
+        pages, would keep the next sweep waiting every time."""
+        policy, pages = replace(self._policy, schedule=name), self._loaded.pages
+        made = generate(self._loaded.model, pages, policy, phase)
+        return made, next_phase(pages, policy, phase)
 
 
 def torch_threads(policy: Policy) -> int:

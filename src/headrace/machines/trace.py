@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, TextIO
 
 from headrace.machines.bubbles import bubbles
@@ -31,12 +32,12 @@ class SweepTrace:
     spans: tuple[Span, ...]
     sweep: object = None
 
-    @property
+    @cached_property
     def start(self) -> float:
         """Start of the first span."""
         return min((s.start for s in self.spans), default=0.0)
 
-    @property
+    @cached_property
     def end(self) -> float:
         """End of the last span."""
         return max((s.end for s in self.spans), default=0.0)

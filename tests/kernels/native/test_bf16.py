@@ -83,9 +83,10 @@ def test_bits_do_not_depend_on_rows_for_any_tile_shape(path, k):
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("m", [1, 6, 9, 65])
-def test_many_weight_rows_have_the_bits_of_few(path, m):
-    """A task may take hundreds of rows, some after the other."""
-    x, weight, bias = made(m, 1100), weight_of(1301, 1100), made(1301, seed=2)
+@pytest.mark.parametrize("k", [490, 1100])
+def test_many_weight_rows_have_the_bits_of_few(path, m, k):
+    """A task may take hundreds of rows, some after the other; short ones are read in order."""
+    x, weight, bias = made(m, k), weight_of(1301, k), made(1301, seed=2)
     few = [product(x, weight[i : i + 90], bias[i : i + 90], path=path) for i in range(0, 1301, 90)]
     assert same_bits(product(x, weight, bias, path=path, threads=2), torch.cat(few, 1))
 

@@ -9,6 +9,7 @@
 
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 
+#include <algorithm>
 #include <cstring>
 
 #include "vec_avx512.h"
@@ -24,6 +25,7 @@ constexpr std::int64_t K_BLOCK = 1024;
 constexpr int STEP = 32;  // columns in a vector
 constexpr int STEP_BYTES = 64;
 constexpr int SUMS = 16;  // of a register tile, at most: a vector of results
+constexpr std::int64_t ONE_BY_ONE = 4;  // rows of x, at most, that weight rows meet in order
 
 // --- the panel: tiles of TALL rows (the last may have fewer), step by step, K padded with zeros ---
 
@@ -103,12 +105,19 @@ void pack_part(const float *values, std::int64_t stride, std::int64_t m0, std::i
                          _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
 }
 
-// Weight rows that meet H rows of x in one tile, and how many of them are read side by side: the
-// processor follows four streams, and sums of the next four begin while these end.
+// Weight rows that meet H rows of x in one tile, and how many of them are read side by side where
+// they are not read one after the other: the processor follows four streams, and sums of the next
+// four begin while these end.
 template <int H>
 constexpr int WIDE = H == 1 ? 16 : H == 2 ? 8 : H <= 4 ? 4 : 2;
 template <int H>
 constexpr int SIDE = WIDE<H> < 4 ? WIDE<H> : 4;
+
+// Whether rows are read one after the other, memory thus from beginning to end. Few sums go on at
+// once then: for up to four rows of x memory is slower still.
+bool one_by_one(const Weight &w, const Part &p) {
+    return w.columns <= K_BLOCK && p.m1 - p.m0 <= ONE_BY_ONE;
+}
 
 __m512bh pairs_at(const void *p) { return (__m512bh)_mm512_loadu_si512(p); }
 
@@ -156,6 +165,37 @@ template <int H, int LINES>
     Vec::store(sums, set ? sum : Vec::add(Vec::load(sums), sum));
 }
 
+// The same for whole weight rows, one after the other; sets sums. While a row is met, the one at its
+// place in `later` is asked for.
+template <int H>
+[[gnu::noinline]] void tile_in_order(const std::uint16_t *x, const char *const *rows,
+                                     const char *const *later, std::int64_t steps, __mmask32 tail,
+                                     float *sums) {
+    constexpr int wide = WIDE<H>;
+    Vec::T acc[SUMS];  // [row of x][weight row]
+#pragma GCC unroll 16
+    for (int i = 0; i < SUMS; ++i) acc[i] = Vec::zero();
+#pragma GCC unroll 16
+    for (int n = 0; n < wide; ++n) {
+        const char *w = rows[n], *next = later[n];
+        const auto step = [&](std::int64_t s, __m512bh weight) {
+#pragma GCC unroll 8
+            for (int m = 0; m < H; ++m) {
+                Vec::T &sum = acc[m * wide + n];
+                sum = _mm512_dpbf16_ps(sum, weight, pairs_at(x + (s * H + m) * STEP));
+            }
+        };
+        for (std::int64_t s = 0; s + 1 < steps; ++s) {
+            prefetch_close(next + s * STEP_BYTES);
+            step(s, pairs_at(w + s * STEP_BYTES));
+        }
+        const std::int64_t last = (steps - 1) * STEP_BYTES;
+        prefetch_close(next + last);
+        step(steps - 1, (__m512bh)_mm512_maskz_loadu_epi16(tail, w + last));
+    }
+    Vec::store(sums, sum_of_each(acc));
+}
+
 // --- sums of products ---
 
 struct Products {
@@ -166,19 +206,16 @@ struct Products {
     using TileSums = float[Rows<PAIR>::size / WIDE<TALL>][SUMS];
     using Memory = TileSums[MAX_ROWS / TALL];
 
-    // A block of weight rows stays in the cache while all tiles of x meet it.
     template <int V>
     static void sum(const Weight &w, const Part &p, int n, Ahead &ahead, Memory &memory,
                     float *sums) {
         const Rows<V> rows(w, p.n0 + n, p.rows - n);
-        for (std::int64_t k = 0; k < w.columns; k += K_BLOCK) {
-            for (std::int64_t m = p.m0; m < p.m1; m += TALL) {
-                with_height(p.count - m, [&](auto height) {
-                    constexpr int H = height.value;
-                    const auto meet = m == p.m0 ? block<H, SIDE<H>, V> : block<H, 0, V>;
-                    meet(w, p, rows, k, m, ahead, memory[(m - p.m0) / TALL]);
-                });
-            }
+        if (w.columns > 0 && one_by_one(w, p)) {
+            with_height(p.count - p.m0, [&](auto height) {
+                whole_rows<height.value, V>(w, p, n, rows, ahead.take_then(), memory[0]);
+            });
+        } else {
+            blocks(w, p, rows, ahead, memory);
         }
         for (std::int64_t m = p.m0; m < p.m1; m += TALL) {
             with_height(p.count - m, [&](auto height) {
@@ -189,6 +226,21 @@ struct Products {
     }
 
  private:
+    // A block of weight rows stays in the cache while all tiles of x meet it.
+    template <int V>
+    static void blocks(const Weight &w, const Part &p, const Rows<V> &rows, Ahead &ahead,
+                       Memory &memory) {
+        for (std::int64_t k = 0; k < w.columns; k += K_BLOCK) {
+            for (std::int64_t m = p.m0; m < p.m1; m += TALL) {
+                with_height(p.count - m, [&](auto height) {
+                    constexpr int H = height.value;
+                    const auto meet = m == p.m0 ? block<H, SIDE<H>, V> : block<H, 0, V>;
+                    meet(w, p, rows, k, m, ahead, memory[(m - p.m0) / TALL]);
+                });
+            }
+        }
+    }
+
     // The tile of x that begins with its m-th row, columns from the k-th on.
     template <int H, int LINES, int V>
     static void block(const Weight &w, const Part &p, const Rows<V> &rows, std::int64_t k,
@@ -201,6 +253,28 @@ struct Products {
         for (int i = 0; i < Rows<V>::size / WIDE<H>; ++i) {
             tile<H, LINES>(x, rows.at + i * WIDE<H>, static_cast<std::size_t>(2 * k), steps, tail,
                            k == 0, ahead, sums[i]);
+        }
+    }
+
+    // The only tile of x, all columns. Behind the last weight row of the part, those from `then` on
+    // are met next.
+    template <int H, int V>
+    static void whole_rows(const Weight &w, const Part &p, int n, const Rows<V> &rows,
+                           const char *then, TileSums &sums) {
+        const std::int64_t steps = up_to(w.columns, STEP) / STEP, left = p.rows - n;
+        const auto tail = static_cast<__mmask32>(0xffffffffu >> (steps * STEP - w.columns));
+        const auto *x = static_cast<const std::uint16_t *>(p.panel) + p.m0 * up_to(w.columns, STEP);
+        const auto row_bytes = static_cast<std::int64_t>(w.row_bytes);
+        const std::int64_t skipped = std::max<std::int64_t>(Ahead::DISTANCE / row_bytes, 1);
+        const char *later[Rows<V>::size];
+        for (std::int64_t i = 0; i < Rows<V>::size; ++i) {
+            const std::int64_t at = i + skipped - left;  // of those that follow
+            later[i] = at < 0            ? w.row(p.n0 + n + i + skipped)
+                       : then != nullptr ? then + at * row_bytes
+                                         : rows.at[i];
+        }
+        for (int i = 0; i < Rows<V>::size / WIDE<H>; ++i) {
+            tile_in_order<H>(x, rows.at + i * WIDE<H>, later + i * WIDE<H>, steps, tail, sums[i]);
         }
     }
 
@@ -220,6 +294,11 @@ struct Products {
         }
     }
 };
+
+template <>
+bool in_order<Products>(const Weight &w, const Part &p) {
+    return one_by_one(w, p);
+}
 
 }  // namespace
 

@@ -78,9 +78,17 @@ class Ahead {
         return first;
     }
 
+    // The same of what comes behind it, where it is `near`.
+    const char *take_then() {
+        const char *first = then_ < then_end_ ? then_ : nullptr;
+        take();
+        return first;
+    }
+
+    static constexpr std::ptrdiff_t DISTANCE = 4096;
+
   private:
     static constexpr int LINE_BYTES = 64;
-    static constexpr std::ptrdiff_t DISTANCE = 4096;
     const char *at_, *end_, *then_ = nullptr, *then_end_ = nullptr;
 
     void go_on() {
@@ -216,7 +224,8 @@ constexpr int side_by_side(const Part &p) {
     return p.m1 - p.m0 <= S::FEW ? Vec::width : S::MANY * Vec::width;
 }
 
-// Whether memory is met from beginning to end: turned, a vector of rows at a time.
+// Whether memory is met from beginning to end: turned, a vector of rows at a time. Engines that meet
+// rows as stored in order say so themselves.
 template <class S>
 bool in_order(const Weight &w, const Part &p) {
     return w.turned > 0 && side_by_side<S>(p) == Vec::width;
