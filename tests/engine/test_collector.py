@@ -8,20 +8,24 @@ import pytest
 
 from headrace.engine.answers import Prompt
 from headrace.engine.collector import standing_objects_spared
+from headrace.engine.engine import LONG_RUN, SweepEnd
 
 from .engines import PROMPTS, greedy, open_llm, workload
 
 
-def test_what_stood_before_a_run_is_spared_while_it_lasts(mixtral):
+def test_what_stood_before_a_long_run_is_spared_while_it_lasts(mixtral):
     with open_llm(mixtral) as llm:
-        llm.plan(workload(tokens=2))
-        run = llm.events(Prompt(str(i), p, greedy(2)) for i, p in enumerate(PROMPTS))
+        llm.plan(workload(tokens=LONG_RUN + 9))
+        prompts = (Prompt(str(i), p, greedy(LONG_RUN + 9)) for i, p in enumerate(PROMPTS))
+        run = llm.events(prompts)
+        frozen = [gc.get_freeze_count() > 1000 for event in run if isinstance(event, SweepEnd)]
+        assert frozen == [False] * (LONG_RUN - 1) + [True] * (len(frozen) - LONG_RUN + 1)
+        assert frozen[-1]
         assert gc.get_freeze_count() == 0
-        next(run)
-        assert gc.get_freeze_count() > 1000
+        run = llm.events(Prompt(str(i), p, greedy(LONG_RUN + 9)) for i, p in enumerate(PROMPTS))
+        while not gc.get_freeze_count():
+            next(run)
         run.close()
-        assert gc.get_freeze_count() == 0
-        assert len(llm.generate(PROMPTS, greedy(2))) == len(PROMPTS)
     assert gc.get_freeze_count() == 0
 
 
@@ -31,11 +35,13 @@ def test_an_error_ends_it_too():
     assert gc.get_freeze_count() == 0
 
 
-def test_what_the_caller_has_frozen_stays_frozen():
+def test_what_the_caller_has_frozen_is_left_alone():
     gc.freeze()
     try:
+        before, made = gc.get_freeze_count(), [[]]
         with standing_objects_spared():
-            pass
-        assert gc.get_freeze_count() > 0
+            assert gc.get_freeze_count() == before
+            assert gc.is_tracked(made)
+        assert gc.get_freeze_count() == before
     finally:
         gc.unfreeze()

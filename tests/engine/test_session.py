@@ -10,6 +10,8 @@ import pytest
 from headrace.engine.session import KEPT_TASKS, Session, _Schedules
 from headrace.errors import BudgetError, StorageError
 from headrace.planner.memory_map import memory_map
+from headrace.schedule.placement import streamed_pages
+from headrace.schedule.task import Op
 
 from .engines import (
     PROMPTS,
@@ -91,6 +93,29 @@ def test_schedules_are_made_once_per_name_and_place_in_the_ring(mixtral):
         assert schedules(1).name == "on_demand"
         kept = schedules._generate.cache_info().maxsize
         assert kept * len(first[0].tasks) <= 2 * KEPT_TASKS
+
+
+@pytest.mark.parametrize("kept_tasks", [KEPT_TASKS, 0])
+def test_a_list_goes_on_in_the_ring_where_the_one_before_ended(mixtral, monkeypatch, kept_tasks):
+    monkeypatch.setattr("headrace.engine.session.KEPT_TASKS", kept_tasks)
+    with open_llm(mixtral, least_memory(mixtral) * 5 // 4, schedule="stream") as llm:
+        experts = sorted(p.id for p in llm.loaded.pages if p.expert is not None)
+        others = policy_of(llm).resident.difference(experts)
+        policy = replace(policy_of(llm), resident=others.union(experts[:3]))
+        streamed = len(streamed_pages(llm.loaded.pages, policy))
+        ring = next(n for n in (5, 7, 9) if streamed % n)  # else it would always begin at 0
+        schedules = _Schedules(
+            llm.loaded,
+            replace(policy, ring_slots=ring),
+            lambda rows: "stream" if rows > 3 else "on_demand",
+        )
+        slots: list[int] = []
+        for number in range(12):
+            if number == 7:  # another expert stays
+                schedules.keep(others.union(experts[1:4]))
+            reads = [task for task in schedules(9 * (number % 3)).tasks if task.op is Op.READ_PAGE]
+            slots += [b.index for task in reads for b in task.writes if b.name == "slot"]
+        assert slots == [i % ring for i in range(12 * streamed)]
 
 
 def test_micro_batches_change_no_token(mixtral):

@@ -8,8 +8,10 @@ from headrace.machines.hand_overs import hand_over_seconds
 from headrace.machines.trace import Span, SweepTrace
 from headrace.schedule.task import Op, Schedule, Task
 
-LANES = ("disk0", "cpu", "cpu", "disk1")
-SCHEDULE = Schedule("test", tuple(Task(Op.EXPERT, lane, (), ()) for lane in LANES), {})
+TASKS = (
+    (Op.READ_PAGE, "disk0"), (Op.EXPERT, "cpu"), (Op.EXPERT, "cpu"), (Op.READ_PAGE, "disk1"),
+)  # fmt: skip
+SCHEDULE = Schedule("test", tuple(Task(op, lane, (), ()) for op, lane in TASKS), {})
 
 
 def trace(*starts: float) -> SweepTrace:
@@ -24,6 +26,12 @@ def test_a_lane_that_is_woken_is_late_by_more_than_one_that_goes_on() -> None:
 def test_sweeps_hand_over_to_each_other() -> None:
     first, second = trace(0.0, 1.0, 2.0, 3.0), trace(4.25, 5.25, 6.25, 7.25)
     assert hand_over_seconds([second, first]) == pytest.approx(0.25), "disk1 to disk0"
+
+
+def test_what_waits_for_no_page_is_not_counted_with_reads() -> None:
+    tasks = (Task(Op.BIND, "host", (), ()), Task(Op.EMBED, "cpu", (), ()))
+    spans = (Span(0, 0.0, 1.0), Span(1, 3.0, 4.0))
+    assert hand_over_seconds([SweepTrace(0, Schedule("test", tasks, {}), spans)]) == 0.0
 
 
 def test_what_overlaps_or_is_alone_hands_nothing_over() -> None:

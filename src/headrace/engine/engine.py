@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from headrace.batching.batcher import Batcher
@@ -27,6 +28,10 @@ from headrace.specs.faults import Faults, no_faults
 IN_FLIGHT = 2
 """Sweeps appended at a time: the running one and the one whose reads may start."""
 
+
+LONG_RUN = 20
+"""Sweeps after which the garbage collector is spared what stood before: many short runs one after
+the other must not keep it from ever looking."""
 
 STOP_SECONDS = 0.1
 """How often a run that waits for the machine asks whether it was told to stop."""
@@ -127,11 +132,14 @@ class Engine:
         self._answers = self._new_answers(stream)
         flights: deque[Flight] = deque()
         try:
-            with standing_objects_spared():
+            with ExitStack() as under:
+                before = self._landed
                 yield from self._feed(prompts, stop)
                 while self._has_work(flights):
                     self._launch(machine, flights)
                     self._land(flights, stop)
+                    if self._landed - before == LONG_RUN:
+                        under.enter_context(standing_objects_spared())
                     yield from self._take(stop)
                     yield SweepEnd(self._landed)
                     yield from self._feed(prompts, stop)

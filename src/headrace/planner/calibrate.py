@@ -126,7 +126,7 @@ def _row_reads(loads: Iterable[Sweeps]) -> tuple[float, dict[str, Curve]]:
     rows come, by schedule. Of a few rows one waits for the disk's latency, and the others beside
     it. Behind pages that are being read they wait far longer; but where such a wait is not hidden
     by the disk's own work, the ring is full and no page is being read. So where it was seen what
-    they take alone, this counts under ``stream``, too."""
+    they take alone (one, 16 and 256 rows), this counts under ``stream``, too."""
     found: dict[str, dict[float, list[float]]] = {}
     for task in (task for sweeps in loads for sweep in sweeps for task in sweep):
         if op_of(task.op) == ROW_READ_OP and task.rows:
@@ -155,9 +155,10 @@ SPARED = "spared"
 
 def name_of(op: str, schedule: str) -> str:
     """An op's name in curves: how close it comes to its roof depends on what goes on beside it,
-    which the schedule decides. ``stream`` reads all the time, and its curves stand for all that
-    have none of their own: ``on_demand``, which reads now and then, and reads of ``one_by_one``,
-    which have the disk to themselves, and in which is what handing over to them and back takes."""
+    which the schedule decides. Curves of ``stream``, which reads all the time, stand for all but
+    two: all ops of ``on_demand``, which reads now and then, and reads of ``one_by_one``, which have
+    the disk to themselves (and, of pages, are as long as handing over to and from them makes them).
+    """
     own = schedule == "on_demand" or (schedule == "one_by_one" and op in _READS)
     return f"{op} of {schedule}" if own else op
 
@@ -213,7 +214,8 @@ def _checked(probes: Probes, known: Hardware, depth: int) -> Hardware:
 
 def curves(loads: Iterable[Sweeps], roofs: Mapping[str, float]) -> dict[str, Curve]:
     """Op -> (rows, share of the roof): least seconds of an op's tasks over those they took, the
-    median of a load's sweeps. Ops whose roofs are unknown here have no curve."""
+    median of a load's sweeps; of an expert's tasks from _FEW rows on, the median of all sweeps that
+    have such. Ops whose roofs are unknown here have no curve."""
     kept = list(loads)
     points: dict[str, dict[float, list[float]]] = {}
     for sweeps in kept:
@@ -223,13 +225,13 @@ def curves(loads: Iterable[Sweeps], roofs: Mapping[str, float]) -> dict[str, Cur
         op: tuple((rows, statistics.fmean(shares)) for rows, shares in sorted(each.items()))
         for op, each in points.items()
     }
-    for op, larger in _by_page(kept, roofs).items():
+    for op, larger in _by_size(kept, roofs).items():
         found[op] = (*(point for point in found.get(op, ()) if point[0] < _FEW), *larger)
     known = next((found[op] for op in EXPERTS if op in found), None)
     return found if known is None else {**dict.fromkeys(EXPERTS, known), **found}
 
 
-def _by_page(loads: Iterable[Sweeps], roofs: Mapping[str, float]) -> dict[str, Curve]:
+def _by_size(loads: Iterable[Sweeps], roofs: Mapping[str, float]) -> dict[str, Curve]:
     """Curves of ops with a task per expert, from _FEW rows on. Routing is uneven: some tasks of a
     sweep have many rows and others few, and their mean share is that of no number of rows. They
     are told apart by doublings, in all loads together. (A task of one row is not the same in all:
@@ -252,8 +254,8 @@ def _by_page(loads: Iterable[Sweeps], roofs: Mapping[str, float]) -> dict[str, C
     }
 
 
-_PER_EXPERT = ("expert", "expert_up", "expert_down")
-_FEW = 2
+_PER_EXPERT = ("expert", "expert_up", "expert_down")  # a task for each
+_FEW = 2  # rows from which on tasks are told apart by their size, not by load
 
 EXPERTS = ("expert", "moe", "expert_up", "expert_down")
 """Ops of which one stands for those that no task of the rehearsal had: a schedule has either a task

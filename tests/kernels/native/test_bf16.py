@@ -82,7 +82,7 @@ def test_bits_do_not_depend_on_rows_for_any_tile_shape(path, k):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("m", [1, 6, 9, 65])
+@pytest.mark.parametrize("m", [1, 2, 4, 6, 9, 65])
 @pytest.mark.parametrize("k", [490, 1100])
 def test_many_weight_rows_have_the_bits_of_few(path, m, k):
     """A task may take hundreds of rows, some after the other; short ones are read in order."""

@@ -257,7 +257,7 @@ struct Products {
     }
 
     // The only tile of x, all columns. Behind the last weight row of the part, those from `then` on
-    // are met next.
+    // are met next. These are hints: where the part ends between two vectors some ask in vain.
     template <int H, int V>
     static void whole_rows(const Weight &w, const Part &p, int n, const Rows<V> &rows,
                            const char *then, TileSums &sums) {
