@@ -8,6 +8,7 @@ import pytest
 
 from headrace.engine.probe import measure_contention, measure_machine, usable_threads
 from headrace.engine.rehearsal import Rehearsal
+from headrace.schedule.placement import streamed_pages
 
 from .engines import PROMPTS, greedy, lane_threads, least_memory, open_llm, workload
 
@@ -64,6 +65,11 @@ def test_a_rehearsal_times_what_a_run_does(checkpoint_of, case, streams):
         kept.close()
     model = kept.model
     assert model.layers >= 2
+    if streams:  # lists are made once, as in a long run
+        streamed = streamed_pages(kept.table.pages, kept.policy)
+        assert len(streamed) % kept.policy.ring_slots == 0
+        assert kept._phase == 0
+        assert {phase for _, phase in kept._schedules} == {0}
     expert = "expert" if streams else "moe"
     for load, rows in (("4 decodes", 4), ("64 decodes", 64), ("1 chunk of 64", 64)):
         sweeps = played[load].tasks

@@ -32,6 +32,7 @@ from headrace.schedule.sizes import buffer_sizes
 from headrace.schedule.task import Buffer, Op, Schedule, Task
 from headrace.schedule.work import WorkModel
 from headrace.specs.hardware import DISK
+from headrace.specs.pages import Role
 from headrace.specs.policy import Policy
 from headrace.specs.sampling import SamplingParams
 
@@ -54,8 +55,9 @@ cache holds a disk reads faster than into a run's."""
 LOGIT_BYTES = 64 << 20
 """Of the logits at most."""
 
-MOST_HELD, LEAST_SLOTS = 64, 3
-"""Sequences with keys and values of their own; slots of the ring where there is little room."""
+MOST_HELD, LEAST_SLOTS, MOST_SPARED = 64, 3, 4
+"""Sequences with keys and values of their own; slots of the ring where there is little room; and
+experts that stay at most, so that the ring goes round evenly."""
 
 VARIANTS = 8
 """Batches of different tokens of one load: rows of the embedding table are cold in a run, too."""
@@ -108,7 +110,8 @@ class Rehearsal:
         through = self._streamed(room_bytes)
         slot = self.table.max_slot_bytes(through)
         wanted = min(-(-RING_BYTES // slot), room_bytes // (4 * slot), len(through))
-        slots = max(RING_SLOTS if RING_SLOTS * slot <= room_bytes // 3 else LEAST_SLOTS, wanted)
+        most = max(RING_SLOTS if RING_SLOTS * slot <= room_bytes // 3 else LEAST_SLOTS, wanted)
+        through, slots = self._in_rounds(through, most)
         self.policy = Policy(
             schedule="stream" if streams else "resident",
             max_rows=MAX_ROWS,
@@ -188,6 +191,19 @@ class Rehearsal:
             if number % 2 == 0 or room < 0:
                 through.add(page.id)
         return through | {p.id for p in self.table.pages if p.role in ("embed", "head")}
+
+    def _in_rounds(self, through: set[int], most: int) -> tuple[set[int], int]:
+        """``through`` less some experts, and slots of the ring, at least half of ``most``, of which
+        each takes as many of a sweep's pages. Then every sweep has the same list: in a run lists
+        have been made once after some sweeps, and to make one costs other threads the interpreter
+        for longer than a sweep of few layers lasts."""
+        read = [p.id for p in self.table.pages if p.id in through and p.role is not Role.EMBED]
+        experts = [i for i in read if self.table.pages[i].expert is not None]
+        for spared in range(min(len(experts) // 4, MOST_SPARED) + 1):
+            for slots in range(most, max(LEAST_SLOTS, (most + 1) // 2) - 1, -1):
+                if (len(read) - spared) % slots == 0:
+                    return through.difference(experts[len(experts) - spared :]), slots
+        return through, most
 
     def _held(self, room_bytes: int) -> int:
         """Sequences that have tokens of their own: MOST_HELD, less where an eighth of the room does

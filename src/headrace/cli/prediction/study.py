@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from headrace.planner.plan import Plan
     from headrace.planner.profile import Profile
 
-PILOTS, PILOT_SECONDS = 16, 20.0
+PILOTS, PILOT_SECONDS = 12, 20.0
 """Runs of another seed that come first, and their length at most: how far they end from their
 predictions says how wide the intervals of the others are. They are in no table."""
 
