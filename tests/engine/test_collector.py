@@ -35,13 +35,16 @@ def test_an_error_ends_it_too():
     assert gc.get_freeze_count() == 0
 
 
-def test_what_the_caller_has_frozen_is_left_alone():
+def test_what_the_caller_has_frozen_is_left_alone(monkeypatch):
+    calls: list[str] = []
     gc.freeze()
     try:
-        before, made = gc.get_freeze_count(), [[]]
-        with standing_objects_spared():
-            assert gc.get_freeze_count() == before
-            assert gc.is_tracked(made)
-        assert gc.get_freeze_count() == before
+        with monkeypatch.context() as patched:
+            for name in ("freeze", "unfreeze"):
+                patched.setattr(gc, name, lambda name=name: calls.append(name))
+            with standing_objects_spared():
+                assert gc.get_freeze_count() > 0
+        assert gc.get_freeze_count() > 0
     finally:
         gc.unfreeze()
+    assert calls == []
