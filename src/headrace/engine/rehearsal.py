@@ -197,8 +197,8 @@ class Rehearsal:
         each takes as many of a sweep's pages. Then every sweep has the same list: in a run lists
         have been made once after some sweeps, and to make one costs other threads the interpreter
         for longer than a sweep of few layers lasts."""
-        read = [p.id for p in self.table.pages if p.id in through and p.role is not Role.EMBED]
-        experts = [i for i in read if self.table.pages[i].expert is not None]
+        read = [p for p in self.table.pages if p.id in through and p.role is not Role.EMBED]
+        experts = [page.id for page in read if page.expert is not None]
         for spared in range(min(len(experts) // 4, MOST_SPARED) + 1):
             for slots in range(most, max(LEAST_SLOTS, (most + 1) // 2) - 1, -1):
                 if (len(read) - spared) % slots == 0:

@@ -132,8 +132,8 @@ def _row_reads(loads: Iterable[Sweeps]) -> tuple[float, dict[str, Curve]]:
         if op_of(task.op) == ROW_READ_OP and task.rows:
             by_rows = found.setdefault(task.op, {})
             by_rows.setdefault(task.rows, []).append(task.seconds / task.rows)
-    alone = found.pop(name_of(ROW_READ_OP, "one_by_one"), None)
-    found |= {} if alone is None else {ROW_READ_OP: alone}
+    if (alone := name_of(ROW_READ_OP, "one_by_one")) in found:
+        found[ROW_READ_OP] = found.pop(alone)
     typical = {
         op: [(rows, statistics.median(each)) for rows, each in sorted(by_rows.items())]
         for op, by_rows in found.items()
@@ -254,12 +254,12 @@ def _by_size(loads: Iterable[Sweeps], roofs: Mapping[str, float]) -> dict[str, C
     }
 
 
-_PER_EXPERT = ("expert", "expert_up", "expert_down")  # a task for each
-_FEW = 2  # rows from which on tasks are told apart by their size, not by load
-
 EXPERTS = ("expert", "moe", "expert_up", "expert_down")
 """Ops of which one stands for those that no task of the rehearsal had: a schedule has either a task
 per page or one per layer."""
+
+_PER_EXPERT = tuple(op for op in EXPERTS if op != "moe")
+_FEW = 2  # rows from which on tasks of experts are told apart by their size, not by load
 
 
 def _points(sweeps: Sweeps, roofs: Mapping[str, float]) -> dict[str, tuple[float, float]]:

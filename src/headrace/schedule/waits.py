@@ -46,9 +46,8 @@ class Hazards:
     def __init__(self) -> None:
         self.derived = 0  # schedules whose waits were worked out and not moved
         self._accesses = _Accesses()
-        self._beyond = Counter[
-            str
-        ]()  # tasks of each lane that were appended and are not noted there
+        # Tasks of each lane that were appended and are not noted there.
+        self._beyond: Counter[str] = Counter()
         self._moved: list[tuple[Schedule, _Step]] = []  # the last of them, as far as they matter
         self._noted: bytes | None = None  # name of what is noted
         self._state: bytes | None = None  # name of what it would be with all that was moved
