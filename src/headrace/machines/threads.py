@@ -9,15 +9,15 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from headrace.errors import ScheduleError, TaskError
 from headrace.machines.machine import Bodies, Cancelled, Clock, Sink, ViewOf, Views
 from headrace.machines.run import Run, RunTicket
 from headrace.machines.trace import SweepTrace
-from headrace.schedule.task import Schedule, Task
-from headrace.schedule.waits import Hazards, TaskWaits
+from headrace.schedule.task import Schedule
+from headrace.schedule.waits import Hazards, Placed
 
 
 class Threads:
@@ -47,8 +47,8 @@ class Threads:
         self._appending = threading.Lock()  # guards what append derives, outside the lock of all
         self._hazards = Hazards()
         self._appended = 0
-        self._serial = 0
-        self._views: dict[int, list[Views]] = {}  # by identity of the schedule, while it lives
+        self._tasks = 0
+        self._known: dict[int, _Known] = {}  # by identity of the schedule, while it lives
         self._lock = threading.Lock()  # guards everything below
         self._changed = threading.Condition(self._lock)  # a sweep is over, or a worker asleep
         self._workers: dict[str, _Worker] = {}
@@ -64,9 +64,9 @@ class Threads:
             self._start_afresh()
             run = Run(self._appended, schedule, sweep)
             self._appended += 1
-            items = self._items(run)
+            parts = self._parts(run)
             with self._lock:
-                self._enqueue(run, items)
+                self._enqueue(run, parts)
         return RunTicket(self, run)
 
     def wait(self, run: Run, timeout: float | None = None) -> SweepTrace:
@@ -99,7 +99,7 @@ class Threads:
                 worker.wake()
         for worker in self._workers.values():
             worker.thread.join()
-        self._views.clear()  # whoever keeps a schedule must not keep memory with it
+        self._known.clear()  # whoever keeps a schedule must not keep memory with it
 
     def __enter__(self) -> Threads:
         return self
@@ -120,39 +120,41 @@ class Threads:
                 self._done = {}
                 self._dropped = False
 
-    def _items(self, run: Run) -> dict[str, list[_Item]]:
-        """The tasks of ``run`` per lane, with their waits."""
-        items: dict[str, list[_Item]] = {}
-        waits, views = self._hazards.append(run.schedule), self._views_of(run.schedule)
-        for index, task in enumerate(run.schedule.tasks):
-            item = _Item(self._serial + index, run, index, task, waits[index], views[index])
-            items.setdefault(task.lane, []).append(item)
-        self._serial += len(waits)
-        return items
+    def _parts(self, run: Run) -> list[_Part]:
+        """The tasks of ``run``, lane by lane, with their waits. A schedule is appended many times:
+        nothing is made per task again."""
+        placed, known = self._hazards.place(run.schedule), self._known_of(run.schedule)
+        serial, self._tasks = self._tasks, self._tasks + len(placed.waits)
+        return [
+            _Part(lane, run, serial, places, placed, known.views)
+            for lane, places in known.places.items()
+        ]
 
-    def _views_of(self, schedule: Schedule) -> list[Views]:
-        """What each task may see: a schedule is replayed many times, its tasks name many pages."""
-        found = self._views.get(id(schedule))
+    def _known_of(self, schedule: Schedule) -> _Known:
+        found = self._known.get(id(schedule))
         if found is None:
-            found = [
+            places: dict[str, list[int]] = {}
+            for place, task in enumerate(schedule.tasks):
+                places.setdefault(task.lane, []).append(place)
+            views = [
                 {buffer: self._view_of(buffer) for buffer in (*task.reads, *task.writes)}
                 for task in schedule.tasks
             ]
-            self._views[id(schedule)] = found
-            forget = weakref.finalize(schedule, self._views.pop, id(schedule), None)
+            found = self._known[id(schedule)] = _Known(places, views)
+            forget = weakref.finalize(schedule, self._known.pop, id(schedule), None)
             forget.atexit = False
         return found
 
-    def _enqueue(self, run: Run, items: dict[str, list[_Item]]) -> None:
+    def _enqueue(self, run: Run, parts: list[_Part]) -> None:
         if self._dropped:  # it failed, or was cancelled, meanwhile
             run.dropped = True
             return
-        if not items:
+        if not parts:
             run.trace = run.finished()
             return
         self._runs.append(run)
-        for lane, new in items.items():
-            self._worker(lane).queues.setdefault(lane, deque()).extend(new)
+        for part in parts:
+            self._worker(part.lane).queues.setdefault(part.lane, deque()).append(part)
         self._wake_ready()
 
     def _worker(self, lane: str) -> _Worker:
@@ -177,12 +179,14 @@ class Threads:
                 if prepare is not None:
                     prepare(name)
                     prepare = None
-                self._run(item)
+                self._run(*item)
             except BaseException as cause:  # whatever it is, it must reach whoever waits
-                self._fail(item.run.error(item.task, cause))
+                run, place = item[0].run, item[1]
+                self._fail(run.error(run.schedule.tasks[place], cause))
 
-    def _take(self, worker: _Worker) -> _Item | None:
-        """The worker's next task, once there is one; None when the machine closes."""
+    def _take(self, worker: _Worker) -> tuple[_Part, int] | None:
+        """Part and place of the worker's next task, once there is one; None when the machine
+        closes."""
         with self._lock:
             while (queue := worker.ready(self._done)) is None:
                 worker.asleep = True
@@ -192,17 +196,22 @@ class Threads:
                     self._changed.notify_all()
                 worker.condition.wait()
                 worker.asleep = False
-            return queue.popleft()
+            part = queue[0]
+            place = part.next
+            if part.advance():
+                queue.popleft()
+            return part, place
 
-    def _run(self, item: _Item) -> None:
-        task, run, clock = item.task, item.run, self._clock
+    def _run(self, part: _Part, place: int) -> None:
+        run, clock = part.run, self._clock
+        task, views = run.schedule.tasks[place], part.views[place]
         body = self._bodies[task.op]
         start = clock()
-        body(task, item.views, run.sweep)
+        body(task, views, run.sweep)
         end = clock()
         with self._lock:
             self._done[task.lane] = self._done.get(task.lane, 0) + 1
-            last = run.record(item.place, start, end)
+            last = run.record(place, start, end)
             self._wake_ready()
         if last:
             trace = run.finished()
@@ -242,13 +251,55 @@ class Threads:
         return not self._dropped or all(worker.asleep for worker in self._workers.values())
 
 
-class _Item(NamedTuple):
-    serial: int
-    run: Run
-    place: int
-    task: Task
-    waits: TaskWaits
-    views: Views
+class _Known(NamedTuple):
+    """A schedule's tasks: their places by lane, and what each may see."""
+
+    places: Mapping[str, Sequence[int]]
+    views: Sequence[Views]
+
+
+class _Part:
+    """What is left of a run on one lane. ``next`` is the place of its next task in the list."""
+
+    __slots__ = ("_at", "_places", "_serial", "_start", "_waits", "lane", "next", "run", "views")
+
+    def __init__(
+        self,
+        lane: str,
+        run: Run,
+        serial: int,
+        places: Sequence[int],
+        placed: Placed,
+        views: Sequence[Views],
+    ) -> None:
+        self.lane = lane
+        self.run = run
+        self.views = views
+        self.next = places[0]
+        self._at = 0
+        self._places = places
+        self._serial = serial
+        self._waits, self._start = placed
+
+    @property
+    def serial(self) -> int:
+        """Number of the next task among all that were appended."""
+        return self._serial + self.next
+
+    def may_start(self, done: Mapping[str, int]) -> bool:
+        """Whether the waits of the next task are over."""
+        for lane, position in self._waits[self.next]:
+            if done.get(lane, 0) <= self._start.get(lane, 0) + position:
+                return False
+        return True
+
+    def advance(self) -> bool:
+        """Go on to the task after the next one; True when there is none."""
+        self._at += 1
+        if self._at == len(self._places):
+            return True
+        self.next = self._places[self._at]
+        return False
 
 
 class _Worker:
@@ -257,19 +308,19 @@ class _Worker:
     def __init__(self, thread: threading.Thread, condition: threading.Condition) -> None:
         self.thread = thread
         self.condition = condition
-        self.queues: dict[str, deque[_Item]] = {}
+        self.queues: dict[str, deque[_Part]] = {}
         self.asleep = False
 
-    def ready(self, done: Mapping[str, int]) -> deque[_Item] | None:
+    def ready(self, done: Mapping[str, int]) -> deque[_Part] | None:
         """The queue whose head comes first of those that may start."""
-        first: deque[_Item] | None = None
+        first: deque[_Part] | None = None
         for queue in self.queues.values():
-            if queue and (first is None or queue[0].serial < first[0].serial):
-                for lane, position in queue[0].waits:
-                    if done.get(lane, 0) <= position:
-                        break
-                else:
-                    first = queue
+            if (
+                queue
+                and (first is None or queue[0].serial < first[0].serial)
+                and queue[0].may_start(done)
+            ):
+                first = queue
         return first
 
     def wake(self) -> None:

@@ -31,6 +31,14 @@ class Wait(NamedTuple):
 TaskWaits = tuple[Wait, ...]
 
 
+class Placed(NamedTuple):
+    """A schedule behind others: the reduced waits of each of its tasks, positions counted from
+    where its lanes began, and how many tasks of each lane that was."""
+
+    waits: tuple[TaskWaits, ...]
+    start: Mapping[str, int]
+
+
 MOST_TASKS = 40_000
 """Tasks whose waits are remembered, about 200 bytes each."""
 
@@ -40,7 +48,7 @@ class Hazards:
 
     Costs a few microseconds per task and remembers only the last accesses of each buffer. A
     schedule that comes again behind the same accesses (the same one every sweep, or a few that go
-    round with the places of a ring) costs less: its waits only move.
+    round with the places of a ring) costs next to nothing: its waits only move.
     """
 
     def __init__(self) -> None:
@@ -55,19 +63,26 @@ class Hazards:
 
     def append(self, schedule: Schedule) -> tuple[TaskWaits, ...]:
         """The reduced waits of each task of ``schedule``, behind all that came before."""
+        placed = self.place(schedule)
+        return _moved(placed.waits, placed.start)
+
+    def place(self, schedule: Schedule) -> Placed:
+        """The same, counted from where its lanes begin: what is known is handed out as it is."""
         step = self._known.step(self._state, schedule)
         if step is not None:
             return self._move(schedule, step)
         self._catch_up()
         before, start = self._state, dict(self._accesses.count)
-        waits = tuple([self._accesses.add(task) for task in schedule.tasks])
+        derived = tuple([self._accesses.add(task) for task in schedule.tasks])
+        waits = _moved(derived, {lane: -tasks for lane, tasks in start.items()})
         self.derived += 1
         # Naming costs as much as a few hundred tasks: not before a schedule comes again.
         again = self._known.meet(schedule)
         self._state = self._noted = self._accesses.name() if again else None
         if before is not None and self._state is not None:
-            self._known.add(before, schedule, _Step.of(waits, schedule, start, self._state))
-        return waits
+            per_lane = Counter(task.lane for task in schedule.tasks)
+            self._known.add(before, schedule, _Step(waits, per_lane, self._state))
+        return Placed(waits, start)
 
     def add(self, task: Task) -> TaskWaits:
         """The reduced waits of one more task."""
@@ -75,8 +90,8 @@ class Hazards:
         self._state = self._noted = None
         return self._accesses.add(task)
 
-    def _move(self, schedule: Schedule, step: _Step) -> tuple[TaskWaits, ...]:
-        waits = step.waits_from(self._beyond + Counter(self._accesses.count))
+    def _move(self, schedule: Schedule, step: _Step) -> Placed:
+        start = self._beyond + Counter(self._accesses.count)
         self._beyond.update(step.per_lane)
         self._state = step.leads_to
         # Where it was before, only further on: what led round and back need not be noted.
@@ -85,7 +100,7 @@ class Hazards:
             del self._moved[passed.index(self._state) :]
         else:
             self._moved.append((schedule, step))
-        return waits
+        return Placed(step.waits, start)
 
     def _catch_up(self) -> None:
         """Note what was moved."""
@@ -203,21 +218,6 @@ class _Step(NamedTuple):
     waits: tuple[TaskWaits, ...]
     per_lane: Mapping[str, int]
     leads_to: bytes
-
-    @classmethod
-    def of(
-        cls,
-        waits: tuple[TaskWaits, ...],
-        schedule: Schedule,
-        start: Mapping[str, int],
-        leads_to: bytes,
-    ) -> _Step:
-        own = _moved(waits, {lane: -tasks for lane, tasks in start.items()})
-        return cls(own, Counter(task.lane for task in schedule.tasks), leads_to)
-
-    def waits_from(self, start: Mapping[str, int]) -> tuple[TaskWaits, ...]:
-        """The waits where lanes have come as far as ``start``."""
-        return _moved(self.waits, start)
 
 
 def _moved(waits: tuple[TaskWaits, ...], by: Mapping[str, int]) -> tuple[TaskWaits, ...]:
