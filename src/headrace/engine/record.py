@@ -167,6 +167,8 @@ class Record:
                 op = task.op.value
                 share = hardware.efficiency_of(op, work.rows)
                 alone = max(work.seconds(hardware, share).values(), default=0.0)
+                if task.op is Op.ATTN and work.rows:
+                    alone += hardware.attention_seconds
                 seconds[op] = seconds.get(op, 0.0) + count * alone
         return _Sums(flops, seconds)
 

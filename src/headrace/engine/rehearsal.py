@@ -14,8 +14,10 @@ from random import Random
 from typing import Any, NamedTuple
 
 from headrace.batching.batch import Batch, MicroBatch, Segment
+from headrace.engine.endless import EndlessAnswers
 from headrace.engine.loaded import Loaded
-from headrace.engine.sampler import Sampler, SampleRow
+from headrace.engine.record import Record
+from headrace.engine.sampler import SampledToken, Sampler
 from headrace.engine.session import lanes_as_threads
 from headrace.engine.sweep import Sweep
 from headrace.kernels.select import select
@@ -31,10 +33,9 @@ from headrace.schedule.generate import generate, next_phase
 from headrace.schedule.sizes import buffer_sizes
 from headrace.schedule.task import Buffer, Op, Schedule, Task
 from headrace.schedule.work import WorkModel
-from headrace.specs.hardware import DISK
+from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Hardware
 from headrace.specs.pages import Role
 from headrace.specs.policy import Policy
-from headrace.specs.sampling import SamplingParams
 
 Clock = Callable[[], float]
 
@@ -62,13 +63,10 @@ experts that stay at most, so that the ring goes round evenly."""
 VARIANTS = 8
 """Batches of different tokens of one load: rows of the embedding table are cold in a run, too."""
 
-FEWER = {
-    "one_by_one": ("1 decodes", "16 decodes", "4 chunks of 64"),
-    "on_demand": (
-        *(f"{n} decodes" for n in (1, 4, 16, 64)),
-        *("1 chunk of 64", "4 chunks of 64", "2 prompts of 256"),
-    ),
-}
+FEWER = (
+    *(f"{n} decodes" for n in (1, 4, 16, 64)),
+    *("1 chunk of 64", "4 chunks of 64", "2 prompts of 256"),
+)
 """Loads that are played under other schedules, too."""
 
 LEAST_REPEATS, MOST_REPEATS = 3, 24
@@ -140,6 +138,8 @@ class Rehearsal:
         self._workspace.load_resident()
         self._work = WorkModel(self.model, pages, self.policy)
         self._sampler = Sampler(0, self.model.vocab, select(kernels, threads))
+        self._tokenizer = loaded.tokenizer
+        self._answers: dict[int, EndlessAnswers] = {}
         self._batches: list[Batch] = [Batch()]
         self._clock = clock
         self._phase = self._sweeps = 0
@@ -165,7 +165,7 @@ class Rehearsal:
         for load, extents in loads.items():
             yield self._repeat(load, own, extents, seconds_each)
         for schedule in OTHERS if self.policy.ring_slots else ():
-            for load in FEWER[schedule]:
+            for load in FEWER:
                 if load in loads:
                     yield self._repeat(load, schedule, loads[load], seconds_each)
 
@@ -264,13 +264,16 @@ class Rehearsal:
         return tuple(new for old, new in zip(found, named, strict=True) if own or new.op != old.op)
 
     def _sweep_traces(self, schedule: str, count: int) -> list[SweepTrace]:
-        """``count`` sweeps, two in flight."""
+        """``count`` sweeps, two in flight. What a run records of each is recorded here, too: it
+        keeps the interpreter, and a core, from the sweep that has begun."""
+        record = Record(self.table, self._work, hardware=_EVEN)
         tickets, traces = [], []
         for index in range(count):
             tickets.append(self._machine.append(self._next_schedule(schedule), Sweep(self._sweeps)))
             self._sweeps += 1
             if index:
                 traces.append(tickets[index - 1].wait())
+                record.add(traces[-1])
         return [*traces, tickets[-1].wait()]
 
     def _next_schedule(self, name: str) -> Schedule:
@@ -315,13 +318,25 @@ class Rehearsal:
         def sample(task: Task, views: Views, sweep: Sweep) -> None:
             count = len(sweep.batch.sampled)
             if count:
-                self._draw(views[Buffer("logits")][:count])
+                sweep.sampled = self._draw(views[Buffer("logits")][:count])
 
-        return {Op.BIND: bind, Op.SAMPLE: sample, Op.COMMIT: _nothing}
+        def commit(task: Task, views: Views, sweep: Sweep) -> None:
+            if sweep.batch.sampled:
+                self._answers_of(len(sweep.batch.sampled)).accept(sweep.sampled)
 
-    def _draw(self, logits: Any) -> None:
-        row = SampleRow(SamplingParams(temperature=0.0), "rehearsal")
-        self._sampler.sample(logits, [row] * len(logits))
+        return {Op.BIND: bind, Op.SAMPLE: sample, Op.COMMIT: commit}
+
+    def _draw(self, logits: Any) -> list[SampledToken]:
+        return self._sampler.sample(logits, self._answers_of(len(logits)).rows())
+
+    def _answers_of(self, count: int) -> EndlessAnswers:
+        if count not in self._answers:
+            self._answers[count] = EndlessAnswers(count, self._tokenizer)
+        return self._answers[count]
+
+
+_EVEN = Hardware("any", dict.fromkeys((CPU_FLOPS, DRAM, DISK, HOST), 1.0))
+"""What times are recorded for is of no interest here."""
 
 
 def _nothing(task: Task, views: Views, sweep: Sweep) -> None:

@@ -29,7 +29,8 @@ class Virtual:
 
     Time passes only while a ticket is waited for, and only until that sweep ends: a schedule
     appended before that starts in its tail, as on the machines that work. A task takes at least
-    its amounts over the roofs' rates, divided by the op's efficiency, plus ``task_seconds``.
+    its amounts over the roofs' rates, divided by the op's efficiency, plus what any of its op
+    takes.
     """
 
     def __init__(self, work_of: WorkOf, hardware: Hardware, sink: Sink | None = None) -> None:
@@ -171,7 +172,7 @@ class _Running:
         self.item = item
         self.start = start
         self.alone = max(seconds.values(), default=0.0) + max(behind.values(), default=0.0)
-        self.alone += hardware.task_seconds
+        self.alone += hardware.fixed_seconds_of(op)
         for roof, time in behind.items():
             seconds[roof] = seconds.get(roof, 0.0) + time
         self.left = self.alone

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from headrace.schedule.work_vector import TOKENS
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Curve, Hardware
 
 Clock = Callable[[], float]
@@ -78,14 +79,65 @@ def measure(
         base = _raised(base, loads)
     spared = _spared(loads) if known is None else 0.0  # known tasks have it in them
     row_seconds, rows = _row_reads(loads)
-    return replace(
+    base = replace(
         base,
         capacity=dict(capacity or {}),
-        efficiency={**curves(loads, base.roofs), **rows},
         task_seconds=base.task_seconds + spared,
+        attention_seconds=_attention_seconds(loads, base.roofs),
+        token_seconds=_least_per_token(loads) or base.token_seconds,
         row_read_seconds=row_seconds or base.row_read_seconds,
         noise=max(base.noise, watch.noise),
     )
+    return replace(base, efficiency={**curves(_less_calls(loads, base), _rates(base)), **rows})
+
+
+def _rates(hardware: Hardware) -> dict[str, float]:
+    """Units per second that shares are of: roofs, and host work in tokens."""
+    host = {HOST: hardware.row_seconds, TOKENS: hardware.token_seconds}
+    return {**hardware.roofs, **{roof: 1 / each for roof, each in host.items() if each}}
+
+
+def _least_per_token(loads: Iterable[Sweeps]) -> float:
+    """Seconds per token of what follows a draw, in the load where they are least."""
+    tasks = [[t for sweep in sweeps for t in sweep if TOKENS in t.amounts] for sweeps in loads]
+    found = [[task.seconds / task.amounts[TOKENS] for task in each] for each in tasks]
+    return min((statistics.median(each) for each in found if each), default=0.0)
+
+
+def _attention_seconds(loads: Iterable[Sweeps], roofs: Mapping[str, float]) -> float:
+    """What a task of attention takes before it attends to anything: where the line through the two
+    smallest loads of decodes meets nothing."""
+    found: list[tuple[float, float]] = []
+    for sweeps in loads:
+        tasks = [t for sweep in sweeps for t in sweep if t.op == ATTENTION and t.rows == 1]
+        if tasks and tasks[0].amounts.keys() <= roofs.keys():
+            least = max(amount / roofs[roof] for roof, amount in tasks[0].amounts.items())
+            found.append((least, statistics.median(task.seconds for task in tasks)))
+    if len(found) < 2:
+        return 0.0
+    (small, first), (large, second) = sorted(found)[:2]
+    if large <= small:
+        return 0.0
+    return max(0.0, min((first * large - second * small) / (large - small), _MOST_CALL * first))
+
+
+def _less_calls(loads: Iterable[Sweeps], hardware: Hardware) -> list[Sweeps]:
+    """``loads``, tasks of attention without what each takes whatever it attends to."""
+    fixed = hardware.attention_seconds
+
+    def less(task: Timed) -> Timed:
+        if op_of(task.op) != ATTENTION:
+            return task
+        return task._replace(seconds=max(task.seconds - fixed, (1 - _MOST_CALL) * task.seconds))
+
+    return [[[less(task) for task in sweep] for sweep in sweeps] for sweeps in loads]
+
+
+ATTENTION = "attn"
+"""The op whose rows say how often a token that was read is used, not how much there is to do."""
+
+_MOST_CALL = 0.9
+"""Share of the least load's attention that may be the call's own."""
 
 
 def _raised(base: Hardware, loads: Iterable[Sweeps]) -> Hardware:
@@ -153,26 +205,22 @@ SPARED = "spared"
 """Tasks of experts that nobody came to: they cost what every body costs, whatever it does."""
 
 
+OTHERS = ("one_by_one", "on_demand")
+"""Schedules with curves of their own: one reads beside nothing, the other now and then."""
+
+
 def name_of(op: str, schedule: str) -> str:
     """An op's name in curves: how close it comes to its roof depends on what goes on beside it,
     which the schedule decides. Curves of ``stream``, which reads all the time, stand for all but
-    two: all ops of ``on_demand``, which reads now and then, and reads of ``one_by_one``, which have
-    the disk to themselves (and, of pages, are as long as handing over to and from them makes them).
-    """
-    own = schedule == "on_demand" or (schedule == "one_by_one" and op in _READS)
-    return f"{op} of {schedule}" if own else op
-
-
-_READS = (PAGE_READ_OP, ROW_READ_OP)
+    two: those of ``on_demand``, which reads now and then, and of ``one_by_one``, whose reads have
+    the disk to themselves (and, of pages, are as long as handing over to and from them makes them)
+    and whose arithmetic begins with threads that slept."""
+    return f"{op} of {schedule}" if schedule in OTHERS else op
 
 
 def op_of(name: str) -> str:
     """The op of a curve's name."""
     return name.partition(" of ")[0]
-
-
-OTHERS = ("one_by_one", "on_demand")
-"""Schedules with curves of their own: one reads beside nothing, the other now and then."""
 
 
 STEADY = 0.25

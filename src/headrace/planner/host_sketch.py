@@ -29,7 +29,7 @@ _LEAST_LAYERS, _MOST_LAYERS = 4, 12
 _LEAST_GROUPS, _MOST_GROUPS = 8, 48  # of pages that stream, per layer
 _HELD, _HEAD = 2, 4  # groups of expert pages that stay, per layer; of pages of the head
 _SWEEPS = 3  # the one in the middle is steady: reads of the next run in its tail
-_TASKS = "tasks"
+_FIXED = "fixed"
 _EXPERT_OPS = (Op.EXPERT, Op.EXPERT_UP, Op.EXPERT_DOWN)
 
 
@@ -167,14 +167,14 @@ class HostSketch:
     # -- what it costs -----------------------------------------------------------------------
 
     def _totals(self, load: Load) -> Mapping[_Key, Mapping[str, float]]:
-        """Seconds of each kind of task in a whole sweep, by roof, and how many there are."""
+        """Seconds of each kind of task in a whole sweep, by roof, and what they take anyway."""
         binding = binding_of(load, self.policy)
         found: dict[_Key, dict[str, float]] = {}
         for task, count in self._tally:
             work = self._work.work(task, binding)
             efficiency = self.hardware.efficiency_of(task.op.value, work.rows)
-            totals = found.setdefault(self._key(task), {_TASKS: 0.0})
-            totals[_TASKS] += count
+            totals = found.setdefault(self._key(task), {_FIXED: 0.0})
+            totals[_FIXED] += count * self.hardware.fixed_seconds_of(task.op.value)
             for roof, seconds in work.seconds(self.hardware, efficiency).items():
                 roof = LANE if roof.startswith(LANE) else roof
                 totals[roof] = totals.get(roof, 0.0) + count * seconds
@@ -196,15 +196,15 @@ class HostSketch:
         total = totals.get(kind.key, {})
         roofs = {roof: seconds * kind.share for roof, seconds in total.items()}
         alone = self._alone(roofs)
-        roofs.pop(_TASKS, None)
+        roofs.pop(_FIXED, None)
         if LANE in roofs:
             roofs[LANE + kind.lane] = roofs.pop(LANE)
         return Cost(alone, roofs)
 
     def _alone(self, roofs: Mapping[str, float]) -> float:
-        """Seconds of tasks that take these, and a number of them, one after the other."""
-        busy = max((seconds for roof, seconds in roofs.items() if roof != _TASKS), default=0.0)
-        return busy + roofs.get(_TASKS, 0.0) * self.hardware.task_seconds
+        """Seconds of tasks that take these, one after the other."""
+        busy = max((seconds for roof, seconds in roofs.items() if roof != _FIXED), default=0.0)
+        return busy + roofs.get(_FIXED, 0.0)
 
     def _share(self, task: Task) -> float:
         """Of the whole sweep's total of its kind."""

@@ -156,7 +156,8 @@ class SteadyPlay:
         name = task.op.value if task.lane != GPU else f"gpu.{task.op.value}"
         work = self._work.work(task, binding)
         roofs = work.seconds(self._hardware, self._hardware.efficiency_of(name, work.rows))
-        return Cost(max(roofs.values(), default=0.0) + self._hardware.task_seconds, roofs)
+        fixed = self._hardware.fixed_seconds_of(name)
+        return Cost(max(roofs.values(), default=0.0) + fixed, roofs)
 
 
 _SWEEPS = 4  # the first starts cold, the last has its tail to itself

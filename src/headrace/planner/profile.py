@@ -19,7 +19,7 @@ from headrace.planner.interval import half_width
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, Curve, Hardware, share_at
 from headrace.specs.model import ModelSpec
 
-FORMAT = 2
+FORMAT = 3
 
 MEASURED = (CPU_FLOPS, DRAM, DISK)
 """Roofs of a machine that are measured."""
@@ -40,8 +40,7 @@ class Read(NamedTuple):
 class ShapeCurves:
     """How close a model of this shape comes to the roofs, op by op. ``streams``: measured beside
     reads, experts passing through a ring. ``roofs`` and ``lane_rate`` are the rates that the shares
-    are of; ``task_seconds`` and ``row_read_seconds`` as in Hardware. ``activations`` is what the
-    weights are multiplied with."""
+    are of; seconds as in Hardware. ``activations`` is what the weights are multiplied with."""
 
     weights: str
     hidden: int
@@ -54,6 +53,9 @@ class ShapeCurves:
     roofs: Mapping[str, float]
     lane_rate: float
     task_seconds: float
+    attention_seconds: float
+    row_seconds: float
+    token_seconds: float
     row_read_seconds: float
     activations: str
 
@@ -73,6 +75,9 @@ class ShapeCurves:
             *(weights_of(model), *sizes, kv_dtype, streams, dict(hardware.efficiency), roofs),
             hardware.lane_rate,
             hardware.task_seconds,
+            hardware.attention_seconds,
+            hardware.row_seconds,
+            hardware.token_seconds,
             hardware.row_read_seconds,
             met(model, activations),
         )
@@ -98,8 +103,7 @@ def middle_curves(found: Sequence[ShapeCurves]) -> ShapeCurves:
         first,
         roofs={roof: median(each.roofs[roof] for each in found) for roof in first.roofs},
         lane_rate=median(each.lane_rate for each in found),
-        task_seconds=median(each.task_seconds for each in found),
-        row_read_seconds=median(each.row_read_seconds for each in found),
+        **{name: median(getattr(each, name) for each in found) for name in _SECONDS},
     )
     shared = [op for op in first.efficiency if all(op in each.efficiency for each in found)]
     return replace(middle, efficiency={op: _middle_curve(op, found, middle) for op in shared})
@@ -120,9 +124,26 @@ def _middle_curve(op: str, found: Sequence[ShapeCurves], middle: ShapeCurves) ->
 def _rate_of(op: str, shape: ShapeCurves) -> float:
     """What an op's shares are of, as far as it differs from one measurement to the next: arithmetic
     and memory rates are measured once."""
-    if op_of(op) == ROW_READ_OP:
-        return 1 / (shape.row_read_seconds or 1.0)
+    if op_of(op) in _PER_UNIT:
+        return 1 / (getattr(shape, _PER_UNIT[op_of(op)]) or 1.0)
     return shape.roofs[DISK] if op_of(op) == PAGE_READ_OP else shape.roofs[CPU_FLOPS]
+
+
+_SECONDS = (
+    "task_seconds",
+    "attention_seconds",
+    "row_seconds",
+    "token_seconds",
+    "row_read_seconds",
+)
+"""Of a shape's, as in Hardware."""
+
+_PER_UNIT = {
+    ROW_READ_OP: "row_read_seconds",
+    "sample": "row_seconds",
+    "commit": "token_seconds",
+}
+"""Ops whose shares are of host work per row or token."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +172,7 @@ class Profile:
             roofs={**self.hardware.roofs, **nearest.roofs},
             efficiency=nearest.efficiency,
             lane_rate=nearest.lane_rate,
-            task_seconds=nearest.task_seconds,
-            row_read_seconds=nearest.row_read_seconds,
+            **{name: getattr(nearest, name) for name in _SECONDS},
             error=half_width(self.residuals, self.hardware.noise),
         )
 
@@ -228,8 +248,7 @@ def shape_from(data: object, where: str = "the shape") -> ShapeCurves:
         efficiency={op: _curve(points, f"{op[:80]} of {where}") for op, points in curves},
         roofs={roof: _rate(roofs[roof], f"{roof} of {where}") for roof in MEASURED},
         lane_rate=_rate(found["lane_rate"], f"lane_rate of {where}"),
-        task_seconds=_seconds(found["task_seconds"], f"task_seconds of {where}"),
-        row_read_seconds=_seconds(found["row_read_seconds"], f"row_read_seconds of {where}"),
+        **{name: _seconds(found[name], f"{name} of {where}") for name in _SECONDS},
         activations=text(found["activations"], f"activations of {where}"),
     )
 
@@ -288,6 +307,7 @@ def _hardware(data: object) -> Hardware:
         sequence_seconds=seconds["sequence_seconds"],
         row_read_seconds=seconds["row_read_seconds"],
         task_seconds=seconds["task_seconds"],
+        attention_seconds=seconds["attention_seconds"],
         measured=switch(found["measured"], "measured"),
         noise=number(found["noise"], "noise", 0.0, 1000.0),
     )

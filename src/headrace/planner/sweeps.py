@@ -89,7 +89,8 @@ class SweepTimes:
         attention = [each for each in counted if each.task.op is Op.ATTN]
         self._attn = [each for each in attention if not each.task.mb]
         self._body = [each for each in counted if each.task.op not in (*_PER_SAMPLE, Op.ATTN)]
-        self._overhead = sum(each.count for each in counted) * self.hardware.task_seconds
+        fixed = self.hardware.fixed_seconds_of
+        self._overhead = sum(each.count * fixed(each.task.op.value) for each in counted)
 
     @property
     def disk_rate(self) -> float:

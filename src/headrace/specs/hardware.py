@@ -55,7 +55,8 @@ class Hardware:
     under ``gpu.`` and the op's name stand those of the accelerator. ``row_seconds`` is host work
     of drawing one token, ``token_seconds`` of turning it into text, ``sequence_seconds`` of
     placing one sequence in a batch, ``row_read_seconds`` of fetching one row of a table from disk,
-    and ``task_seconds`` the machine's own cost per task.
+    ``task_seconds`` the machine's own cost per task, and ``attention_seconds`` what a task of
+    attention on the processor takes on top, however little it attends to.
     ``measured`` tells a measurement from a stock figure; ``noise`` is how much slower than
     near-best a typical timing was while measuring (0: quiet machine). ``error`` is how far runs
     ended from their predictions here, as half the 90 % interval of ln(measured / predicted);
@@ -72,6 +73,7 @@ class Hardware:
     sequence_seconds: float = 0.0
     row_read_seconds: float = 0.0
     task_seconds: float = 20e-6
+    attention_seconds: float = 0.0
     devices: int = 1
     measured: bool = False
     noise: float = 0.0
@@ -81,6 +83,10 @@ class Hardware:
         """Share of the roof that ``op`` reaches with ``rows`` rows, interpolated in log(rows)."""
         curve = self.efficiency.get(op)
         return 1.0 if not curve else share_at(curve, max(rows, 1.0))
+
+    def fixed_seconds_of(self, op: str) -> float:
+        """What a task of ``op`` takes whatever it has to do."""
+        return self.task_seconds + (self.attention_seconds if op == "attn" else 0.0)
 
     @property
     def has_device(self) -> bool:
