@@ -62,6 +62,12 @@ def test_efficiency_and_the_cost_of_a_task_stretch_it() -> None:
     assert run(work, USE, **options).end == pytest.approx(2.25)
 
 
+def test_attention_costs_its_call_as_well() -> None:
+    work = {BESIDE: Work({"cpu_flops": 10}, 4), USE: Work({"cpu_flops": 10}, 4)}
+    options = {"efficiency": {"attn": ((4.0, 0.5),)}, "attention_seconds": 0.5}
+    assert run(work, BESIDE, USE, **options).end == pytest.approx(2.5 + 1.0)
+
+
 def test_host_work_counts_rows() -> None:
     assert run({USE: Work({"host": 8}, 8)}, USE, row_seconds=0.5).end == pytest.approx(4.0)
 

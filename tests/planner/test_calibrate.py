@@ -77,12 +77,12 @@ def test_tasks_of_one_load_count_together_and_rows_by_what_they_take():
         Timed("moe", 1, {DRAM: 1.0}, 2.0),
         Timed("moe", 3, {DRAM: 3.0}, 6.0),
         Timed("moe", 0, {DRAM: 1.0}, 50.0),  # nobody came
-        Timed("commit", 3, {"host tokens": 1.0}, 1.0),  # a roof that was not measured
+        Timed("bind", 3, {"host sequences": 1.0}, 1.0),  # a roof that was not measured
     ]
     found = curves([[sweep]], roofs)
     assert found["moe"] == ((2.5, 0.5),)
     assert found["expert"] == found["expert_up"] == found["moe"], "nothing else is known of them"
-    assert "commit" not in found
+    assert "bind" not in found
 
 
 def test_an_expert_of_many_rows_is_not_one_of_few_in_the_same_sweep():
@@ -105,6 +105,49 @@ def test_rows_are_read_as_fast_as_alone_where_that_was_seen():
     assert found.efficiency_of("read_rows", 10) == pytest.approx(1.0), "not behind pages"
     assert found.efficiency_of("read_rows of on_demand", 10) == pytest.approx(0.5)
     assert "read_rows of one_by_one" not in found.efficiency, "it is the same"
+
+
+def test_a_task_of_attention_has_a_cost_of_its_own():
+    def decodes(count: int) -> list[list[Timed]]:
+        amounts = {CPU_FLOPS: 1e5 * count, DRAM: 2e5 * count}
+        return [[Timed("attn", 1, amounts, 5e-6 + 20e-6 * count)] * 3]  # at half its roof
+
+    toy = Toy()
+    prompt = [[Timed("attn", 30, {CPU_FLOPS: 1e6, DRAM: 0.0}, 45e-6)]]
+    loads = [decodes(16), decodes(1), decodes(4), prompt]
+    found = measure(replace(toy.probes(), rehearse=lambda: loads), toy.clock)
+    assert found.attention_seconds == pytest.approx(5e-6)
+    assert found.efficiency_of("attn", 1) == pytest.approx(0.5), "whatever the load"
+    assert found.efficiency_of("attn", 30) == pytest.approx(0.25)
+    fixed = found.task_seconds + found.attention_seconds
+    assert found.fixed_seconds_of("attn") == fixed > found.fixed_seconds_of("expert")
+
+
+@pytest.mark.parametrize(("counts", "seconds"), [((1,), 1.0), ((1, 4), 0.25)])
+def test_attention_keeps_a_part_of_what_it_took(counts: tuple[int, ...], seconds: float):
+    """One load tells nothing; two that differ the wrong way are not all call."""
+    loads = [[[Timed("attn", 1, {DRAM: 20e9 * n}, 4.0 * seconds)]] for n in counts]
+    toy = Toy()
+    found = measure(replace(toy.probes(), rehearse=lambda: loads), toy.clock)
+    assert found.attention_seconds == pytest.approx(0.0 if len(counts) == 1 else 0.9)
+    assert 0 < found.efficiency_of("attn", 1) <= 1
+
+
+def test_host_work_is_a_share_of_its_own_least():
+    toy = Toy()
+
+    def host(count: int) -> list[list[Timed]]:
+        drawn = Timed("sample", count, {HOST: count, DRAM: 1.0}, 80e-6 + 20e-6 * count)
+        return [[drawn, Timed("commit", count, {"host tokens": count}, 45e-6 + 5e-6 * count)]]
+
+    loads = [host(1), host(9)]
+    found = measure(replace(toy.probes(), rehearse=lambda: loads), toy.clock)
+    assert found.row_seconds == pytest.approx(20e-6), "of many rows, sampled alone"
+    assert found.efficiency_of("sample", 1) == pytest.approx(0.2)
+    assert found.efficiency_of("sample", 9) == pytest.approx(9 / 13)
+    assert found.token_seconds == pytest.approx(10e-6)
+    assert found.efficiency_of("commit", 1) == pytest.approx(0.2)
+    assert found.efficiency_of("commit", 9) == pytest.approx(1.0)
 
 
 def test_points_of_equal_rows_are_one():

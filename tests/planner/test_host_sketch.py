@@ -35,7 +35,10 @@ JOB = Workload.uniform(200, 40, 24)
 
 def machine(disk: float) -> Hardware:
     roofs = {CPU_FLOPS: 10e9, DRAM: 10e9, DISK: disk, HOST: 1.0}
-    return Hardware("toy", roofs, lane_rate=0.7 * disk, task_seconds=1e-7, row_seconds=1e-7)
+    return Hardware(
+        "toy", roofs, lane_rate=0.7 * disk, task_seconds=1e-7, attention_seconds=2e-5,
+        row_seconds=1e-7,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("model", "error"), [(DEEP, 0.06), (DENSE_FIRST, 0.1)])

@@ -69,11 +69,11 @@ class SweepCosts:
         return known[key]
 
     def _counted(self, kind: Kind, at: _At) -> Total:
-        total, works = Total(), self._works
+        total, fixed = Total(), self._works.fixed_seconds_of(curve_of(kind.op, kind.lane))
         for count, priced in self._tasks(kind, at):
             total.tasks += count
             total.least += count * priced.least
-            total.alone += count * (priced.alone + works.task_seconds)
+            total.alone += count * (priced.alone + fixed)
             for roof, amount, seconds in priced.amounts:
                 total.amounts[roof] = total.amounts.get(roof, 0.0) + count * amount
                 if seconds is not None:

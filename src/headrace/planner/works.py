@@ -65,7 +65,7 @@ class Works:
         self, model: ModelSpec, pages: tuple[Page, ...], policy: Policy, hardware: Hardware
     ) -> None:
         check_shares(model, hardware)
-        self.task_seconds = hardware.task_seconds
+        self.fixed_seconds_of = hardware.fixed_seconds_of
         self._hardware = hardware
         self._model = WorkModel(model, pages, policy, devices=hardware.devices)
         self._known: dict[tuple[What, Rows], Work] = {}
