@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from headrace.planner.plan import Plan
     from headrace.planner.profile import Profile
 
-PILOTS, PILOT_SECONDS = 12, 20.0
+PILOTS, PILOT_SECONDS = 20, 15.0
 """Runs of another seed that come first, and their length at most: how far they end from their
 predictions says how wide the intervals of the others are. They are in no table."""
 
-ROUNDS = 4
+ROUNDS = 6
 """How often the machine is measured with every shape, some minutes apart: a shared host is faster
 at one time than at another, and a prediction is of neither. One round is for the roofs."""
 
@@ -71,7 +71,7 @@ class Study:
         said: Callable[[str], None],
         *,
         fresh: bool = False,
-        measure_seconds: float = 6.0,
+        measure_seconds: float = 4.0,
         pilots: int = PILOTS,
         rounds: int = ROUNDS,
         attempts: int = ATTEMPTS,
