@@ -258,6 +258,8 @@ class Study:
                     break
                 case = replace(case, gen_len=shorter, prompt_len=prompt)
             requests = max(fitting, case.batch)
+        else:  # the last plan was of another job
+            plan, memory = self._plan(case, case.workload(requests))
         found = plan.prediction
         self._said(
             f"{_name(case)}: {requests} requests, predicted {found.seconds:.1f} s "
