@@ -65,7 +65,7 @@ def test_predicted_seconds_are_those_of_every_task_that_computes(run):
                 work = record.work.work(task, known)
                 share = STOCK.efficiency_of(task.op.value, work.rows)
                 alone = max(work.seconds(STOCK, share).values(), default=0.0)
-                if task.op is Op.ATTN and alone:
+                if task.op is Op.ATTN:
                     alone += MACHINE.attention_seconds
                 expected[task.op.value] = expected.get(task.op.value, 0.0) + alone
     assert record.predicted == pytest.approx(expected)

@@ -83,12 +83,26 @@ def test_a_shape_measured_several_times_has_the_median_of_the_times():
     assert dict(one.efficiency["moe"]) == pytest.approx(dict(fast.efficiency["moe"]))
 
 
-def test_rows_read_from_a_table_are_shares_of_their_own_least_time():
-    slow = replace(shape(0.5), row_read_seconds=4e-6, efficiency={"read_rows": ((2.0, 0.5),)})
-    fast = replace(slow, row_read_seconds=2e-6)
+def test_a_shape_brings_what_its_tasks_take_beside_their_shares():
+    own = dict(attention_seconds=5e-6, row_seconds=3e-6, token_seconds=7e-6, task_seconds=1e-6)
+    found = profile(shape(0.5, **own)).hardware_for(MIXTRAL, "f16", False)
+    assert {name: getattr(found, name) for name in own} == own
+    twice = middle_curves([shape(0.5, **own), shape(0.5, **{n: 3 * v for n, v in own.items()})])
+    assert {name: getattr(twice, name) for name in own} == pytest.approx(
+        {name: 2 * value for name, value in own.items()}
+    )
+
+
+@pytest.mark.parametrize(
+    ("op", "unit"),
+    [("read_rows", "row_read_seconds"), ("sample", "row_seconds"), ("commit", "token_seconds")],
+)
+def test_shares_of_host_work_are_of_their_own_least_time(op, unit):
+    slow = replace(shape(0.5), efficiency={op: ((2.0, 0.5),)}, **{unit: 4e-6})
+    fast = replace(slow, **{unit: 2e-6})
     mean = middle_curves([slow, fast])
-    ((_, share),) = mean.efficiency["read_rows"]
-    assert mean.row_read_seconds / share == pytest.approx((8e-6 + 4e-6) / 2)
+    ((_, share),) = mean.efficiency[op]
+    assert getattr(mean, unit) / share == pytest.approx((8e-6 + 4e-6) / 2)
 
 
 def test_roofs_of_another_format_are_not_known():

@@ -167,8 +167,7 @@ class Record:
                 op = task.op.value
                 share = hardware.efficiency_of(op, work.rows)
                 alone = max(work.seconds(hardware, share).values(), default=0.0)
-                if task.op is Op.ATTN and work.rows:
-                    alone += hardware.attention_seconds
+                alone += hardware.own_seconds_of(op)
                 seconds[op] = seconds.get(op, 0.0) + count * alone
         return _Sums(flops, seconds)
 

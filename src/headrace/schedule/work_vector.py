@@ -10,7 +10,7 @@ from headrace.errors import UsageError
 from headrace.specs.hardware import D2H, DRAM, H2D, HOST, STAGE, Hardware
 
 TOKENS = "host tokens"
-"""Host work per token: turning it into text."""
+"""Host work per token: turning it into text, and what is decided once it is known."""
 
 SEQUENCES = "host sequences"
 """Host work per sequence of a batch: choosing it, placing it, its block table."""
