@@ -84,7 +84,7 @@ def test_a_shape_measured_several_times_has_the_median_of_the_times():
 
 
 def test_a_shape_brings_what_its_tasks_take_beside_their_shares():
-    own = dict(attention_seconds=5e-6, row_seconds=3e-6, token_seconds=7e-6, task_seconds=1e-6)
+    own = {"attention_seconds": 5e-6, "row_seconds": 3e-6, "token_seconds": 7e-6}
     found = profile(shape(0.5, **own)).hardware_for(MIXTRAL, "f16", False)
     assert {name: getattr(found, name) for name in own} == own
     twice = middle_curves([shape(0.5, **own), shape(0.5, **{n: 3 * v for n, v in own.items()})])

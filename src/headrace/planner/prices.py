@@ -8,7 +8,7 @@ micro-batches are extended to the model's (``sketch``, ``costs``); on a CPU and 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol
 

@@ -49,8 +49,8 @@ class Hazards:
 
     Costs a few microseconds per task and remembers only the last accesses of each buffer. A
     schedule that comes again behind the same accesses (the same one every sweep, or a few that go
-    round with the places of a ring) costs less, and to ``place`` it costs next to nothing: its waits
-    only move.
+    round with the places of a ring) costs less, and to ``place`` it next to nothing: its waits only
+    move.
     """
 
     def __init__(self) -> None:

@@ -58,9 +58,9 @@ class Hardware:
     under ``gpu.`` and the op's name stand those of the accelerator. ``row_seconds`` is host work
     of drawing one token, ``token_seconds`` of turning it into text (where it was measured, with
     the choice of the next batch), ``sequence_seconds`` of placing one sequence in a batch,
-    ``row_read_seconds`` of fetching one row of a table from disk, ``task_seconds`` the machine's own
-    cost per task, and ``attention_seconds`` what a task of attention on the processor takes on top,
-    however little it attends to.
+    ``row_read_seconds`` of fetching one row of a table from disk, ``task_seconds`` the machine's
+    own cost per task, and ``attention_seconds`` what a task of attention on the processor takes on
+    top, however little it attends to.
     ``measured`` tells a measurement from a stock figure; ``noise`` is how much slower than
     near-best a typical timing was while measuring (0: quiet machine). ``error`` is how far runs
     ended from their predictions here, as half the 90 % interval of ln(measured / predicted);
