@@ -72,7 +72,7 @@ def test_decodes_and_prompts_of_one_task_are_each_as_quick_as_they_are() -> None
 
 
 def test_a_device_counts_a_task_of_attention_as_one() -> None:
-    model = WorkModel(MODEL, PAGES, replace(POLICY, schedule="cgopipe"))
+    model = WorkModel(MODEL, PAGES, replace(POLICY, schedule="cgopipe", compute="device"))
     task = Task(Op.ATTN, "cpu", (), (), layer=0, mb=0)
     assert model.work(task, BINDING).parts == ()
 
