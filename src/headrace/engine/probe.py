@@ -41,6 +41,10 @@ SWEPT_BYTES, LEAST_SWEPT = 256 << 20, 64 << 20
 
 _READ_SHARE, _PLAY_SHARE = 0.1, 0.03  # of the seconds, for each depth and for each load
 
+_STAYING, _MOST_STAYING = 0.85, 0.9
+"""Of the budget, what weights that stay take in most plans; and experts that may stay at most, so
+that reads are rehearsed."""
+
 Clock = Callable[[], float]
 
 
@@ -62,7 +66,8 @@ def measure_machine(
     ``known`` spares the measurement of roofs: those of a profile. Takes about ``seconds``, a
     third of it less with ``known``.
     """
-    streams = sum(loaded.page_bytes.values()) > capacity_bytes
+    weights = sum(loaded.page_bytes.values())
+    streams = weights > capacity_bytes
     before = torch.get_num_threads()
     swept = _swept_bytes(capacity_bytes)
     kept = Rehearsal(
@@ -70,6 +75,7 @@ def measure_machine(
         clock,
         streams=streams,
         room_bytes=capacity_bytes - swept,
+        held=min(_MOST_STAYING, _STAYING * capacity_bytes / weights),
         threads=threads,
         kv_dtype=kv_dtype,
         kernels=kernels,

@@ -86,9 +86,10 @@ class Rehearsed(NamedTuple):
 class Rehearsal:
     """The first layers of a model, in memory of their own: close it before a run begins.
 
-    ``streams``: every other expert passes through a ring from disk, as where the model does not
-    fit (fresh from disk a page may still be in the cache, a resident one is not); else all are
-    resident. ``room_bytes`` bounds what is taken, as far as two layers allow.
+    ``streams``: experts pass through a ring from disk, as where the model does not fit, but for a
+    share ``held`` of them, as many as will stay in the run: a page that stays lies in another
+    order, and one that is fresh from disk may still be in the cache. Else all are resident.
+    ``room_bytes`` bounds what is taken, as far as two layers allow.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Rehearsal:
         *,
         streams: bool,
         room_bytes: int,
+        held: float = 0.5,
         threads: int,
         kv_dtype: str,
         kernels: str,
@@ -106,7 +108,7 @@ class Rehearsal:
         self._tokenizer = loaded.tokenizer  # first: nothing was taken yet if there is none
         self.model, self.table = loaded.first_layers(_layers(loaded, room_bytes))
         pages = self.table.pages
-        through = self._streamed(room_bytes)
+        through = self._streamed(room_bytes, held)
         slot = self.table.max_slot_bytes(through)
         wanted = min(-(-RING_BYTES // slot), room_bytes // (4 * slot), len(through))
         most = max(RING_SLOTS if RING_SLOTS * slot <= room_bytes // 3 else LEAST_SLOTS, wanted)
@@ -183,14 +185,17 @@ class Rehearsal:
         self._idle.append(schedule, Sweep(0)).wait()
         return float(len(schedule.tasks))
 
-    def _streamed(self, room_bytes: int) -> set[int]:
-        """Pages that pass through the ring: tables, and experts but every other one, of which as
-        many stay as half the room holds."""
-        room, through = room_bytes // 2, set[int]()
-        for number, page in enumerate(p for p in self.table.pages if p.expert is not None):
-            room -= self.table.slot_bytes(page.id) if number % 2 else 0
-            if number % 2 == 0 or room < 0:
+    def _streamed(self, room_bytes: int, held: float) -> set[int]:
+        """Pages that pass through the ring: tables, and experts but a share of ``held``, evenly
+        spread, as far as half the room holds them."""
+        room, due, through = room_bytes // 2, 0.0, set[int]()
+        for page in (p for p in self.table.pages if p.expert is not None):
+            due = min(1.0, due + held)
+            if due < 1.0 or room < self.table.slot_bytes(page.id):
                 through.add(page.id)
+            else:
+                due -= 1.0
+                room -= self.table.slot_bytes(page.id)
         return through | {p.id for p in self.table.pages if p.role in ("embed", "head")}
 
     def _in_rounds(self, through: set[int], most: int) -> tuple[set[int], int]:
