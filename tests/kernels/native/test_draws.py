@@ -96,6 +96,40 @@ def test_log_probabilities_and_their_order_are_the_reference_s(path, v, count, w
         assert [t for t, _ in found.best] == order
         assert [x for _, x in found.best] == line[order].tolist()
         assert found.log_sum == pytest.approx(float(line.double().logsumexp(0)), abs=1e-6)
+    assert [draws.rank_tokens(logits, [r], path=path)[0] for r in asked] == got
+
+
+CUTS = ((0.0, 0, 1.0), (0.0, 0, 0.9), (0.02, 0, 1.0), (0.0, 50, 0.95), (0.0, 5, 1.0))
+"""min-p, top-k and top-p of the draws below."""
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_row_of_a_call_that_threads_share_gives_what_it_gives_alone(path, whole):
+    """4 rows of 40,000 logits: threads share no call of less than 65,536 values. Sums of
+    logarithms are compared bit for bit."""
+    logits = made(4, 40_000, scale=3)
+    logits = logits.round() if whole else logits  # many ties
+    tops = logits.amax(-1).tolist()
+    places = [2, 0, 3, 1]
+    asked = {
+        draws.draw_tokens: [Draw(i, tops[i], 0.9, *cut, 0.23 * i + 0.1)
+                            for cut in CUTS for i in places],
+        draws.rank_tokens: [Rank(i, tops[i], most) for most in (0, 1, 20) for i in places],
+    }  # fmt: skip
+    for kernel, each in asked.items():
+        found = kernel(logits, each, threads=1, path=path)
+        for threads in (2, 3):
+            assert kernel(logits, each, threads=threads, path=path) == found, threads
+        for one, wanted in zip(each, found, strict=True):
+            assert kernel(logits, [one], path=path) == [wanted]
+            own = logits[one.row : one.row + 1].clone()
+            assert kernel(own, [one._replace(row=0)], path=path) == [wanted]
+    best = draws.best_tokens(logits, threads=1, path=path)
+    for threads in (2, 3):
+        assert draws.best_tokens(logits, threads=threads, path=path) == best
+    for i in range(4):
+        assert draws.best_tokens(logits[i : i + 1], path=path) == [best[i]]
 
 
 def test_wrong_operands_are_refused():

@@ -3,6 +3,8 @@ values, the weights and the instruction set, on nothing else."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -235,6 +237,106 @@ def test_rules_that_cannot_route_are_refused(rule):
     for kernels in (rows, reference):
         with pytest.raises(ValueError, match="router: expected equal groups"):
             kernels.route(made(2, 6), made(8, 6), rule, new_routing(2, 3, 8), scratch())
+
+
+# -- calls that threads share ---------------------------------------------------------------
+
+ROWS = 96
+"""Rows of each call below. All have more than 65,536 values: threads share no smaller ones."""
+
+Run = Callable[..., list[torch.Tensor]]
+"""Results of the rows in a slice; the rest says how, as the kernel takes it."""
+
+
+def norm_of_many() -> Run:
+    x, weight = made(ROWS, 2050), made(2050, seed=1).bfloat16()
+    return lambda at, **how: [rows.rms_norm(x[at], weight, 1e-5, torch.empty_like(x[at]), **how)]
+
+
+def gathered_norm_of_many() -> Run:
+    hidden, weight, places = made(ROWS, 2050), made(2050, seed=1), torch.arange(ROWS) * 7 % ROWS
+
+    def run(at, path, **how):
+        out = torch.empty(len(places[at]), 2050)
+        rows.gather_norm(hidden, places[at], weight, 1e-5, out, scratch(64), **how)
+        return [out]
+
+    return run
+
+
+def rope_of_many() -> Run:
+    x, frequencies = made(ROWS, 16, 128), 1e4 ** (-torch.arange(64) / 64)
+
+    def run(at, path, **how):
+        cos, sin = rows.rope_tables(torch.arange(ROWS)[at] * 977, frequencies, 1.5, **how)
+        return [cos, sin, rows.apply_rope(x[at].clone(), cos, sin, x, path=path, **how)]
+
+    return run
+
+
+def embedding_of_many() -> Run:
+    table, tokens = made(40, 2050).half(), torch.arange(ROWS) * 7 % 50
+
+    def run(at, **how):
+        found = torch.zeros(len(tokens[at]), 2050)
+        rows.embed(tokens[at], table, 5, found, scratch(64), **how)
+        return [found]
+
+    return run
+
+
+def widening_of_many() -> Run:
+    stored = made(ROWS, 2050).bfloat16()
+
+    def run(at, **how):
+        rows.widen_rows(stored[at], out := torch.empty(len(stored[at]), 2050), **how)
+        return [out]
+
+    return run
+
+
+def routing_of_many() -> Run:
+    experts, k, rule = RULES["olmoe"]
+    x, router, bias = made(ROWS, 64), made(experts, 64, seed=1), made(experts, seed=2)
+
+    def run(at, **how):
+        routing = new_routing(len(x[at]), k, experts)
+        rows.route(x[at], router, rule, routing, scratch(1 << 18), bias, **how)
+        return [routing.ids, routing.gates]
+
+    return run
+
+
+def surroundings_of_many() -> Run:
+    weights = layer_weights(1024, 384, 192, torch.bfloat16, "head", True, 12)
+    hidden, rule, positions = made(ROWS, 1024), AttentionRule(1e-5, 12, 0.8), torch.arange(ROWS) * 3
+    return lambda at, **how: list(
+        around_attention(rows, hidden[at], weights, rule, positions[at], 12, **how)
+    )
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "of_many",
+    [
+        norm_of_many,
+        gathered_norm_of_many,
+        rope_of_many,
+        embedding_of_many,
+        widening_of_many,
+        routing_of_many,
+        surroundings_of_many,
+    ],
+)
+def test_a_row_of_a_call_that_threads_share_has_the_bits_of_the_row_alone(of_many, path):
+    run = of_many()
+    whole = run(slice(0, ROWS), path=path, threads=1)
+    for threads in (2, 3):
+        shared = run(slice(0, ROWS), path=path, threads=threads)
+        assert all(same_bits(a, b) for a, b in zip(shared, whole, strict=True)), threads
+    for row in range(ROWS):
+        alone = run(slice(row, row + 1), path=path, threads=1)
+        assert all(same_bits(a[0], b[row]) for a, b in zip(alone, whole, strict=True)), row
 
 
 def test_wrong_operands_are_refused():
