@@ -3,6 +3,8 @@ values, the weights and the instruction set, on nothing else."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -192,9 +194,9 @@ RULES = {
 )
 def test_routing_equals_the_reference(path, case, r, biased, ties, threads):
     experts, k, rule = RULES[case]
-    x, router = made(r, 24), made(experts, 24, seed=1) * 0.3
+    x, router = unaligned(made(r, 24)), unaligned(made(experts, 24, seed=1) * 0.3)
     if ties:  # whole numbers, and few of them, so that sums are exact in any order
-        x, router = x.sign(), router.sign()
+        x, router = unaligned(x.sign()), unaligned(router.sign())
     bias = made(experts, seed=2) if biased else None
     got, wanted = new_routing(45, k, experts), new_routing(45, k, experts)
     rows.route(x, router, rule, got, scratch(), bias, path=path, threads=threads)
@@ -210,16 +212,36 @@ def test_routing_equals_the_reference(path, case, r, biased, ties, threads):
     assert same_bits(alone.gates[0], got.gates[r - 1])
 
 
-def test_a_row_that_is_no_number_is_routed_somewhere_and_harms_no_other():
-    experts, k, rule = RULES["deepseek-v3"]
-    x, router = made(5, 24), made(experts, 24, seed=1)
-    clean, got = new_routing(5, k, experts), new_routing(5, k, experts)
-    rows.route(x, router, rule, clean, scratch())
-    x[2] = float("nan")
-    rows.route(x, router, rule, got, scratch())
-    assert got.gates[2].isnan().all()
-    assert sorted(set(got.ids[2].tolist())) == sorted(got.ids[2].tolist())
-    assert torch.equal(got.ids[[0, 1, 3, 4]], clean.ids[[0, 1, 3, 4]])
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("case", list(RULES))
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_that_is_no_number_is_routed_somewhere_and_harms_no_other(bad, case, path):
+    experts, k, rule = RULES[case]
+    x, router, kept = made(5, 24), made(experts, 24, seed=1) * 0.3, [0, 1, 3, 4]
+    clean, got, wanted = (new_routing(5, k, experts) for _ in range(3))
+    rows.route(x, router, rule, clean, scratch(), path=path)
+    x[2, 7] = bad
+    rows.route(x, router, rule, got, scratch(), path=path)
+    reference.route(x, router, rule, wanted, scratch())
+    close(got.gates, wanted.gates)
+    assert got.gates[2].isnan().all() or (rule.scoring is Scoring.SIGMOID and bad == bad)
+    assert len(set(got.ids[2].tolist())) == k
+    assert 0 <= got.ids[2].min() <= got.ids[2].max() < experts
+    assert torch.equal(got.ids[kept], clean.ids[kept])
+    assert same_bits(got.gates[kept], clean.gates[kept])
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("case", list(RULES))
+@pytest.mark.parametrize("scale", [1e-30, 1e15])
+def test_router_at_extreme_scales(scale, case, path):
+    experts, k, rule = RULES[case]
+    x, router = made(9, 24) * scale, made(experts, 24, seed=1)
+    got, wanted = new_routing(9, k, experts), new_routing(9, k, experts)
+    rows.route(x, router, rule, got, scratch(), path=path, threads=2)
+    reference.route(x, router, rule, wanted, scratch())
+    assert torch.equal(got.ids[:, 0], wanted.ids[:, 0])  # the others may weigh nothing
+    close(got.gates, wanted.gates)
 
 
 @pytest.mark.parametrize(
@@ -235,6 +257,106 @@ def test_rules_that_cannot_route_are_refused(rule):
     for kernels in (rows, reference):
         with pytest.raises(ValueError, match="router: expected equal groups"):
             kernels.route(made(2, 6), made(8, 6), rule, new_routing(2, 3, 8), scratch())
+
+
+# -- calls that threads share ---------------------------------------------------------------
+
+ROWS = 96
+"""Rows of each call below. All have more than 65,536 values: threads share no smaller ones."""
+
+Run = Callable[..., list[torch.Tensor]]
+"""Results of the rows in a slice; the rest says how, as the kernel takes it."""
+
+
+def norm_of_many() -> Run:
+    x, weight = made(ROWS, 2050), made(2050, seed=1).bfloat16()
+    return lambda at, **how: [rows.rms_norm(x[at], weight, 1e-5, torch.empty_like(x[at]), **how)]
+
+
+def gathered_norm_of_many() -> Run:
+    hidden, weight, places = made(ROWS, 2050), made(2050, seed=1), torch.arange(ROWS) * 7 % ROWS
+
+    def run(at, path, **how):
+        out = torch.empty(len(places[at]), 2050)
+        rows.gather_norm(hidden, places[at], weight, 1e-5, out, scratch(64), **how)
+        return [out]
+
+    return run
+
+
+def rope_of_many() -> Run:
+    x, frequencies = made(ROWS, 16, 128), 1e4 ** (-torch.arange(64) / 64)
+
+    def run(at, path, **how):
+        cos, sin = rows.rope_tables(torch.arange(ROWS)[at] * 977, frequencies, 1.5, **how)
+        return [cos, sin, rows.apply_rope(x[at].clone(), cos, sin, x, path=path, **how)]
+
+    return run
+
+
+def embedding_of_many() -> Run:
+    table, tokens = made(40, 2050).half(), torch.arange(ROWS) * 7 % 50
+
+    def run(at, **how):
+        found = torch.zeros(len(tokens[at]), 2050)
+        rows.embed(tokens[at], table, 5, found, scratch(64), **how)
+        return [found]
+
+    return run
+
+
+def widening_of_many() -> Run:
+    stored = made(ROWS, 2050).bfloat16()
+
+    def run(at, **how):
+        rows.widen_rows(stored[at], out := torch.empty(len(stored[at]), 2050), **how)
+        return [out]
+
+    return run
+
+
+def routing_of_many() -> Run:
+    experts, k, rule = RULES["olmoe"]
+    x, router, bias = made(ROWS, 64), made(experts, 64, seed=1), made(experts, seed=2)
+
+    def run(at, **how):
+        routing = new_routing(len(x[at]), k, experts)
+        rows.route(x[at], router, rule, routing, scratch(1 << 18), bias, **how)
+        return [routing.ids, routing.gates]
+
+    return run
+
+
+def surroundings_of_many() -> Run:
+    weights = layer_weights(1024, 384, 192, torch.bfloat16, "head", True, 12)
+    hidden, rule, positions = made(ROWS, 1024), AttentionRule(1e-5, 12, 0.8), torch.arange(ROWS) * 3
+    return lambda at, **how: list(
+        around_attention(rows, hidden[at], weights, rule, positions[at], 12, **how)
+    )
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "of_many",
+    [
+        norm_of_many,
+        gathered_norm_of_many,
+        rope_of_many,
+        embedding_of_many,
+        widening_of_many,
+        routing_of_many,
+        surroundings_of_many,
+    ],
+)
+def test_a_row_of_a_call_that_threads_share_has_the_bits_of_the_row_alone(of_many, path):
+    run = of_many()
+    whole = run(slice(0, ROWS), path=path, threads=1)
+    for threads in (2, 3):
+        shared = run(slice(0, ROWS), path=path, threads=threads)
+        assert all(same_bits(a, b) for a, b in zip(shared, whole, strict=True)), threads
+    for row in range(ROWS):
+        alone = run(slice(row, row + 1), path=path, threads=1)
+        assert all(same_bits(a[0], b[row]) for a, b in zip(alone, whole, strict=True)), row
 
 
 def test_wrong_operands_are_refused():
