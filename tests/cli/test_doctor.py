@@ -12,6 +12,8 @@ import pytest
 from headrace.cli import checkup
 from headrace.cli.checkup import Finding, Patient, Verdict, examine
 from headrace.cli.main import run
+from headrace.memory.disk import REQUEST_BYTES
+from headrace.specs.units import format_bytes
 
 KIB_PER_GB = 1_000_000_000 // 1024
 
@@ -117,6 +119,12 @@ def test_the_disk_is_read_and_what_was_written_is_gone(patient: Patient) -> None
     found = checkup.disk(patient)
     assert "with 2 in flight" in found.found
     assert not list(patient.folder.glob(".headrace-doctor-*"))
+
+
+def test_the_disk_is_read_as_runs_read_it(patient: Patient) -> None:
+    asked = Patient(patient.folder, patient.clock, patient.root)
+    assert asked.request_bytes == REQUEST_BYTES
+    assert f"reads of {format_bytes(REQUEST_BYTES)}" in checkup.disk(asked).found
 
 
 def test_a_folder_that_cannot_be_written_is_noted(patient: Patient) -> None:

@@ -138,6 +138,45 @@ def test_what_cannot_be_planned_is_refused(checkpoint, tmp_path, capsys, batch):
     assert run(["plan", model, "--kv-cache-dtype", "f4"]) == 2
 
 
+def test_lengths_are_drawn_from_a_range_and_known(checkpoint, capsys):
+    base = (str(checkpoint), "--requests", "40", "--hardware", "cpu-2core", "--memory", "64MB")
+    ranges = ("--prompt-len", "4-30", "--gen-len", "2-9")
+    found = planned(capsys, *base, *ranges)
+    workload = found["workload"]
+    assert workload["assumed"] is False
+    assert 4 <= workload["prompt_len"]["min"] < workload["prompt_len"]["max"] <= 30
+    assert workload["gen_len"]["mean"] == pytest.approx(workload["gen_tokens"] / 40)
+    assert "prompts of 4 to 30 tokens and outputs of 2 to 9, drawn from seed 0" in found["notes"]
+    assert planned(capsys, *base, *ranges)["workload"] == workload
+    assert planned(capsys, *base, *ranges, "--seed", "1")["workload"] != workload
+    even = planned(capsys, *base, "--prompt-len", "8", "--gen-len", "3")
+    assert even["workload"]["prompt_len"] == {"mean": 8.0, "min": 8, "max": 8}
+    assert not any("drawn" in note for note in even["notes"])
+
+
+def test_ranges_come_from_configuration_files_too(checkpoint, tmp_path, capsys):
+    file = tmp_path / "c.yaml"
+    file.write_text("plan: {gen-len: 2-9, prompt-len: 8, requests: 20}\n")
+    base = (str(checkpoint), "--hardware", "cpu-2core", "--memory", "64MB")
+    workload = planned(capsys, *base, "--config", str(file))["workload"]
+    assert workload["prompt_len"]["max"] == 8
+    assert workload["gen_len"]["min"] < workload["gen_len"]["max"] <= 9
+
+
+@pytest.mark.parametrize(
+    ("lengths", "said"),
+    [
+        (("--prompt-len", "long"), "--prompt-len 32-512"),
+        (("--gen-len", "9-2"), "--gen-len 2-9"),
+        (("--gen-len", "0"), "at least 1 token"),
+        (("--prompt-len", "5-99999999"), "tokens together"),
+    ],
+)
+def test_lengths_that_cannot_be_are_refused(checkpoint, capsys, lengths, said):
+    assert run(["plan", str(checkpoint), *lengths]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
 def test_lengths_come_from_the_models_own_tokenizer(checkpoint, batch, capsys):
     file = batch(
         {"prompt": "Hello there", "max_tokens": 6}, {"prompt": [5, 6, 7], "n": 2}, {"no": 1}

@@ -48,6 +48,37 @@ def test_a_policy_file_is_priced_by_whose_runtime_runs_it(capsys, classic):
     assert found["bytes_moved"]["h2d"] > 80e9
 
 
+def test_a_job_of_ranges_is_drawn_and_padded_by_whose_runtime_pads(capsys, classic):
+    ranges = ("--prompt-len", "20-134", "--gen-len", "4-28")  # the later one counts
+    ours = simulated(capsys, "--policy", classic, *ranges)
+    workload = ours["workload"]
+    assert 20 <= workload["prompt_len"]["min"] < workload["prompt_len"]["max"] <= 134
+    assert ours["prediction"]["tokens_per_second"] == pytest.approx(
+        workload["gen_tokens"] / ours["prediction"]["job_seconds"]
+    )
+    assert ours["notes"] == [
+        "prompts of 20 to 134 tokens and outputs of 4 to 28, drawn from seed 0"
+    ]
+    other = simulated(capsys, "--policy", classic, *ranges, "--seed", "7")
+    assert other["workload"] != workload
+    padded = simulated(capsys, "--policy", classic, *ranges, "--as", "flexgen")
+    longest = str(workload["prompt_len"]["max"]), str(workload["gen_len"]["max"])
+    even = ("--prompt-len", longest[0], "--gen-len", longest[1])
+    alike = simulated(capsys, "--policy", classic, *even, "--as", "flexgen")
+    took = alike["prediction"]["job_seconds"]
+    assert padded["prediction"]["job_seconds"] == pytest.approx(took, rel=0.01)
+    assert alike["notes"] == []
+
+
+def test_lengths_beyond_the_context_or_reversed_are_refused(capsys, classic):
+    base = ["simulate", "mixtral-8x7b", "--hardware", "t4", "--policy", classic]
+    assert run([*base, "--prompt-len", "9-4"]) == 2
+    assert "--prompt-len 4-9" in " ".join(capsys.readouterr().err.split())
+    assert run([*base, "--prompt-len", "40000"]) == 2
+    assert "32768 tokens together" in " ".join(capsys.readouterr().err.split())
+    assert run([*base, "--gen-len", "some"]) == 2
+
+
 def test_a_schedule_may_be_named_instead(capsys, classic):
     assert simulated(capsys, "--policy", classic, "--schedule", "flexgen")["schedule"] == "flexgen"
     zero = simulated(capsys, "--policy", classic, "--as", "zero")
@@ -61,6 +92,7 @@ def test_people_get_tables_and_what_does_not_fit(capsys, tmp_path):
     assert run(command) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "as headrace runs it: simulated" in text
+    assert "504: prompts of 77 tokens, outputs of 16" in text
     assert "moved over h2d" in text
     assert "does not fit" in text
 

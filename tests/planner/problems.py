@@ -1,8 +1,9 @@
-"""Small random planning problems, and an enumeration that shares nothing with the search.
+"""Random planning problems of small models, and an enumeration of policies apart from the search.
 
 The enumeration builds policies from numbers on a grid four times finer than the search's: it fills
-memory page by page until the generators' own sizes say that it is full, and prices each policy by
-playing the whole job.
+memory page by page until the memory map, or beside a device the generators' own sizes, say that it
+is full, and prices each policy by playing the whole job. What a policy takes is asked of the same
+prices as the search asks: what is independent is which policies are looked at.
 """
 
 from __future__ import annotations
@@ -50,8 +51,9 @@ class Problem:
         return job_seconds(FewRows(prices), at.workload, STEPS)
 
 
-def problem(seed: int, *, device: bool) -> Problem:
-    """Number ``seed`` of the problems."""
+def problem(seed: int, *, device: bool, long: bool = False) -> Problem:
+    """Number ``seed`` of the problems; a ``long`` one has thousands of tokens to generate, so that
+    the search takes the route of real jobs."""
     rng = random.Random(seed)
     model = ModelSpec(
         "mixtral", layers=rng.randint(3, 6), hidden=rng.choice([128, 256]), heads=4, kv_heads=2,
@@ -59,9 +61,9 @@ def problem(seed: int, *, device: bool) -> Problem:
         top_k=2,
     )  # fmt: skip
     pages = page_layout(model, 200_000)
-    count = rng.randint(30, 60)
+    count = rng.randint(150, 240) if long else rng.randint(30, 60)
     prompts = tuple(rng.randint(4, 60) for _ in range(count))
-    gens = tuple(rng.randint(4, 24) for _ in range(count))
+    gens = tuple(rng.randint(4, 40 if long else 24) for _ in range(count))
     roofs = {
         CPU_FLOPS: 10 ** rng.uniform(8.7, 9.7), DRAM: 10 ** rng.uniform(8.5, 9.5),
         DISK: 10 ** rng.uniform(7.0, 8.3), HOST: 1.0,

@@ -112,14 +112,58 @@ def test_a_schedule_that_is_asked_for_is_planned(schedule):
     assert plan.policy.on_device
 
 
-def test_published_policies_stand_for_their_runtime():
-    model, t4 = known_model("mixtral-8x7b").spec, known_hardware("t4").hardware
-    at = Situation(model, (), None, t4, Workload.uniform(5000, 77, 64), 10**11)
-    known = published(at)
-    assert known is not None
-    assert (known.micro_batch, known.parts) == (164, 19)
-    elsewhere = replace(at, hardware=known_hardware("l4").hardware)
-    assert published(elsewhere) is None
+def famous(model: str, machine: str, gen: int, **fixed) -> Situation:
+    spec, hardware = known_model(model).spec, known_hardware(machine).hardware
+    job = Workload.uniform(5000, 77, gen)
+    host = int(0.95 * hardware.capacity["host"])
+    return Situation(spec, page_layout(spec), None, hardware, job, host, Overrides(**fixed))
+
+
+@pytest.mark.parametrize(
+    ("model", "machine", "gen", "wanted"),
+    [
+        ("mixtral-8x7b", "t4", 64, (164, 19)),
+        ("mixtral-8x7b", "t4", 1000, (100, 15)),
+        ("mixtral-8x7b", "l4", 40, (324, 14)),
+        ("mixtral-8x22b", "t4x2", 64, (36, 7)),
+        ("mixtral-8x22b", "t4x4", 200, (36, 13)),
+        ("dbrx", "t4x4", 128, (68, 36)),
+        ("mixtral-8x22b", "t4", 64, None),
+        ("olmoe-1b-7b", "l4", 64, None),
+        ("mixtral-8x7b", "rtx-4090", 64, None),
+    ],
+)
+def test_published_policies_stand_for_their_runtime(model, machine, gen, wanted):
+    found = published(famous(model, machine, gen))
+    assert (found and (found.mu, found.parts)) == wanted
+
+
+def test_the_published_policy_is_the_baseline_that_is_priced():
+    plan = best_plan(famous("mixtral-8x7b", "l4", 128))
+    theirs = next(b for b in plan.baselines if b.name == "moe_lightning")
+    assert theirs.policy is not None
+    assert (theirs.policy.max_seqs, theirs.policy.micro_batches) == (164 * 16, 16)
+    assert theirs.policy.schedule == "cgopipe"
+    assert theirs.prediction is not None
+    assert theirs.prediction.seconds >= plan.prediction.seconds
+
+
+def test_experts_that_a_published_policy_keeps_on_the_device_stay_there():
+    at = famous("dbrx", "t4x4", 128)
+    plan = best_plan(at, ["moe_lightning"])
+    policy = plan.baselines[0].policy
+    assert policy is not None
+    experts = {page.id for page in at.pages if page.expert is not None}
+    assert len(experts & policy.resident) == len(experts) // 16
+    assert policy.micro_batches == 36
+
+
+def test_no_published_policy_stands_where_sequences_are_fixed():
+    at = famous("mixtral-8x7b", "t4", 64, max_seqs=40)
+    assert published(at) is None
+    plan = best_plan(at)
+    assert plan.policy.max_seqs == 40
+    assert all(b.policy.max_seqs == 40 for b in plan.baselines if b.policy)
 
 
 # -- refusals -----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from headrace.errors import HeadraceError
-from headrace.memory.disk import DiskReader
+from headrace.memory.disk import REQUEST_BYTES, DiskReader
 from headrace.memory.disk_rate import measure_rate
 from headrace.memory.tiers import DefaultBudget, default_budget
 from headrace.specs.units import format_bytes
@@ -23,6 +23,7 @@ _ROOT = Path("/")
 _LEAST_FREE = 2_000_000_000
 _LEAST_FILES = 1024
 _SLOW_DISK = 300e6
+_REQUESTS = 6  # of the file that is read
 _DISPLAY_CLASSES = ("0x0300", "0x0302", "0x0380")  # VGA, 3D and other display controllers
 _WIDE = ("avx512f", "avx2", "neon")
 
@@ -50,13 +51,14 @@ class Finding:
 class Patient:
     """What is examined: the machine below ``root``, and the disk that holds ``folder``.
 
-    ``request_bytes`` is the size of the reads that are timed with ``clock``.
+    ``request_bytes`` is the size of the reads that are timed with ``clock``: the largest that runs
+    make, in which they read whatever is larger.
     """
 
     folder: Path
     clock: Callable[[], float]
     root: Path = _ROOT
-    request_bytes: int = 4 << 20
+    request_bytes: int = REQUEST_BYTES
 
 
 def examine(patient: Patient) -> Iterator[Finding]:
@@ -189,11 +191,11 @@ def links(patient: Patient) -> Iterator[Finding]:
 
 
 def disk(patient: Patient) -> Finding:
-    """Direct reads of a file in the folder, at the size in use, one and two in flight."""
+    """Direct reads of a file in the folder, in requests like a run's, one and two in flight."""
     try:
         with tempfile.NamedTemporaryFile(dir=patient.folder, prefix=".headrace-doctor-") as file:
-            for _ in range(24):
-                file.write(os.urandom(4 << 20))
+            for _ in range(_REQUESTS):
+                file.write(os.urandom(REQUEST_BYTES))
             file.flush()
             os.fsync(file.fileno())
             return _timed(patient, Path(file.name))

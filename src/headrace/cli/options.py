@@ -16,6 +16,9 @@ from headrace.specs.policy import SCHEDULES
 
 RUN, LIMITS, OUTPUT = "Run", "Limits", "Output and habits"
 
+TOKENS = "N|LOW-HIGH"
+"""Lengths that may be drawn from a range; see ``specs.lengths``."""
+
 Model = Annotated[
     str, typer.Argument(help="A local checkpoint folder, or a Hugging Face repo id (org/name).")
 ]

@@ -39,17 +39,28 @@ def plan(
         typer.Option("--input", "-i", help="The job: a batch file.", rich_help_panel=JOB),
     ] = None,
     prompt_len: Annotated[
-        int | None,
-        typer.Option("--prompt-len", min=1, help="Or: tokens a prompt. 512.", rich_help_panel=JOB),
+        str | None,
+        typer.Option(
+            "--prompt-len",
+            metavar=options.TOKENS,
+            help="Or: tokens a prompt, a range as 32-512 is drawn from. 512.",
+            rich_help_panel=JOB,
+        ),
     ] = None,
     gen_len: Annotated[
-        int | None,
-        typer.Option("--gen-len", min=1, help="Tokens an answer. 128.", rich_help_panel=JOB),
+        str | None,
+        typer.Option(
+            "--gen-len",
+            metavar=options.TOKENS,
+            help="Tokens an answer, or a range. 128.",
+            rich_help_panel=JOB,
+        ),
     ] = None,
     requests: Annotated[
         int | None,
         typer.Option("--requests", min=1, help="How many. 1000.", rich_help_panel=JOB),
     ] = None,
+    seed: options.Seed = 0,
     max_tokens: Annotated[
         int,
         typer.Option(
@@ -96,7 +107,7 @@ def plan(
         "threads": threads,
         "activations": activations,
     }
-    sizes = (prompt_len, gen_len, requests, max_tokens, memory, device_memory, revision)
+    sizes = (prompt_len, gen_len, requests, seed, max_tokens, memory, device_memory, revision)
     planned = make(Request(model, hardware, input, *sizes, overrides), what_if)
     if output is not None:
         from headrace.cli.documents import write_document

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.cli.hardware_source import Machine, find_machine, usable_cores
 from headrace.cli.model_source import Source, find_model
-from headrace.cli.workload_source import Lengths, lengths_of
+from headrace.cli.workload_source import Lengths, lengths_of, lengths_said
 from headrace.errors import UsageError
 from headrace.specs.model import KV_FORMATS
 from headrace.specs.units import parse_size
@@ -31,9 +31,10 @@ class Request:
     model: str
     hardware: str = "auto"
     input: Path | None = None
-    prompt_len: int | None = None
-    gen_len: int | None = None
+    prompt_len: str | None = None
+    gen_len: str | None = None
     requests: int | None = None
+    seed: int = 0
     max_tokens: int = 1024
     memory: str | None = None
     device_memory: str | None = None
@@ -164,34 +165,28 @@ def _overrides(request: Request, source: Source, machine: Machine) -> Overrides:
 
 
 def _lengths(request: Request, source: Source) -> Lengths:
-    sizes = (request.prompt_len, request.gen_len, request.requests)
     context = source.model.max_positions
+    said = {
+        "prompt-len": request.prompt_len,
+        "gen-len": request.gen_len,
+        "requests": request.requests,
+    }
     if request.input is not None:
-        if any(size is not None for size in sizes):
+        if any(size is not None for size in said.values()):
             raise UsageError(
                 "--input gives the lengths", got="--prompt-len, --gen-len or --requests"
             )
         return lengths_of(request.input, source.folder, context, request.max_tokens)
-    prompt, gen, count = (
-        given or default
-        for given, default in zip(sizes, (PROMPT_LEN, GEN_LEN, REQUESTS), strict=True)
+    usual = {"prompt-len": PROMPT_LEN, "gen-len": GEN_LEN, "requests": REQUESTS}
+    assumed = {name: usual[name] for name, size in said.items() if size is None}
+    job = {name: str(size) for name, size in (said | assumed).items()}
+    found = lengths_said(
+        job["prompt-len"], job["gen-len"], int(job["requests"]), context, request.seed
     )
-    if prompt + gen > context:
-        raise UsageError(
-            "--prompt-len and --gen-len", expected=f"at most {context} tokens", got=prompt + gen
-        )
-    assumed = ", ".join(
-        f"--{name} {default}"
-        for name, default, given in zip(
-            ("prompt-len", "gen-len", "requests"),
-            (PROMPT_LEN, GEN_LEN, REQUESTS),
-            sizes,
-            strict=True,
-        )
-        if given is None
-    )
-    notes = (f"the job is assumed: {assumed}",) if assumed else ()
-    return Lengths(Workload.uniform(count, prompt, gen), notes=notes)
+    if not assumed:
+        return found
+    guess = ", ".join(f"--{name} {size}" for name, size in assumed.items())
+    return replace(found, notes=(f"the job is assumed: {guess}", *found.notes))
 
 
 def _wider(plan: Plan, error: float) -> Any:

@@ -18,9 +18,20 @@ def simulate(
         str | None,
         typer.Option("--schedule", metavar="NAME", help="Instead of the policy's own."),
     ] = None,
-    prompt_len: Annotated[int, typer.Option("--prompt-len", min=1, help="Tokens each.")] = 128,
-    gen_len: Annotated[int, typer.Option("--gen-len", min=1, help="Tokens each.")] = 128,
+    prompt_len: Annotated[
+        str,
+        typer.Option(
+            "--prompt-len",
+            metavar=options.TOKENS,
+            help="Tokens each; a range as 32-512 is drawn from.",
+        ),
+    ] = "128",
+    gen_len: Annotated[
+        str,
+        typer.Option("--gen-len", metavar=options.TOKENS, help="Tokens each, or a range."),
+    ] = "128",
     requests: Annotated[int, typer.Option("--requests", min=1, max=1_000_000)] = 1000,
+    seed: options.Seed = 0,
     runtime: Annotated[
         str,
         typer.Option(
@@ -38,19 +49,21 @@ def simulate(
     from headrace.cli.model_source import find_model
     from headrace.cli.output import console, emit_json
     from headrace.cli.simulated import Question, answer, print_answer
+    from headrace.cli.workload_source import lengths_said
     from headrace.planner.traits import runtime as runtime_of
-    from headrace.specs.workload import Workload
 
     found = find_model(model)
+    job = lengths_said(prompt_len, gen_len, requests, found.model.max_positions, seed)
     question = Question(
         name=found.name,
         model=found.model,
         pages=found.pages,
         hardware=find_machine(hardware).hardware,
-        workload=Workload.uniform(requests, prompt_len, gen_len),
+        workload=job.workload,
         policy=policy,
         schedule=schedule,
         traits=runtime_of(runtime),
+        notes=job.notes,
     )
     report = answer(question)
     if json:

@@ -13,6 +13,7 @@ from rich.table import Table
 from headrace.cli.settings import read_config
 from headrace.planner.batches import simulate_as
 from headrace.planner.peaks import Peak, tier_peaks
+from headrace.planner.plan_file import workload_document
 from headrace.planner.policy_file import Setting, read_policy
 from headrace.planner.published import WHOLE_EXPERTS, as_published, read_published
 from headrace.planner.simulate import Prediction
@@ -27,7 +28,8 @@ from headrace.specs.workload import Workload
 
 @dataclass(frozen=True)
 class Question:
-    """A policy file, and what is to be done under it by whose runtime."""
+    """A policy file, and what is to be done under it by whose runtime; ``notes`` say in words how
+    the job came about."""
 
     name: str
     model: ModelSpec
@@ -37,6 +39,7 @@ class Question:
     policy: Path
     schedule: str | None
     traits: Traits
+    notes: tuple[str, ...] = ()
 
 
 def answer(asked: Question) -> dict[str, Any]:
@@ -56,10 +59,12 @@ def answer(asked: Question) -> dict[str, Any]:
         "hardware": at.hardware.name,
         "runtime": traits.name,
         "simulated": True,
+        "workload": workload_document(at.workload),
         "schedule": executed.schedule,
         "policy": _policy(executed),
         "prediction": prediction_dict(prediction),
         "memory": {tier: peak._asdict() for tier, peak in _peaks(at, executed).items()},
+        "notes": list(at.notes),
     }
 
 
@@ -92,8 +97,10 @@ def print_answer(report: Mapping[str, Any], console: Console) -> None:
         style="bold",
         markup=False,
     )
-    first = found["time_to_first_token_seconds"]
+    first, asked = found["time_to_first_token_seconds"], report["workload"]
+    prompts, outputs = (_lengths(asked[name]) for name in ("prompt_len", "gen_len"))
     rows = [
+        ("requests", f"{asked['requests']}: prompts of {prompts} tokens, outputs of {outputs}"),
         ("schedule", report["schedule"]),
         ("per sweep", f"{policy['max_seqs']} sequences, {policy['micro_batches']} micro-batches"),
         ("job", f"{format_seconds(found['job_seconds'])} in {found['sweeps']} sweeps"),
@@ -110,6 +117,14 @@ def print_answer(report: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     console.print(_lanes_table(found["lanes"]))
     console.print(_memory_table(report["memory"]))
+    for note in report["notes"]:
+        console.print(f"note: {note}", markup=False)
+
+
+def _lengths(of: Mapping[str, float]) -> str:
+    if of["min"] == of["max"]:
+        return f"{of['min']}"
+    return f"{of['min']} to {of['max']} ({of['mean']:.1f} on average)"
 
 
 def _lanes_table(lanes: Mapping[str, Mapping[str, float]]) -> Table:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headrace.errors import HeadraceError, InputFileError
+from headrace.errors import HeadraceError, InputFileError, UsageError
+from headrace.specs.lengths import LengthRange
 from headrace.specs.workload import Workload
 
 if TYPE_CHECKING:
@@ -40,6 +41,25 @@ class Lengths:
     workload: Workload
     error: float = 0.0
     notes: tuple[str, ...] = ()
+
+
+def lengths_said(prompt: str, gen: str, requests: int, context: int, seed: int) -> Lengths:
+    """``requests`` sequences as ``--prompt-len`` and ``--gen-len`` say: a length for all, or a
+    range that is drawn from. No error: such lengths are known. Raises UsageError for what is no
+    length, or does not fit ``context`` tokens."""
+    prompts = LengthRange.parse(prompt, "--prompt-len")
+    gens = LengthRange.parse(gen, "--gen-len")
+    if prompts.high + gens.high > context:
+        room = context - prompts.high
+        raise UsageError(
+            "--prompt-len and --gen-len",
+            expected=f"at most {context} tokens together",
+            got=prompts.high + gens.high,
+            hint=f"--gen-len up to {room}" if room > 0 else f"--prompt-len below {context}",
+        )
+    note = f"prompts of {prompts} tokens and outputs of {gens}, drawn from seed {seed}"
+    notes = (note,) if prompts.varies or gens.varies else ()
+    return Lengths(Workload.drawn(requests, prompts, gens, seed), notes=notes)
 
 
 def lengths_of(path: Path, folder: Path | None, context: int, max_tokens: int) -> Lengths:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from headrace.planner.candidates import Situation
 from headrace.planner.device_search import OWN, Traits
+from headrace.planner.published import Row
 from headrace.specs.model import ModelSpec
+from headrace.specs.registry import known_models
 
 _FEW = (2, 8, 16)
 
@@ -25,33 +26,30 @@ FAMILIES: Mapping[str, Traits] = {
 prompts beside decodes, nothing padded; each is the best of its family by the same closed form."""
 
 
-@dataclass(frozen=True)
-class Published:
-    """A published policy of MoE-Lightning: rows of a micro-batch and how many, for outputs of
-    ``gen`` tokens (Cao et al. 2024, un-padded runs of Mixtral-8x7B on a T4 host)."""
-
-    gen: int
-    micro_batch: int
-    parts: int
-
-
-_ON_T4 = (
-    Published(32, 164, 19),
-    Published(64, 164, 19),
-    Published(128, 164, 14),
-    Published(256, 100, 15),
-)
-
-
-def published(at: Situation) -> Published | None:
-    """MoE-Lightning's policy for this model, machine and output length; None where there is none,
-    and its own rule (the best policy of its schedule) stands for it."""
-    if at.hardware.name != "t4" or not _is_mixtral_8x7b(at.model):
+def published(at: Situation) -> Row | None:
+    """MoE-Lightning's policy for this model and machine (Cao et al. 2024), of the output length
+    nearest to the job's; un-padded where there is such a one. None where none was published, or
+    what was asked for fixes what it would choose: its own rule (the best policy of its schedule)
+    stands for it then."""
+    fixed = at.overrides
+    if fixed.max_seqs or fixed.max_rows or fixed.micro_batches:
         return None
+    figures = at.known.published
+    every = (*figures.rows, *figures.carried, *figures.several)
+    rows = [row for row in every if row.runtime == _RUNTIME and row.machine == at.hardware.name]
+    models = known_models() if rows else {}
+    rows = [row for row in rows if row.mu and _alike(models[row.model].spec, at.model)]
     mean = at.workload.gen_tokens / max(1, at.workload.requests)
-    return min(_ON_T4, key=lambda policy: abs(policy.gen - mean))
+    return min(rows, key=lambda row: (row.padded, abs(row.gen - mean)), default=None)
 
 
-def _is_mixtral_8x7b(model: ModelSpec) -> bool:
-    sizes = (model.layers, model.hidden, model.ffn_width, model.experts, model.top_k)
-    return sizes == (32, 4096, 14336, 8, 2)
+_RUNTIME = "moe-lightning"
+
+
+def _alike(one: ModelSpec, other: ModelSpec) -> bool:
+    """Whether both have the same layers, in any format."""
+    return _sizes(one) == _sizes(other)
+
+
+def _sizes(model: ModelSpec) -> tuple[int, ...]:
+    return model.layers, model.hidden, model.ffn_width, model.experts, model.top_k

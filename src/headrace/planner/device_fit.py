@@ -87,6 +87,14 @@ class Fitter:
         seconds = course.seconds(lambda load: self.sweep_seconds(policy, split, load))
         return Fit(choice, policy, split, course, seconds)
 
+    def holding(self, fit: Fit, share: float) -> Fit:
+        """``fit`` with this ``share`` of experts resident on the device, whether or not they have
+        room there; so much less comes from disk, if anything does."""
+        disk = max(0.0, fit.split.disk - (share - fit.split.resident))
+        split = fit.split._replace(resident=share, disk=disk)
+        seconds = fit.course.seconds(lambda load: self.sweep_seconds(fit.policy, split, load))
+        return replace(fit, split=split, seconds=seconds)
+
     def sweep_seconds(self, policy: Policy, split: Split, load: Load) -> float:
         """About a steady sweep of ``load``."""
         return about(policy, self.at.model.layers, self._totals(policy, split, load))

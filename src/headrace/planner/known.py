@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from headrace.planner.decided import Decisions
 from headrace.planner.prices import Sketches
+from headrace.planner.published import Published, read_published
 from headrace.planner.residency import Residency
 from headrace.schedule.tally import Kinds
 from headrace.specs.model import ModelSpec
@@ -16,12 +18,18 @@ from headrace.specs.pages import Page
 
 @dataclass(frozen=True)
 class Known:
-    """Sketches that were drawn, what the batcher decided, pages that were sorted."""
+    """Sketches that were drawn, what the batcher decided, pages that were sorted, what others
+    published."""
 
     sketches: Sketches = field(default_factory=Sketches)
     decisions: Decisions = field(default_factory=Decisions)
     _kinds: list[Kinds] = field(default_factory=list)
     _residencies: list[_Residency] = field(default_factory=list)
+
+    @cached_property
+    def published(self) -> Published:
+        """Published figures, and the policies behind them."""
+        return read_published()
 
     def kinds_of(self, model: ModelSpec, pages: tuple[Page, ...]) -> Kinds:
         """Kinds of ``pages``, the same ones for the same pages."""

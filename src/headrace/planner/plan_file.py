@@ -7,7 +7,7 @@ its size is allocated. What cannot be honoured is refused, never adjusted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from hashlib import blake2b
 from typing import Any
@@ -212,14 +212,21 @@ def baseline_documents(plan: Plan) -> list[dict[str, Any]]:
 
 
 def workload_document(workload: Workload) -> dict[str, Any]:
-    """A job in totals: lengths are not listed."""
+    """A job in totals, with the mean and the range of its lengths: they are not listed."""
     return {
         "requests": workload.requests,
         "prompt_tokens": workload.prompt_tokens,
         "gen_tokens": workload.gen_tokens,
+        "prompt_len": _lengths_document(workload.prompt_lens),
+        "gen_len": _lengths_document(workload.gen_lens),
         "longest": workload.longest,
         "assumed": workload.assumed,
     }
+
+
+def _lengths_document(lens: Sequence[int]) -> dict[str, float]:
+    mean = sum(lens) / max(1, len(lens))
+    return {"mean": mean, "min": min(lens, default=0), "max": max(lens, default=0)}
 
 
 def read_plan(document: object, name: str) -> PlanFile:

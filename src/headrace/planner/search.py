@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from headrace.errors import HeadraceError, UsageError
 from headrace.planner import rules
-from headrace.planner.baselines import FAMILIES, Published, published
+from headrace.planner.baselines import FAMILIES, published
 from headrace.planner.candidates import Situation, least_seconds, smallest
 from headrace.planner.device_fit import Choice, Fit, Fitter
 from headrace.planner.device_notes import device_notes
@@ -17,6 +17,7 @@ from headrace.planner.device_pages import placed
 from headrace.planner.device_search import OWN, DeviceSearch, Traits
 from headrace.planner.nearest import device_refusal
 from headrace.planner.plan import Baseline, Plan
+from headrace.planner.published import Row
 from headrace.planner.simulate import (
     Ledger,
     Prediction,
@@ -238,9 +239,7 @@ class _DeviceSearch:
     # -- baselines ---------------------------------------------------------------------------
 
     def _baseline(self, name: str, plan: Plan) -> Baseline:
-        known = published(self.at) if name == "moe_lightning" else None
-        fits = self._fits(FAMILIES[name]) if known is None else self._published(known)
-        for fit in fits[:4]:
+        for fit in self._best_of(name):
             policy = placed(self.search.fitter, fit)
             if policy is not None:
                 far = fit.seconds > _CLOSE * self._best and not self.at.is_small
@@ -248,12 +247,23 @@ class _DeviceSearch:
                 return Baseline(name, policy, found)
         return Baseline(name, refusal=self.search.fitter.refusal)
 
-    def _published(self, known: Published) -> list[Fit]:
-        rows = known.micro_batch * known.parts
+    def _best_of(self, name: str) -> Iterator[Fit]:
+        """What a baseline may be, the first that can be placed: what its makers published, or the
+        best few of its family."""
+        known = published(self.at) if name == "moe_lightning" else None
+        if known is not None:
+            yield from self._published(known)
+        yield from self._fits(FAMILIES[name])[:4]
+
+    def _published(self, known: Row) -> list[Fit]:
+        """Its requests at once, micro-batches and experts on the device; none if it cannot fit."""
+        fitter, parts = self.search.fitter, known.parts or 1
+        rows = (known.mu or 0) * parts
         seqs = min(rows, self.at.workload.requests)
-        choice = Choice("cgopipe", seqs, rows, known.parts, held=False)
-        fit = self.search.fitter.fit(choice)
-        return [fit] if fit else []
+        fit = fitter.fit(Choice("cgopipe", seqs, rows, parts, held=False))
+        if fit is None or not known.on_device:
+            return [fit] if fit else []
+        return [fitter.holding(fit, known.on_device)]
 
     # -- predictions -------------------------------------------------------------------------
 

@@ -38,9 +38,7 @@ def rest_seconds(drawn: Sequence[int], ends: Sequence[float], tokens: float) -> 
 def sample(workload: Workload, count: int) -> Workload:
     """``count`` requests at even quantiles of length, in order of arrival: their mean lengths are
     nearly those of all."""
-    order = sorted(
-        range(workload.requests), key=lambda i: (workload.gen_lens[i], workload.prompt_lens[i])
-    )
+    order = workload.by_length
     chosen = sorted(order[(2 * i + 1) * len(order) // (2 * count)] for i in range(count))
 
     def of(lens: tuple[int, ...]) -> tuple[int, ...]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+from random import Random
 
 from headrace.errors import UsageError
+from headrace.specs.lengths import LengthRange
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,12 @@ class Workload:
         """Number of sequences."""
         return len(self.prompt_lens)
 
-    @property
+    @cached_property
     def prompt_tokens(self) -> int:
         """Tokens to prefill."""
         return sum(self.prompt_lens)
 
-    @property
+    @cached_property
     def gen_tokens(self) -> int:
         """Tokens to generate."""
         return sum(self.gen_lens)
@@ -47,11 +50,18 @@ class Workload:
         """Most tokens each sequence may generate."""
         return self.max_lens or self.gen_lens
 
-    @property
+    @cached_property
     def longest(self) -> int:
         """Most tokens that one sequence can have in the KV cache (its last draw never is)."""
         pairs = zip(self.prompt_lens, self.limits, strict=True)
         return max((prompt + most - 1 for prompt, most in pairs), default=1)
+
+    @cached_property
+    def by_length(self) -> tuple[int, ...]:
+        """Places of the sequences, shortest generation first, among equals the shortest prompt:
+        sorted once, however many plays ask."""
+        keys = list(zip(self.gen_lens, self.prompt_lens, strict=True))
+        return tuple(sorted(range(self.requests), key=keys.__getitem__))
 
     def joined(self, other: Workload) -> Workload:
         """Both jobs as one, this one first."""
@@ -70,6 +80,14 @@ class Workload:
     def uniform(cls, requests: int, prompt_len: int, gen_len: int) -> Workload:
         """``requests`` sequences of equal, known lengths."""
         return cls((prompt_len,) * requests, (gen_len,) * requests, assumed=False)
+
+    @classmethod
+    def drawn(cls, requests: int, prompt: LengthRange, gen: LengthRange, seed: int) -> Workload:
+        """``requests`` sequences of known lengths, drawn from ``seed``: all prompts, then all
+        generations. Each limit is its own length."""
+        random = Random(seed)
+        prompts = prompt.draw(requests, random)
+        return cls(prompts, gen.draw(requests, random), assumed=False)
 
     @classmethod
     def guessed(

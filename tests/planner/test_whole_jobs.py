@@ -1,0 +1,110 @@
+"""A job's time from tables, against every sweep of it played whole, one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from headrace.batching.batch import Batch
+from headrace.batching.batcher import Batcher
+from headrace.batching.limits import Limits
+from headrace.batching.request import Request
+from headrace.machines.virtual import Virtual
+from headrace.planner.bindings import typical_routing
+from headrace.planner.candidates import Situation, fitted
+from headrace.planner.simulate import predict
+from headrace.schedule.binding import Binding, Extent
+from headrace.schedule.generate import generate, next_phase
+from headrace.schedule.task import Schedule
+from headrace.schedule.work import WorkModel
+from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Hardware
+from headrace.specs.model import ModelSpec
+from headrace.specs.pages import page_layout
+from headrace.specs.policy import Policy
+from headrace.specs.workload import Workload
+
+MODEL = ModelSpec(
+    "mixtral", layers=14, hidden=256, heads=4, kv_heads=2, head_dim=64, ffn_width=512, vocab=1000,
+    experts=16, top_k=2,
+)  # fmt: skip
+PAGES = page_layout(MODEL)
+JOB = Workload(
+    tuple(20 + i * 37 % 50 for i in range(120)),
+    tuple(10 + i * 7 % 60 for i in range(120)),
+    assumed=False,
+)
+
+
+def machine(disk: float) -> Hardware:
+    roofs = {CPU_FLOPS: 10e9, DRAM: 10e9, DISK: disk, HOST: 1.0}
+    return Hardware(
+        "toy", roofs, lane_rate=0.7 * disk, task_seconds=1e-7, attention_seconds=2e-5,
+        row_seconds=1e-7,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("disk", [0.2e9, 2e9], ids=["slow-disk", "fast-disk"])
+@pytest.mark.parametrize("schedule", ["stream", "on_demand", "one_by_one"])
+def test_a_job_from_tables_takes_what_all_its_sweeps_played_take(schedule, disk):
+    """Half of the weights stream; hundreds of sweeps, decodes mixed with prompts."""
+    hardware = machine(disk)
+    budget = sum(page.bytes for page in PAGES) // 2
+    policy = fitted(Situation(MODEL, PAGES, None, hardware, JOB, budget), 16)
+    assert policy is not None
+    assert policy.slot_bytes
+    policy = replace(policy, schedule=schedule)
+    seconds, sweeps = played(policy, hardware)
+    found = predict(MODEL, PAGES, policy, hardware, JOB)
+    print(f"{schedule}: {found.seconds / seconds - 1:+.2%} of {seconds:.1f} s, {sweeps} sweeps")
+    assert found.sweeps == sweeps > 200
+    assert found.seconds == pytest.approx(seconds, rel=0.01)
+
+
+def played(policy: Policy, hardware: Hardware) -> tuple[float, int]:
+    """Seconds and number of the job's sweeps on the virtual machine: each with the batch that the
+    batcher makes of it, each appended before the one in front of it ends."""
+    work = WorkModel(MODEL, PAGES, policy)
+    virtual = Virtual(work.work, hardware)
+    before, count = None, 0
+    for schedule, batch in zip(schedules(policy), batches(policy), strict=False):
+        ticket = virtual.append(schedule, bound(policy, batch))
+        if before is not None:
+            before.wait()
+        before, count = ticket, count + 1
+    assert before is not None
+    before.wait()
+    return virtual.now, count
+
+
+def schedules(policy: Policy) -> Iterator[Schedule]:
+    """Without end; a sweep begins where the ring stands behind the one before."""
+    known: dict[int, Schedule] = {}
+    phase = 0
+    while True:
+        if phase not in known:
+            known[phase] = generate(MODEL, PAGES, policy, phase)
+        yield known[phase]
+        phase = next_phase(PAGES, policy, phase)
+
+
+def batches(policy: Policy) -> Iterator[Batch]:
+    batcher = Batcher(Limits.of(policy))
+    for i, (prompt, gen) in enumerate(zip(JOB.prompt_lens, JOB.gen_lens, strict=True)):
+        batcher.add(Request(str(i), range(prompt), gen))
+    while batcher.has_work:
+        batch = batcher.next_batch()
+        yield batch
+        batcher.commit(batch, dict.fromkeys(batch.sampled, 0))
+
+
+def bound(policy: Policy, batch: Batch) -> Binding:
+    extents = tuple(
+        tuple(Extent(s.rows, s.kv_len) for s in part.segments) for part in batch.micro_batches
+    )
+    samples = tuple(sum(s.sample for s in part.segments) for part in batch.micro_batches)
+    routed = typical_routing(MODEL, batch.rows) if policy.schedule == "on_demand" else {}
+    return Binding(extents, samples, routed)
