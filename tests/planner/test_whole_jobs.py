@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from random import Random
 
 import pytest
 
@@ -12,7 +14,6 @@ from headrace.batching.batcher import Batcher
 from headrace.batching.limits import Limits
 from headrace.batching.request import Request
 from headrace.machines.virtual import Virtual
-from headrace.planner.bindings import typical_routing
 from headrace.planner.candidates import Situation, fitted
 from headrace.planner.simulate import predict
 from headrace.schedule.binding import Binding, Extent
@@ -48,9 +49,12 @@ def machine(disk: float) -> Hardware:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("disk", [0.2e9, 2e9], ids=["slow-disk", "fast-disk"])
-@pytest.mark.parametrize("schedule", ["stream", "on_demand", "one_by_one"])
-def test_a_job_from_tables_takes_what_all_its_sweeps_played_take(schedule, disk):
-    """Half of the weights stream; hundreds of sweeps, decodes mixed with prompts."""
+@pytest.mark.parametrize(
+    ("schedule", "error"), [("stream", 0.01), ("on_demand", 0.04), ("one_by_one", 0.02)]
+)
+def test_a_job_from_tables_takes_what_all_its_sweeps_played_take(schedule, error, disk):
+    """Half of the weights stream; hundreds of sweeps, decodes mixed with prompts. Errors seen stand
+    in docs/planning.md: where pages wait for the router, they are above one percent."""
     hardware = machine(disk)
     budget = sum(page.bytes for page in PAGES) // 2
     policy = fitted(Situation(MODEL, PAGES, None, hardware, JOB, budget), 16)
@@ -61,17 +65,17 @@ def test_a_job_from_tables_takes_what_all_its_sweeps_played_take(schedule, disk)
     found = predict(MODEL, PAGES, policy, hardware, JOB)
     print(f"{schedule}: {found.seconds / seconds - 1:+.2%} of {seconds:.1f} s, {sweeps} sweeps")
     assert found.sweeps == sweeps > 200
-    assert found.seconds == pytest.approx(seconds, rel=0.01)
+    assert found.seconds == pytest.approx(seconds, rel=error)
 
 
 def played(policy: Policy, hardware: Hardware) -> tuple[float, int]:
     """Seconds and number of the job's sweeps on the virtual machine: each with the batch that the
     batcher makes of it, each appended before the one in front of it ends."""
     work = WorkModel(MODEL, PAGES, policy)
-    virtual = Virtual(work.work, hardware)
+    virtual, draw = Virtual(work.work, hardware), Random(0)
     before, count = None, 0
     for schedule, batch in zip(schedules(policy), batches(policy), strict=False):
-        ticket = virtual.append(schedule, bound(policy, batch))
+        ticket = virtual.append(schedule, bound(batch, draw))
         if before is not None:
             before.wait()
         before, count = ticket, count + 1
@@ -101,10 +105,15 @@ def batches(policy: Policy) -> Iterator[Batch]:
         batcher.commit(batch, dict.fromkeys(batch.sampled, 0))
 
 
-def bound(policy: Policy, batch: Batch) -> Binding:
+def bound(batch: Batch, draw: Random) -> Binding:
+    """The batch's rows and lengths; every row to experts of its own, each as likely as any."""
     extents = tuple(
         tuple(Extent(s.rows, s.kv_len) for s in part.segments) for part in batch.micro_batches
     )
     samples = tuple(sum(s.sample for s in part.segments) for part in batch.micro_batches)
-    routed = typical_routing(MODEL, batch.rows) if policy.schedule == "on_demand" else {}
+    experts = range(MODEL.experts)
+    routed = {}
+    for layer in range(MODEL.layers):
+        visits = Counter(e for _ in range(batch.rows) for e in draw.sample(experts, MODEL.top_k))
+        routed[layer] = tuple(float(visits[expert]) for expert in experts)
     return Binding(extents, samples, routed)
