@@ -5,24 +5,78 @@ beside it and however the run is cut: chunks, micro-batches, schedules, pages, t
 from __future__ import annotations
 
 import random
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 
+from headrace.engine.recipe import Recipe
 from headrace.kernels import native
 from headrace.kernels.select import select
+from tests.models.quantized import quantized
 from tests.models.tiny import Runner, Toy, build
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="built without native kernels")
 
 # Wide enough that panels are packed, and products shared, by several threads.
 LARGER = {"hidden_size": 192, "intermediate_size": 150, "max_position_embeddings": 512}
-CASES = {
-    "mixtral-e8": (torch.bfloat16, "f16"),
-    "olmoe-e4-gqa-renormalised-biases": (torch.float16, "bf16"),
-    "mixtral-e5-window-tied": (torch.float32, "f16"),
-    "llama-mha-tied-biases": (torch.bfloat16, "f32"),
+WHOLE_GROUPS = {**LARGER, "intermediate_size": 160, "head_dim": 32}
+"""Rows that groups of 32 divide."""
+
+
+class Form(NamedTuple):
+    """A checkpoint of ``tiny.CASES``, the formats of its weights and KV, what the weights meet."""
+
+    case: str
+    dtype: torch.dtype
+    kv_dtype: str
+    recipe: Recipe | None = None
+    activations: str = "int8"
+
+    def save(self, folder: Path) -> Path:
+        """Write it into ``folder``, and say where it lies."""
+        if self.recipe is None:
+            build(self.case, folder, self.dtype, **LARGER)
+            return folder
+        return quantized(self.case, folder, self.recipe, self.dtype, **WHOLE_GROUPS)
+
+
+OLMOE = "olmoe-e4-gqa-renormalised-biases"
+INT4 = Recipe("int4", 32, symmetric=False, search=False)
+FORMS = {
+    "mixtral-e8": Form("mixtral-e8", torch.bfloat16, "f16"),
+    "olmoe-e4": Form(OLMOE, torch.float16, "bf16"),
+    "mixtral-window-tied": Form("mixtral-e5-window-tied", torch.float32, "f16"),
+    "llama-tied-biases": Form("llama-mha-tied-biases", torch.bfloat16, "f32"),
+    "kv-int8": Form("mixtral-e5-window-tied", torch.bfloat16, "int8"),
+    "int8": Form(OLMOE, torch.bfloat16, "f16", Recipe("int8")),
+    "int4": Form("mixtral-e8", torch.bfloat16, "int8", INT4),
+    "bf16-activations": Form("mixtral-e8", torch.bfloat16, "f16", activations="bf16"),
 }
+
+
+class Way(NamedTuple):
+    """How the sequences run together."""
+
+    seed: int
+    schedule: str
+    micro_batches: int
+    cut_bytes: int
+    threads: int
+    kv_block: int
+    preemptions: int
+
+
+WAYS = (
+    Way(0, "resident", 1, 1 << 20, 2, 4, 0),
+    Way(1, "stream", 2, 1 << 20, 1, 4, 3),
+    Way(2, "on_demand", 3, 40_000, 3, 8, 0),
+    Way(3, "one_by_one", 2, 40_000, 2, 16, 3),
+)
+MET = [(form, way) for i, form in enumerate(FORMS) for way in (WAYS if i < 4 else WAYS[1::2])]
+"""What is tested: the last forms in two ways only."""
+
 LENGTHS = (1, 3, 40, 130)
 ANSWER = 2
 """Tokens after each prompt, the same in every run: what is compared are logits."""
@@ -31,20 +85,20 @@ Logits = dict[tuple[int, int], torch.Tensor]
 """(sequence, tokens known) -> logits of the next."""
 
 
-@pytest.fixture(scope="module", params=list(CASES))
+@pytest.fixture(scope="module")
 def model(request, tmp_path_factory):
-    """A checkpoint, its KV format, and the logits of every sequence run alone."""
-    folder = tmp_path_factory.mktemp(request.param)
-    dtype, kv_dtype = CASES[request.param]
-    build(request.param, folder, dtype, **LARGER)
-    runner = Runner(folder, kernels="native", kv_dtype=kv_dtype)
+    """A checkpoint, what runs it, and the logits of every sequence run alone."""
+    form = FORMS[request.param]
+    folder = form.save(tmp_path_factory.mktemp(request.param))
+    how = {"kernels": "native", "kv_dtype": form.kv_dtype, "activations": form.activations}
+    runner = Runner(folder, **how)
     alone: Logits = {}
     for number, tokens in enumerate(sequences()):
         toy = runner.sequence(tokens[: LENGTHS[number]], capacity=200)
         for known in range(LENGTHS[number], len(tokens) + 1):
             toy.tokens = tokens[:known]
             alone[number, known] = runner.sweep([toy.segment(0, known - toy.cached)])[0]
-    return folder, kv_dtype, alone
+    return folder, how, alone
 
 
 def sequences() -> list[list[int]]:
@@ -85,30 +139,21 @@ def found_of(found: Logits, number: int) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("seed", "schedule", "micro_batches", "cut_bytes", "threads", "kv_block", "preemptions"),
-    [
-        (0, "resident", 1, 1 << 20, 2, 4, 0),
-        (1, "stream", 2, 1 << 20, 1, 4, 3),
-        (2, "on_demand", 3, 40_000, 3, 8, 0),
-        (3, "one_by_one", 2, 40_000, 2, 16, 3),
-    ],
+    ("model", "way"), MET, indirect=["model"], ids=[f"{form}-{w.schedule}" for form, w in MET]
 )
-def test_logits_have_the_same_bits_in_any_company(
-    model, seed, schedule, micro_batches, cut_bytes, threads, kv_block, preemptions
-):
-    folder, kv_dtype, alone = model
+def test_logits_have_the_same_bits_in_any_company(model, way):
+    folder, how, alone = model
     runner = Runner(
         folder,
-        schedule,
+        way.schedule,
         rows=300,
-        micro_batches=micro_batches,
-        cut_bytes=cut_bytes,
-        kv_dtype=kv_dtype,
-        kv_block=kv_block,
-        kernels="native",
-        kernel_threads=threads,
+        micro_batches=way.micro_batches,
+        cut_bytes=way.cut_bytes,
+        kv_block=way.kv_block,
+        kernel_threads=way.threads,
+        **how,
     )
-    found = in_company(runner, random.Random(seed), micro_batches, preemptions)
+    found = in_company(runner, random.Random(way.seed), way.micro_batches, way.preemptions)
     assert found.keys() == alone.keys()
     for key, logits in found.items():
         assert torch.equal(logits.view(torch.int32), alone[key].view(torch.int32)), key
