@@ -327,33 +327,158 @@ def test_every_half_is_rounded_as_torch_does(path):
         assert torch.equal(cache.values[0].view(-1), around.to(dtype))
 
 
+# -- latent form --------------------------------------------------------------------------
+
+latent_sizes = st.sampled_from([(1, 0), (32, 8), (70, 5), (512, 64)])
+"""Columns that are keys and values both, and those that are keys only."""
+latent_lengths = st.integers(1, 140) | st.sampled_from([1000, 1023, 1024, 1025, 1040, 1100])
+
+
+def first_of(length: int, most: int) -> int:
+    """All rows of a short sequence attend, the last ``most`` of one that crosses a split."""
+    return 0 if length <= 140 else length - most
+
+
+class Latents:
+    """Sequences of random latent vectors and queries, their blocks scattered over one cache. The
+    vectors of a sequence are the same whatever its company and its blocks."""
+
+    def __init__(
+        self, lengths: list[int], heads: int, sizes: tuple[int, int], dtype: torch.dtype,
+        block: int = 16,
+    ) -> None:  # fmt: skip
+        self.columns, self.width, self.block = sizes[0], sum(sizes), block
+        needed = [-(-n // block) for n in lengths]
+        free = torch.randperm(sum(needed) + 3, generator=torch.Generator().manual_seed(7)).tolist()
+        full = poisoned(len(free), block, 1, self.width, dtype)
+        scales = None if full.scales is None else full.scales[:1]
+        self.cache = KvCache(full.values[:1], scales)
+        self.blocks = [[free.pop() for _ in range(n)] for n in needed]
+        self.latent = [made(n, self.width, seed=2 * i) for i, n in enumerate(lengths)]
+        self.q = [made(n, heads * self.width, seed=2 * i + 1) for i, n in enumerate(lengths)]
+
+    def write(self, number: int, first: int, last: int, **settings) -> None:
+        """Vectors of some tokens to the cache."""
+        table = self.blocks[number]
+        slots = [table[p // self.block] * self.block + p % self.block for p in range(first, last)]
+        places = torch.tensor(slots, dtype=torch.int64)
+        attention.append(self.latent[number][first:last], None, self.cache, places, **settings)
+
+    def attend(self, parts, window=None, memory=1 << 18, **settings) -> list[torch.Tensor]:
+        """Results of ``parts``, (sequence, first, last) each, in one call."""
+        q, out, pieces = self._asked(parts)
+        plan = attention.plan_attention(pieces, None, self.block, window)
+        scale, scratch = self.width**-0.5, torch.empty(memory)
+        attention.attend_latent(q, self.cache, plan, out, scratch, scale, window, **settings)
+        return list(out.split([b - a for _, a, b in parts]))
+
+    def reference(self, parts, window=None) -> list[torch.Tensor]:
+        """The torch reference on the same cache."""
+        q, out, pieces = self._asked(parts)
+        reference.attend_latent(q, self.cache, pieces, out, self.width**-0.5, window)
+        return list(out.split([b - a for _, a, b in parts]))
+
+    def _asked(self, parts) -> tuple[torch.Tensor, torch.Tensor, list[Piece]]:
+        pieces, row = [], 0
+        for number, first, last in parts:
+            pieces.append(Piece(row, last - first, first, self.blocks[number]))
+            row += last - first
+        q = torch.cat([self.q[n][a:b] for n, a, b in parts])
+        return q, torch.full((row, q.shape[1] // self.width * self.columns), torch.nan), pieces
+
+
 @settings(max_examples=40, deadline=None)
 @given(
-    kind=kinds, heads=st.integers(1, 20), length=st.integers(1, 140), window=windows,
-    sizes=st.sampled_from([(1, 0), (32, 8), (70, 5), (512, 64)]), data=st.data(),
+    kind=kinds, heads=st.integers(1, 20), sizes=latent_sizes, length=latent_lengths,
+    window=windows, data=st.data(),
 )  # fmt: skip
-def test_the_latent_form_is_close_to_the_reference_and_row_invariant(
+def test_the_latent_form_is_close_to_the_reference(kind, heads, sizes, length, window, data):
+    dtype, path = kind
+    others = data.draw(st.lists(st.integers(1, 30), max_size=2))
+    threads = data.draw(st.integers(1, 3))
+    block = data.draw(st.sampled_from([1, 5, 16]))
+    them = Latents([length, *others], heads, sizes, dtype, block)
+    parts = [(0, first_of(length, 9), length), *((i, 0, n) for i, n in enumerate(others, 1))]
+    for number, _, n in parts:
+        them.write(number, 0, n, path=path, threads=threads)
+    got = them.attend(parts, window, path=path, threads=threads)
+    for mine, wanted in zip(got, them.reference(parts, window), strict=True):
+        torch.testing.assert_close(mine, wanted, atol=2e-5, rtol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=kinds, heads=st.integers(1, 6), sizes=latent_sizes, length=latent_lengths,
+    window=windows, data=st.data(),
+)  # fmt: skip
+def test_a_latent_row_has_the_same_bits_however_it_is_computed(
     kind, heads, sizes, length, window, data
 ):
+    """Whole and alone with one thread; or in chunks, each appended just before it attends, among
+    other sequences, in other blocks, by several threads, with scratch or not."""
     dtype, path = kind
-    (columns, rotated), block = sizes, 16
-    width = columns + rotated
-    blocks = -(-length // block)
-    full = poisoned(blocks, block, 1, width, dtype)
-    cache = KvCache(full.values[:1], None if full.scales is None else full.scales[:1])
-    attention.append(made(length, width), None, cache, torch.arange(length), path=path)
-    q, scale = made(length, heads * width, seed=1), width**-0.5
-    out, wanted = torch.empty(length, heads * columns), torch.empty(length, heads * columns)
-    memory, pieces = torch.empty(1 << 18), [Piece(0, length, 0, range(blocks))]
-    plan = attention.plan_attention(pieces, None, block, window)
-    attention.attend_latent(q, cache, plan, out, memory, scale, window, path=path, threads=2)
-    reference.attend_latent(q, cache, pieces, wanted, scale, window)
-    torch.testing.assert_close(out, wanted, atol=2e-5, rtol=1e-5)
-    at = data.draw(st.integers(0, length - 1))
-    plan = attention.plan_attention([Piece(0, 1, at, range(blocks))], None, block, window)
-    one = torch.empty(1, heads * columns)
-    attention.attend_latent(q[at : at + 1], cache, plan, one, memory, scale, window, path=path)
-    assert same_bits(one[0], out[at])
+    first = first_of(length, 20)
+    alone = Latents([length], heads, sizes, dtype)
+    alone.write(0, 0, length, path=path)
+    (whole,) = alone.attend([(0, first, length)], window, path=path)
+
+    others = data.draw(st.lists(st.integers(1, 50), max_size=2))
+    block = data.draw(st.sampled_from([1, 3, 16, 64, 100]))
+    them = Latents([length, *others], heads, sizes, dtype, block)
+    for number, n in enumerate(others, 1):
+        them.write(number, 0, n, path=path)
+    them.write(0, 0, first, path=path)
+    cuts = sorted(data.draw(st.sets(st.integers(first, length), max_size=3)) | {first, length})
+    for begin, end in itertools.pairwise(cuts):
+        threads = data.draw(st.integers(1, 3))
+        them.write(0, begin, end, path=path, threads=threads)
+        beside = [(i, 0, n) for i, n in enumerate(others, 1)]
+        place = data.draw(st.integers(0, len(beside)))
+        parts = [*beside[:place], (0, begin, end), *beside[place:]]
+        memory = data.draw(st.sampled_from([0, 1 << 12, 1 << 18]))
+        got = them.attend(parts, window, memory=memory, path=path, threads=threads)[place]
+        assert same_bits(got, whole[begin - first : end - first])
+    for position in {first, length - 1}:
+        for threads, memory in ((1, 0), (2, 1 << 18), (3, 1 << 18)):
+            parts = [(0, position, position + 1)]
+            got = them.attend(parts, window, memory=memory, path=path, threads=threads)
+            assert same_bits(got[0][0], whole[position - first])
+
+
+@pytest.mark.parametrize(("dtype", "path"), KINDS)
+def test_sharing_a_long_latent_sequence_among_threads_changes_no_bit(dtype, path):
+    length = 4200 if path != "plain" else 2100
+    them = Latents([length], 3, (32, 8), dtype)
+    them.write(0, 0, length, path=path, threads=2)
+    for window in (None, 1500):
+        parts = [(0, length - 3, length)]
+        (one,) = them.attend(parts, window, path=path, threads=1)
+        (wanted,) = them.reference(parts, window)
+        torch.testing.assert_close(one, wanted, atol=2e-5, rtol=1e-5)
+        for threads, memory in ((2, 1 << 18), (3, 1 << 18), (3, 0)):
+            (shared,) = them.attend(parts, window, memory=memory, path=path, threads=threads)
+            assert same_bits(one, shared)
+        (single,) = them.attend([(0, length - 1, length)], window, path=path, threads=2)
+        assert same_bits(single, one[-1:])
+
+
+@pytest.mark.parametrize(("dtype", "path"), KINDS)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_no_number_reaches_the_latent_rows_that_see_it_and_no_others(dtype, path, bad):
+    them = Latents([150], 2, (8, 4), dtype)
+    them.write(0, 0, 150, path=path)
+    (clean,) = them.attend([(0, 0, 150)], path=path)
+    them.latent[0][100, 3] = bad
+    them.write(0, 100, 101, path=path)
+    (got,) = them.attend([(0, 0, 150)], path=path, threads=2)
+    assert same_bits(got[:100], clean[:100])
+    assert not got[100:].view(50, 2, 8)[:, :, 3].isfinite().any()  # its value, whatever its weight
+    them.q[0][40, 0] = bad
+    (got,) = them.attend([(0, 0, 100)], path=path, threads=2)
+    assert got[40, :8].isnan().all()
+    assert same_bits(got[40, 8:], clean[40, 8:])  # the other head
+    assert same_bits(got[:40], clean[:40])
+    assert same_bits(got[41:], clean[41:100])
 
 
 def test_what_does_not_fit_is_refused():
