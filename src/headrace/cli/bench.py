@@ -165,7 +165,7 @@ def kernels(
     config: options.Config = None,
     verbose: options.Verbose = 0,
 ) -> None:
-    """Time every kernel over its shapes, beside this machine's roofs and torch."""
+    """Time kernels over their shapes, beside this machine's roofs and torch."""
     from time import perf_counter
 
     from headrace.cli.kernelbench.suite import Choice, run_suite

@@ -27,7 +27,8 @@ class Kernels:
 
     ``numerics`` names what decides the bits of a result: the implementation, its arithmetic
     paths, rounded activations and, for torch, its version and the number of threads.
-    ``integers`` is the same for products with integer weights.
+    ``integers`` is the same for products with integer weights. No architecture calls the latent
+    form of attention yet, only ``bench kernels``.
     """
 
     name: str
@@ -39,6 +40,8 @@ class Kernels:
     plan_attention: Callable[..., Any]
     append: Callable[..., Any]
     attend: Callable[..., Any]
+    plan_latent: Callable[..., Any]
+    attend_latent: Callable[..., Any]
     route: Callable[..., Any]
     attention_inputs: Callable[..., Any]
     attention_output: Callable[..., Any]
@@ -101,6 +104,8 @@ def _reference(threads: int, activations: str) -> Kernels:
         plan_attention=reference.plan_attention,
         append=reference.append,
         attend=reference.attend,
+        plan_latent=reference.plan_latent,
+        attend_latent=reference.attend_latent,
         route=reference.route,
         attention_inputs=partial(reference.attention_inputs, activations=activations),
         attention_output=partial(reference.attention_output, activations=activations),
@@ -133,6 +138,8 @@ def _native(threads: int, activations: str) -> Kernels:
         plan_attention=attention.plan_attention,
         append=partial(attention.append, threads=threads, kept=Kept()),
         attend=partial(attention.attend, threads=threads, kept=Kept()),
+        plan_latent=attention.plan_latent,
+        attend_latent=partial(attention.attend_latent, threads=threads),
         rms_norm=partial(rows.rms_norm, threads=threads),
         apply_rope=partial(rows.apply_rope, threads=threads),
         route=partial(rows.route, threads=threads, kept=Kept()),

@@ -211,6 +211,21 @@ def test_attention_counts_the_pairs_that_are_seen():
     assert case.flops == 4.0 * 32 * 128 * pairs
 
 
+def test_latent_attention_counts_a_vector_of_each_token_once():
+    (case,) = attention_cases.latent(select("auto", 1), "int8", True)
+    assert case.flops == 2.0 * 16 * (576 + 512) * 16 * 512
+    assert case.bytes == 16 * 512 * (576 + 4) + 4.0 * 16 * 16 * (576 + 512)
+
+
+def test_torch_appends_rows_to_their_slots():
+    k, v = torch.randn(2, 3, 8)
+    slots = [torch.tensor([1, 2, 3]), torch.tensor([7, 0, 9])]
+    cache = torch.zeros(2, 10, 8, dtype=torch.bfloat16)
+    attention_cases._torch_append(k, v, slots, cache)(3)  # the second, again
+    assert torch.equal(cache[:, slots[1]], torch.stack([k, v]).bfloat16())
+    assert (cache[:, 1:7] == 0).all()
+
+
 def test_torch_rope_is_ours():
     x = torch.randn(3, 2, 8)
     angles = torch.rand(3, 4)

@@ -367,7 +367,7 @@ class Latents:
     def attend(self, parts, window=None, memory=1 << 18, **settings) -> list[torch.Tensor]:
         """Results of ``parts``, (sequence, first, last) each, in one call."""
         q, out, pieces = self._asked(parts)
-        plan = attention.plan_attention(pieces, None, self.block, window)
+        plan = attention.plan_latent(pieces, self.block, window)
         scale, scratch = self.width**-0.5, torch.empty(memory)
         attention.attend_latent(q, self.cache, plan, out, scratch, scale, window, **settings)
         return list(out.split([b - a for _, a, b in parts]))
@@ -375,7 +375,8 @@ class Latents:
     def reference(self, parts, window=None) -> list[torch.Tensor]:
         """The torch reference on the same cache."""
         q, out, pieces = self._asked(parts)
-        reference.attend_latent(q, self.cache, pieces, out, self.width**-0.5, window)
+        plan, none = reference.plan_latent(pieces, self.block, window), torch.empty(0)
+        reference.attend_latent(q, self.cache, plan, out, none, self.width**-0.5, window)
         return list(out.split([b - a for _, a, b in parts]))
 
     def _asked(self, parts) -> tuple[torch.Tensor, torch.Tensor, list[Piece]]:

@@ -1,1 +1,1 @@
-"""``bench kernels``: every kernel over its shapes, beside this machine's roofs and torch."""
+"""``bench kernels``: kernels over their shapes, beside this machine's roofs and torch."""

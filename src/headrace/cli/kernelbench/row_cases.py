@@ -1,4 +1,4 @@
-"""Kernels of one pass over rows: norm, rotation, router, sampling. Shapes: M rows of D."""
+"""Kernels of one pass over rows: look-up, norm, rotation, router, sampling. Shapes: M rows of D."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ from headrace.specs.sampling import SamplingParams
 
 ROWS, QUICK_ROWS = (1, 32, 256), (1, 256)
 TOP_P = 0.9
+
+
+def embed(kernels: Kernels, form: str, quick: bool) -> Iterator[Case]:
+    """Rows of 2,048 of a table of 32,000 tokens (131 MB), none twice before all were taken."""
+    for M in QUICK_ROWS if quick else ROWS:
+        yield _embed_case(kernels, form, M, 32000, 2048)
 
 
 def rms_norm(kernels: Kernels, form: str, quick: bool) -> Iterator[Case]:
@@ -49,6 +55,23 @@ def sample(kernels: Kernels, form: str, quick: bool) -> Iterator[Case]:
     ):
         for M in (32,) if quick else (1, 32, 128):
             yield _sample_case(kernels, form, M, 32000, name, params)
+
+
+def _embed_case(kernels: Kernels, form: str, M: int, V: int, D: int) -> Case:
+    table, out = torch.ones(V, D, dtype=torch.bfloat16), torch.empty(M, D)
+    order = torch.randperm(V)
+    tokens = [order[i : i + M] for i in range(0, V - M + 1, M)]
+    memory = torch.empty(6 * M * D, dtype=torch.uint8)
+    return Case(
+        kernel="embed",
+        shape=f"{M}x{D} of {V}",
+        format=form,
+        run=lambda i: kernels.embed(tokens[i % len(tokens)], table, 0, out, Scratch(memory)),
+        bytes=2.0 * M * D,
+        torch_ways=lambda: {
+            "embedding": lambda i: functional.embedding(tokens[i % len(tokens)], table).float()
+        },
+    )
 
 
 def _norm_case(kernels: Kernels, form: str, M: int, D: int) -> Case:

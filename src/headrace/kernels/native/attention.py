@@ -113,6 +113,11 @@ def attend(
     _run(call, plan, scale, window, sinks_at, memory, threads, path)
 
 
+def plan_latent(pieces: Sequence[Piece], block: int, window: int | None = None) -> AttentionPlan:
+    """Describe ``pieces`` for ``attend_latent``; as ``plan_attention``."""
+    return plan_attention(pieces, None, block, window)
+
+
 def attend_latent(
     q: Tensor,
     latent: KvCache,

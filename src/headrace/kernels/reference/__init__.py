@@ -9,7 +9,7 @@ from headrace.kernels.reference.attention import AttentionGroup, Piece, attend, 
 from headrace.kernels.reference.cache import append
 from headrace.kernels.reference.draws import best_tokens, draw_tokens, rank_tokens
 from headrace.kernels.reference.experts import expert_down, expert_up, experts
-from headrace.kernels.reference.latent import attend_latent
+from headrace.kernels.reference.latent import attend_latent, plan_latent
 from headrace.kernels.reference.layer import (
     AttentionRule,
     attention_inputs,
@@ -50,6 +50,7 @@ __all__ = [
     "inverse_frequencies",
     "linear",
     "plan_attention",
+    "plan_latent",
     "rank_tokens",
     "rms_norm",
     "rope_tables",
