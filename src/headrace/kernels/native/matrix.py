@@ -24,6 +24,7 @@ from headrace.kernels.native import native_module
 from headrace.kernels.native.kept import Kept, made_of
 from headrace.kernels.quantized import QuantizedWeight
 from headrace.kernels.routed import Routed
+from headrace.kernels.silu import SILU, Silu
 from headrace.kernels.turned import TurnedWeight, Weight
 
 _FORMATS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
@@ -71,6 +72,7 @@ def experts(
     weights: Sequence[Mapping[str, Any]],
     memory: Tensor,
     *,
+    silu: Silu = SILU,
     kept: Kept | None = None,
     threads: int = 1,
     path: str = "auto",
@@ -90,11 +92,11 @@ def experts(
         return (
             native.ExpertList([_expert(w) for w in weights]),
             _batches(batches, numbers, hidden, slice(0, hidden)),
-            most, native.Activation(1.0, 0.0, 0.0), _setting(memory, threads, path),
+            most, _activation(silu), _setting(memory, threads, path),
         )  # fmt: skip
 
     operands = [operand for batch in batches for operand in batch[1:]]
-    sources = (weights, memory, *operands)
+    sources = (weights, memory, silu, *operands)
     loaded, micro_batches, most, activation, setting = made_of(kept, sources, described)
     rows = [batch.rows for batch in batches]
     if any(map(gt, rows, most)):
@@ -133,6 +135,7 @@ def expert_up(
     inter: Tensor,
     memory: Tensor,
     *,
+    silu: Silu = SILU,
     threads: int = 1,
     path: str = "auto",
 ) -> None:
@@ -144,7 +147,7 @@ def expert_up(
         _batches(batches, range(number, number + 1), hidden, inter=inter), number,
         _weight(weights["gate"], weights.get("gate_bias")),
         _weight(weights["up"], weights.get("up_bias")),
-        inter.data_ptr(), inter.stride(0), native.Activation(1.0, 0.0, 0.0),
+        inter.data_ptr(), inter.stride(0), _activation(silu),
         _setting(memory, threads, path),
     )  # fmt: skip
 
@@ -179,6 +182,10 @@ def _memory(weight: Weight) -> tuple[int, int]:
         return _memory(weight.lies_in)
     values = weight.values if isinstance(weight, QuantizedWeight) else weight
     return values.data_ptr(), min(MOST_FETCHED, values.numel() * values.itemsize)
+
+
+def _activation(silu: Silu) -> Any:
+    return native_module().Activation(silu.alpha, silu.shift, silu.limit or 0.0)
 
 
 def _expert(weights: Mapping[str, Any]) -> Any:

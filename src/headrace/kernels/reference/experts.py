@@ -17,6 +17,7 @@ from headrace.kernels.reference.linear import linear
 from headrace.kernels.reference.moe import expert, gated
 from headrace.kernels.routed import Routed
 from headrace.kernels.scratch import Scratch
+from headrace.kernels.silu import SILU, Silu
 from headrace.specs.scratch import ROW_BLOCK, tile_elements
 
 Weights = Mapping[str, Any]
@@ -29,16 +30,18 @@ def experts(
     weights: Sequence[Weights],
     memory: Tensor,
     activations: str = "f32",
+    *,
+    silu: Silu = SILU,
 ) -> None:
     """hidden += gate * expert(x) for experts ``first``, ``first + 1``, ... one after the other.
 
     ``weights`` as for ``expert``, one mapping per expert; ``memory`` is uint8 scratch of
-    ``specs.scratch.scratch_bytes``, ``activations`` as for ``linear``. An expert that no row
-    visits costs nothing.
+    ``specs.scratch.scratch_bytes``, ``activations`` as for ``linear``, ``silu`` what lies between
+    the products. An expert that no row visits costs nothing.
     """
     for number, w in enumerate(weights, first):
         for block in _row_blocks(_shares(batches, number)):
-            _whole(w, block, Scratch(memory), activations)
+            _whole(w, block, Scratch(memory), activations, silu)
 
 
 def expert_up(
@@ -48,6 +51,8 @@ def expert_up(
     inter: Tensor,
     memory: Tensor,
     activations: str = "f32",
+    *,
+    silu: Silu = SILU,
 ) -> None:
     """``inter`` [m, w] = silu(gate x) * up x for a block of w rows of gate and up."""
     first = 0
@@ -56,7 +61,7 @@ def expert_up(
         x = _gather(block, scratch)  # [m, D]
         up = scratch.take(len(x), inter.shape[1])
         tile = scratch.take(tile_elements(*weights["gate"].shape))
-        gated(x, weights, inter[first : first + len(x)], up, tile, activations)
+        gated(x, weights, inter[first : first + len(x)], up, tile, activations, silu)
         first += len(x)
 
 
@@ -92,13 +97,15 @@ class _Share(NamedTuple):
     gates: Tensor | None
 
 
-def _whole(weights: Weights, block: list[_Share], scratch: Scratch, activations: str) -> None:
+def _whole(
+    weights: Weights, block: list[_Share], scratch: Scratch, activations: str, silu: Silu
+) -> None:
     W, D = weights["gate"].shape
     x = _gather(block, scratch)  # [m, D]
     out = scratch.take(*x.shape)
     inter, up = scratch.take(len(x), W), scratch.take(len(x), W)
     tile = scratch.take(max(tile_elements(W, D), tile_elements(D, W)))
-    expert(x, weights, out, inter, up, tile, activations=activations)
+    expert(x, weights, out, inter, up, tile, activations=activations, silu=silu)
     _scatter(out, block, slice(None))
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional
 from headrace.kernels.reference.linear import linear
 from headrace.kernels.routed import RouterRule, Routing, Scoring
 from headrace.kernels.scratch import Scratch
+from headrace.kernels.silu import SILU, Silu
 
 
 def route(
@@ -87,13 +88,14 @@ def expert(
     tile: Tensor,
     accumulate: bool = False,
     activations: str = "f32",
+    silu: Silu = SILU,
 ) -> Tensor:
     """``out = down(silu(gate x) * up x)``: x [m, D], inter and up [m, W], out [m, D].
 
-    ``weights`` holds gate, up [W, D], down [D, W] and their ``_bias`` if there are any.
-    6 m D W FLOPs, one pass over the weights.
+    ``weights`` holds gate, up [W, D], down [D, W] and their ``_bias`` if there are any; ``silu``
+    is what lies between. 6 m D W FLOPs, one pass over the weights.
     """
-    gated(x, weights, inter, up, tile, activations)
+    gated(x, weights, inter, up, tile, activations, silu)
     bias = weights.get("down_bias")
     return linear(inter, weights["down"], out, tile, bias, accumulate, activations)
 
@@ -105,9 +107,23 @@ def gated(
     up: Tensor,
     tile: Tensor,
     activations: str = "f32",
+    silu: Silu = SILU,
 ) -> Tensor:
     """``out = silu(gate x) * up x``; gate and up may be row blocks of the whole ones."""
     for name, into in (("gate", out), ("up", up)):
         bias = weights.get(f"{name}_bias")
         linear(x, weights[name], into, tile, bias, activations=activations)
-    return functional.silu(out, inplace=True).mul_(up)
+    return activate(out, up, silu)
+
+
+def activate(gate: Tensor, up: Tensor, silu: Silu) -> Tensor:
+    """``gate`` = what ``silu`` makes of both, in place; ``up`` is overwritten. NaN passes.
+
+    Allocates as much as ``gate`` takes where ``silu`` is not the plain one.
+    """
+    if silu == SILU:
+        return functional.silu(gate, inplace=True).mul_(up)
+    if silu.limit is not None:
+        gate.clamp_(max=silu.limit)
+        up.clamp_(-silu.limit, silu.limit)
+    return gate.mul_((gate * silu.alpha).sigmoid_()).mul_(up.add_(silu.shift))
