@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from headrace.kernels import native, reference
 from headrace.kernels.draws import Draw, Rank
 from headrace.kernels.native import draws
-from tests.kernels.native.values import PATHS, made
+from tests.kernels.native.values import PATHS, made, unaligned
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="built without native kernels")
 
@@ -23,7 +23,7 @@ vocabularies = st.integers(1, 600) | st.sampled_from([255, 256, 257, 1000, 4099]
 @given(path=paths, s=st.integers(1, 9), v=vocabularies, whole=st.booleans(), seed=st.integers(0, 9))
 def test_the_likeliest_token_is_the_reference_s(path, s, v, whole, seed):
     logits = made(s, v, seed=seed, scale=3)
-    logits = logits.round() if whole else logits  # many ties
+    logits = unaligned(logits.round() if whole else logits)  # many ties
     got = draws.best_tokens(logits, threads=2, path=path)
     assert got == reference.best_tokens(logits)
 
@@ -58,7 +58,7 @@ def test_rows_without_a_finite_maximum_are_told(path, place):
 )
 def test_draws_are_the_reference_s(path, v, scale, whole, temperature, min_p, top_k, top_p, seed):
     logits = made(3, v, seed=seed, scale=scale)
-    logits = logits.round() if whole else logits
+    logits = unaligned(logits.round() if whole else logits)
     logits[1, v // 2 :] = -math.inf  # ruled out
     logits[1, 0] = 0.0
     tops = logits.amax(-1).tolist()
@@ -86,7 +86,7 @@ def assert_on_the_seam(logits, d: Draw, mine: int, theirs: int) -> None:
 @given(path=paths, v=vocabularies, count=st.integers(0, 30), whole=st.booleans())
 def test_log_probabilities_and_their_order_are_the_reference_s(path, v, count, whole):
     logits = made(4, v, scale=4)
-    logits = logits.round() if whole else logits
+    logits = unaligned(logits.round() if whole else logits)
     tops = logits.amax(-1).tolist()
     asked = [Rank(i, tops[i], count) for i in (3, 1)]
     got = draws.rank_tokens(logits, asked, threads=2, path=path)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.kernels import native
+from headrace.kernels import native, reference
 from headrace.kernels.native import matrix
 from headrace.kernels.quantized import quantize
 from tests.kernels.native.test_matrix import copied, expert_weights, layer, made, same_bits
@@ -82,19 +82,38 @@ def test_one_call_has_the_bits_of_its_halves_over_fp32_rows(form, down, path, W,
     assert same_bits(whole[0].hidden, halves[0].hidden)
 
 
-def test_a_not_a_number_reaches_the_experts_of_its_row_only():
+@pytest.mark.parametrize("form", sorted(STORED))
+@pytest.mark.parametrize("path", ["auto", "exact", "bf16"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_no_number_reaches_the_experts_of_its_row_only(form, path, bad):
     batches = layer([6], 64, 2, 8)
-    weights = [stored(64, 96, "bf16", 20 * e) for e in range(8)]
+    weights = [stored(64, 96, form, 20 * e) for e in range(8)]
     memory = torch.empty(1 << 20, dtype=torch.uint8)
     clean = copied(batches)
-    matrix.experts(clean, 0, weights, memory, threads=2)
+    matrix.experts(clean, 0, weights, memory, threads=2, path=path)
     x = batches[0].x.clone()
-    x[4, 7] = float("nan")
+    x[4, 7] = bad
     spoilt = copied([batches[0]._replace(x=x)])
-    matrix.experts(spoilt, 0, weights, memory, threads=2)
-    assert spoilt[0].hidden[4].isnan().all()
+    matrix.experts(spoilt, 0, weights, memory, threads=2, path=path)
+    assert not spoilt[0].hidden[4].isfinite().any()
     kept = [0, 1, 2, 3, 5]
     assert same_bits(spoilt[0].hidden[kept], clean[0].hidden[kept])
+
+
+@pytest.mark.parametrize("form", sorted(STORED))
+@pytest.mark.parametrize("path", ["auto", "exact"])
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_experts_at_extreme_scales(form, path, scale):
+    [batch] = layer([7], 64, 2, 3)
+    batch = batch._replace(x=batch.x * scale, hidden=torch.zeros(7, 64))
+    weights = [stored(64, 96, form, 20 * e) for e in range(3)]
+    memory = torch.empty(1 << 20, dtype=torch.uint8)
+    got, wanted = copied([batch]), copied([batch])
+    matrix.experts(got, 0, weights, memory, threads=2, path=path)
+    reference.experts(wanted, 0, weights, memory)
+    rounds = path == "auto" and form.startswith("int")
+    error = (got[0].hidden.double() - wanted[0].hidden.double()).norm()
+    assert error < (0.04 if rounds else 1e-5) * wanted[0].hidden.double().norm()
 
 
 def test_down_may_be_stored_unlike_gate_and_up_but_those_two_are_alike():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,15 @@ from headrace.kernels import native, reference
 from headrace.kernels.native import matrix
 from headrace.kernels.quantized import QuantizedWeight, quantize
 from headrace.kernels.routed import Routed
-from tests.kernels.native.test_matrix import copied, layer, made, product, same_bits
+from tests.kernels.native.test_matrix import (
+    check_any_company,
+    copied,
+    layer,
+    made,
+    product,
+    same_bits,
+    unaligned,
+)
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="built without native kernels")
 
@@ -51,6 +60,17 @@ def weight_of(n, k, scheme, seed=1, dtype=torch.float32):
     bits, group, packed, symmetric = scheme
     return quantize(made(n, k, seed=seed) * k**-0.5, bits, group, packed=packed,
                     symmetric=symmetric, scale_dtype=dtype)  # fmt: skip
+
+
+def moved(weight: QuantizedWeight) -> QuantizedWeight:
+    """The same weight, each part one element off whatever alignment it had."""
+    zeros = weight.zero_point
+    return replace(
+        weight,
+        values=unaligned(weight.values),
+        scale=unaligned(weight.scale),
+        zero_point=None if zeros is None else unaligned(zeros),
+    )
 
 
 def columns_of(scheme, blocks):
@@ -122,7 +142,7 @@ def test_shapes_that_do_not_fit_are_refused():
 def test_integer_path_multiplies_rounded_activations(scheme, path, m, n, blocks, odd, threads,
                                                      dtype):  # fmt: skip
     k = columns_of(scheme, blocks) if scheme[1] else odd
-    x, weight, bias = made(m, k), weight_of(n, k, scheme, dtype=dtype), made(n)
+    x, weight, bias = unaligned(made(m, k)), moved(weight_of(n, k, scheme, dtype=dtype)), made(n)
     got = product(x, weight, bias, path=path, threads=threads)
     wanted = rounded(x, weight).double() @ weight.dequantized().double().T + bias
     torch.testing.assert_close(got.double(), wanted, atol=2e-5, rtol=2e-5)
@@ -139,12 +159,26 @@ def test_integer_path_multiplies_rounded_activations(scheme, path, m, n, blocks,
 )
 def test_exact_path_multiplies_activations_as_they_are(scheme, path, m, n, blocks, odd):
     k = columns_of(scheme, blocks) if scheme[1] else odd
-    x, weight = made(m, k), weight_of(n, k, scheme)
+    x, weight = unaligned(made(m, k)), moved(weight_of(n, k, scheme))
     wanted = x.double() @ weight.dequantized().double().T
     got = product(x, weight, path=path, threads=2)
     torch.testing.assert_close(got.double(), wanted, atol=1e-5, rtol=1e-5)
     if path == EXACT[0]:
         torch.testing.assert_close(product(x, weight, path="exact"), got, atol=0, rtol=0)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    scheme=schemes,
+    path=st.sampled_from(INTEGER + EXACT or ["none"]),
+    m=st.integers(1, 40),
+    n=st.integers(1, 70),
+    blocks=st.integers(1, 9),
+    data=st.data(),
+)
+def test_a_row_has_the_same_bits_in_any_company(scheme, path, m, n, blocks, data):
+    k = columns_of(scheme, blocks) if scheme[1] else 70 * blocks
+    check_any_company(made(m, k), weight_of(n, k, scheme), path, data, moved)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
