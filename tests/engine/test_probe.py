@@ -86,9 +86,13 @@ def test_a_rehearsal_times_what_a_run_does(checkpoint_of, case, streams):
         reads = played[load].read_bytes
         assert (reads > 0) == streams
         assert (played[load].read_seconds > 0) == streams
+    for task in ("sample", "commit"):  # what a run does around the arithmetic
+        assert [t.rows for t in played["4 decodes"].tasks[0] if t.op == task] == [4]
+        assert not [t for t in played["1 chunk of 64"].tasks[0] if t.op == task and t.rows]
     alone = played.get("1 decodes, one_by_one")
     assert (alone is not None) == streams
     if alone is not None:  # nothing hides there what handing over to a lane takes
+        assert {t.op for t in alone.tasks[0]} >= {"attn of one_by_one", "commit of one_by_one"}
         (reads,) = (task for task in alone.tasks[0] if task.op == "read_page of one_by_one")
         assert reads.seconds > alone.read_seconds > 0
 

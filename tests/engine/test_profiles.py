@@ -61,6 +61,15 @@ def test_a_damaged_profile_is_refused(tmp_path, text):
     assert "calibrate" in str(refusal.value.hint)
 
 
+def test_a_profile_of_an_older_version_is_not_called_damaged(tmp_path):
+    path = tmp_path / "profile.json"
+    data = machine_profile([STOCK], [SHAPE], dated(1e9)).to_dict()
+    path.write_text(json.dumps({**data, "format": data["format"] - 1}))
+    with pytest.raises(UsageError, match="older version") as refusal:
+        read_profile(path)
+    assert "calibrate" in str(refusal.value.hint)
+
+
 def test_a_profile_of_another_machine_is_refused(tmp_path):
     path = tmp_path / "profile.json"
     made = machine_profile([STOCK], [SHAPE], dated(1e9))

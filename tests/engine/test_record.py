@@ -62,12 +62,14 @@ def test_predicted_seconds_are_those_of_every_task_that_computes(run):
         known = Binding(trace.sweep.binding.extents, trace.sweep.binding.samples)
         for task in trace.schedule.tasks:
             if task.op not in (Op.READ_PAGE, Op.READ_ROWS):
-                work = record.work.work(task, known)
-                share = STOCK.efficiency_of(task.op.value, work.rows)
-                alone = max(work.seconds(STOCK, share).values(), default=0.0)
-                if task.op is Op.ATTN and alone:
-                    alone += MACHINE.attention_seconds
-                expected[task.op.value] = expected.get(task.op.value, 0.0) + alone
+                work, op = record.work.work(task, known), task.op.value
+                seconds = 0.0
+                for part in work.parts or (work,):
+                    share = STOCK.efficiency_of(op, part.rows)
+                    seconds += max(part.seconds(STOCK, share).values(), default=0.0)
+                if task.op is Op.ATTN:
+                    seconds += MACHINE.attention_seconds
+                expected[op] = expected.get(op, 0.0) + seconds
     assert record.predicted == pytest.approx(expected)
     assert record.predicted["expert"] > 0
 

@@ -118,6 +118,34 @@ def test_a_failure_is_raised_once_names_its_task_and_leaves_the_machine_reusable
     assert not any(sweep == "later" for _, sweep in ran)
 
 
+def test_a_schedule_that_failed_half_way_waits_anew_when_it_comes_again() -> None:
+    """Its waits are known by then, and are counted from where the machine starts afresh."""
+    again = schedule(READ, USE, OTHER, COMMIT)
+    ran: list[Op] = []
+
+    def body(task: Task, views: Any, sweep: str) -> None:
+        if sweep == "bad" and task is USE:
+            raise ValueError
+        if task is READ:
+            time.sleep(0.002)
+        ran.append(task.op)
+
+    with threads(body) as machine:
+        for _ in range(4):  # by now it is met, and its waits only move
+            machine.append(again, "good").wait(SECONDS)
+        for end in ("bad", "cancelled"):
+            ticket = machine.append(again, end)
+            if end == "bad":
+                with pytest.raises(TaskError):
+                    ticket.wait(SECONDS)
+            else:
+                machine.cancel()
+            for _ in range(3):
+                ran.clear()
+                assert len(machine.append(again, "good").wait(SECONDS).spans) == 4
+                assert ran.index(READ.op) < ran.index(USE.op)
+
+
 def test_what_is_appended_after_an_untold_failure_does_not_run() -> None:
     ran = []
 

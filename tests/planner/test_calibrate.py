@@ -143,6 +143,9 @@ def test_host_work_is_a_share_of_its_own_least():
     loads = [host(1), host(9)]
     found = measure(replace(toy.probes(), rehearse=lambda: loads), toy.clock)
     assert found.row_seconds == pytest.approx(20e-6), "of many rows, sampled alone"
+    slow = replace(found, row_seconds=1.0)
+    again = measure(replace(toy.probes(), rehearse=lambda: loads), toy.clock, known=slow)
+    assert again.efficiency_of("sample", 1) / again.row_seconds == pytest.approx(1 / 100e-6)
     assert found.efficiency_of("sample", 1) == pytest.approx(0.2)
     assert found.efficiency_of("sample", 9) == pytest.approx(9 / 13)
     assert found.token_seconds == pytest.approx(10e-6)

@@ -223,6 +223,15 @@ def host_policy() -> tuple[tuple[Page, ...], Policy]:
     )
 
 
+def test_the_bound_knows_roofs_only() -> None:
+    pages, p = host_policy()
+    load = Load(64, 64 * 50, samples=64)
+    slow = replace(MACHINE, task_seconds=1.0, attention_seconds=2.0)
+    quick, late = (price(MODEL, pages, p, each, mean_kv=50) for each in (MACHINE, slow))
+    assert late.bound(load) == quick.bound(load)
+    assert late.estimate(load) > quick.estimate(load) + 2.0 * MODEL.layers
+
+
 def test_a_cpu_and_its_disk_answer_the_same_questions() -> None:
     pages, p = host_policy()
     prices = price(MODEL, pages, p, MACHINE, mean_kv=50)

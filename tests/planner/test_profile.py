@@ -15,7 +15,6 @@ from headrace.planner.profile import (
     Profile,
     Read,
     ShapeCurves,
-    middle_curves,
     profile_from,
 )
 from headrace.specs.hardware import Hardware
@@ -59,36 +58,10 @@ def test_shares_are_of_the_rates_they_were_measured_with():
     assert found.roofs == {**STOCK.roofs, **roofs}
 
 
-def test_a_shape_measured_several_times_has_the_median_of_the_times():
-    slow = replace(shape(0.25), roofs={**STOCK.roofs, "disk": 1e9}, task_seconds=3e-6)
-    slow = replace(slow, efficiency={**slow.efficiency, "read_page": ((1.0, 1.0),)})
-    fast = replace(shape(0.5), roofs={**STOCK.roofs, "disk": 3e9}, task_seconds=1e-6)
-    reads = ((0.5, 1.0), (8.0, 1.0))  # at 1 row it is interpolated
-    fast = replace(fast, efficiency={**fast.efficiency, "read_page": reads, "attn": ()})
-    mean = middle_curves([slow, fast])
-    assert mean.roofs["disk"] == 2e9
-    assert mean.task_seconds == pytest.approx(2e-6)
-    assert dict(mean.efficiency["moe"])[1.0] == pytest.approx(2 / (1 / 0.25 + 1 / 0.5))
-    ((rows, share),) = mean.efficiency["read_page"]
-    assert rows == 1.0
-    assert 1 / (share * 2e9) == pytest.approx((1 / 1e9 + 1 / 3e9) / 2)
-    assert "attn" not in mean.efficiency
-    far = replace(shape(0.001), roofs=fast.roofs, task_seconds=9.0)
-    odd = middle_curves([replace(each, efficiency=shape(0.5).efficiency) for each in (fast, fast)])
-    odd = middle_curves([odd, replace(fast, efficiency=far.efficiency), odd])
-    assert dict(odd.efficiency["moe"])[1.0] == pytest.approx(0.5), (
-        "one that is far off says nothing"
-    )
-    one = middle_curves([fast])
-    assert dict(one.efficiency["moe"]) == pytest.approx(dict(fast.efficiency["moe"]))
-
-
-def test_rows_read_from_a_table_are_shares_of_their_own_least_time():
-    slow = replace(shape(0.5), row_read_seconds=4e-6, efficiency={"read_rows": ((2.0, 0.5),)})
-    fast = replace(slow, row_read_seconds=2e-6)
-    mean = middle_curves([slow, fast])
-    ((_, share),) = mean.efficiency["read_rows"]
-    assert mean.row_read_seconds / share == pytest.approx((8e-6 + 4e-6) / 2)
+def test_a_shape_brings_what_its_tasks_take_beside_their_shares():
+    own = {"attention_seconds": 5e-6, "row_seconds": 3e-6, "token_seconds": 7e-6}
+    found = profile(shape(0.5, **own)).hardware_for(MIXTRAL, "f16", False)
+    assert {name: getattr(found, name) for name in own} == own
 
 
 def test_roofs_of_another_format_are_not_known():

@@ -59,6 +59,16 @@ def test_what_a_run_showed_scales_its_curves():
     assert after.hardware == before.hardware, "the disk was waiting"
 
 
+def test_what_attention_takes_anyway_grows_with_what_it_took():
+    attention = {"attn": {"seconds": 8.0, "tasks": 3, "predicted_seconds": 4.0}}
+    measured = shape(0.5, efficiency={"attn": ((1.0, 0.5),)}, attention_seconds=6e-6)
+    after = updated(profile(), Run(summary(ops=attention), measured)).shapes[-1]
+    assert after.attention_seconds == pytest.approx(12e-6)
+    assert after.efficiency["attn"] == ((1.0, 0.25),)
+    same = updated(profile(), Run(summary(), measured)).shapes[-1]
+    assert same.attention_seconds == measured.attention_seconds, "it did not run"
+
+
 def test_a_run_bound_by_the_disk_scales_its_rate():
     before = profile(shape(0.9))
     after = updated(before, Run(summary(bound_by="disk"), shape(0.5)))

@@ -12,7 +12,7 @@ from headrace.schedule.generate import generate
 from headrace.schedule.routing import CORRELATED, expected_distinct
 from headrace.schedule.task import Op, Task
 from headrace.schedule.work import WorkModel
-from headrace.schedule.work_vector import Work
+from headrace.schedule.work_vector import Work, alone
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Hardware
 from headrace.specs.model import Mla, ModelSpec, SharedExpert
 from headrace.specs.pages import page_layout
@@ -52,6 +52,29 @@ def test_attention_counts_pairs_and_reads_each_sequence_once() -> None:
     first = works(Op.ATTN)[0]
     assert first.amounts[CPU_FLOPS] == 4 * 64 * (10 + 3 + 4 + 5 + 6)
     assert first.amounts[DRAM] == (10 + 6) * 2 * 32 * 2 + 2 * 5 * 64 * 4
+
+
+def test_decodes_and_prompts_of_one_task_are_each_as_quick_as_they_are() -> None:
+    mixed, decodes = works(Op.ATTN)
+    assert [part.rows for part in mixed.parts] == [1.0, (3 + 4 + 5 + 6) / 6]
+    for roof, amount in mixed.amounts.items():
+        assert amount == sum(part.amounts[roof] for part in mixed.parts)
+    assert decodes.parts == (), "of one kind"
+    quick = replace(RATES, efficiency={"attn": ((1.0, 1.0), (3.0, 0.1))})
+    found = alone(mixed, quick, "attn")
+    first, second = (max(part.seconds(quick).values()) for part in mixed.parts)
+    assert found.seconds == pytest.approx(first + second / 0.1)
+    assert found.roofs[CPU_FLOPS] == pytest.approx(4 * 64 * (10 + 18 / 0.1) / 1e6)
+    whole = alone(mixed._replace(parts=()), quick, "attn")
+    assert whole.seconds == max(whole.roofs.values()) != found.seconds
+    one = alone(decodes, quick, "attn")
+    assert one.roofs == decodes.seconds(quick)
+
+
+def test_a_device_counts_a_task_of_attention_as_one() -> None:
+    model = WorkModel(MODEL, PAGES, replace(POLICY, schedule="cgopipe", compute="device"))
+    task = Task(Op.ATTN, "cpu", (), (), layer=0, mb=0)
+    assert model.work(task, BINDING).parts == ()
 
 
 def test_a_window_bounds_what_a_row_sees() -> None:

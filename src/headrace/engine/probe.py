@@ -39,7 +39,7 @@ READ_BYTES = 64_000_000
 SWEPT_BYTES, LEAST_SWEPT = 256 << 20, 64 << 20
 """Memory read from end to end: well beyond the caches, but a part of what the run may take."""
 
-_READ_SHARE, _PLAY_SHARE = 0.1, 0.04  # of the seconds, for each depth and for each load
+_READ_SHARE, _PLAY_SHARE = 0.1, 0.03  # of the seconds, for each depth and for each load
 
 Clock = Callable[[], float]
 

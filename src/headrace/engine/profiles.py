@@ -15,7 +15,7 @@ from headrace import __version__
 from headrace.engine.durable import write_durably
 from headrace.errors import StorageError, UsageError
 from headrace.kernels.native import available
-from headrace.planner.profile import Profile, Read, ShapeCurves, profile_from
+from headrace.planner.profile import FORMAT, SECONDS, Profile, Read, ShapeCurves, profile_from
 from headrace.specs.hardware import Hardware
 
 MOST_BYTES = 16 << 20
@@ -34,7 +34,7 @@ def machine_profile(
     first = found[0]
     middle = {
         name: statistics.median(getattr(hardware, name) for hardware in found)
-        for name in ("lane_rate", "row_seconds", "task_seconds", "noise")
+        for name in ("lane_rate", *SECONDS, "noise")
     }
     roofs = {
         roof: statistics.median(hardware.roofs[roof] for hardware in found) for roof in first.roofs
@@ -74,7 +74,8 @@ def profile_path(environment: Mapping[str, str]) -> Path:
 def read_profile(path: Path) -> Profile | None:
     """The profile kept at ``path``, None if there is none.
 
-    Raises UsageError for a damaged one and for one made on another machine or by other kernels."""
+    Raises UsageError for a damaged one, an older version's, and for one made on another machine or
+    by other kernels."""
     try:
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
@@ -114,14 +115,27 @@ def _parsed(path: Path, data: bytes) -> Profile:
     try:
         if len(data) > MOST_BYTES:
             raise ValueError(f"more than {MOST_BYTES} bytes")
-        return profile_from(json.loads(data))
-    except (ValueError, RecursionError, UsageError) as error:
-        reason = error.got if isinstance(error, UsageError) else error
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, error) from error
+    if isinstance(found, dict) and found.get("format") in range(1, FORMAT):
         raise UsageError(
-            f"the profile {path} is damaged",
-            got=str(reason)[:200],
-            hint="headrace calibrate makes a new one",
-        ) from error
+            f"the profile {path} was made by an older version",
+            expected=f"format {FORMAT}",
+            got=found["format"],
+            hint=_AGAIN,
+        )
+    try:
+        return profile_from(found)
+    except UsageError as error:
+        raise _damaged(path, error.got) from error
+
+
+def _damaged(path: Path, reason: object) -> UsageError:
+    return UsageError(f"the profile {path} is damaged", got=str(reason)[:200], hint=_AGAIN)
+
+
+_AGAIN = "headrace calibrate makes a new one"
 
 
 def _processor() -> str:

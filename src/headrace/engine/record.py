@@ -16,6 +16,7 @@ from headrace.schedule.binding import Binding
 from headrace.schedule.tally import Alike
 from headrace.schedule.task import Op, Schedule, Task
 from headrace.schedule.work import WorkModel
+from headrace.schedule.work_vector import alone
 from headrace.specs.hardware import CPU_FLOPS, DISK, Hardware
 
 MOST_SPANS = 12_000
@@ -165,11 +166,8 @@ class Record:
             flops += count * work.amounts.get(CPU_FLOPS, 0.0)
             if hardware is not None:
                 op = task.op.value
-                share = hardware.efficiency_of(op, work.rows)
-                alone = max(work.seconds(hardware, share).values(), default=0.0)
-                if task.op is Op.ATTN and work.rows:
-                    alone += hardware.attention_seconds
-                seconds[op] = seconds.get(op, 0.0) + count * alone
+                each = alone(work, hardware, op).seconds + hardware.own_seconds_of(op)
+                seconds[op] = seconds.get(op, 0.0) + count * each
         return _Sums(flops, seconds)
 
     def _met(self, schedule: str, hardware: Hardware) -> Hardware:

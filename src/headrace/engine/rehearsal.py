@@ -103,6 +103,7 @@ class Rehearsal:
         kernels: str,
         activations: str,
     ) -> None:
+        self._tokenizer = loaded.tokenizer  # first: nothing was taken yet if there is none
         self.model, self.table = loaded.first_layers(_layers(loaded, room_bytes))
         pages = self.table.pages
         through = self._streamed(room_bytes)
@@ -137,8 +138,8 @@ class Rehearsal:
         )
         self._workspace.load_resident()
         self._work = WorkModel(self.model, pages, self.policy)
+        self._record = Record(self.table, self._work, hardware=_EVEN)
         self._sampler = Sampler(0, self.model.vocab, select(kernels, threads))
-        self._tokenizer = loaded.tokenizer
         self._answers: dict[int, EndlessAnswers] = {}
         self._batches: list[Batch] = [Batch()]
         self._clock = clock
@@ -266,14 +267,13 @@ class Rehearsal:
     def _sweep_traces(self, schedule: str, count: int) -> list[SweepTrace]:
         """``count`` sweeps, two in flight. What a run records of each is recorded here, too: it
         keeps the interpreter, and a core, from the sweep that has begun."""
-        record = Record(self.table, self._work, hardware=_EVEN)
         tickets, traces = [], []
         for index in range(count):
             tickets.append(self._machine.append(self._next_schedule(schedule), Sweep(self._sweeps)))
             self._sweeps += 1
             if index:
                 traces.append(tickets[index - 1].wait())
-                record.add(traces[-1])
+                self._record.add(traces[-1])
         return [*traces, tickets[-1].wait()]
 
     def _next_schedule(self, name: str) -> Schedule:

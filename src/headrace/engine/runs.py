@@ -16,7 +16,7 @@ from headrace.errors import UsageError
 from headrace.planner.profile import ShapeCurves, shape_from
 from headrace.planner.verify import Run, run_from
 
-FORMAT = 1
+FORMAT = 2
 SUFFIX = ".run.json"
 MOST_BYTES = 16 << 20
 
@@ -58,8 +58,8 @@ def read_run(path: Path) -> Run:
         if len(data) > MOST_BYTES:
             raise ValueError(f"more than {MOST_BYTES} bytes")
         content: Any = json.loads(data)
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ValueError(f"expected an object of format {FORMAT}")
+        if not isinstance(content, dict):
+            raise ValueError("expected an object")
     except OSError as error:
         raise UsageError(
             "no record of that run",
@@ -71,4 +71,11 @@ def read_run(path: Path) -> Run:
         raise UsageError(
             f"{path.name} is damaged", got=str(error)[:200], hint="run the job again"
         ) from error
+    if content.get("format") != FORMAT:
+        raise UsageError(
+            f"{path.name} is of another version",
+            expected=f"format {FORMAT}",
+            got=content.get("format"),
+            hint="run the job again",
+        )
     return run_from(content, shape_from)

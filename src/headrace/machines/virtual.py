@@ -17,7 +17,7 @@ from headrace.machines.trace import SweepTrace
 from headrace.schedule.lanes import GPU
 from headrace.schedule.task import Schedule, Task
 from headrace.schedule.waits import Hazards, TaskWaits
-from headrace.schedule.work_vector import Work
+from headrace.schedule.work_vector import Work, alone
 from headrace.specs.hardware import Hardware
 
 WorkOf = Callable[[Task, Any], Work]
@@ -167,11 +167,11 @@ class _Running:
 
     def __init__(self, item: _Item, start: float, work: Work, hardware: Hardware) -> None:
         op = item.task.op.value if item.task.lane != GPU else f"gpu.{item.task.op.value}"
-        efficiency = hardware.efficiency_of(op, work.rows)
-        seconds, behind = work.seconds(hardware, efficiency), work.exchange_seconds(hardware)
+        found, behind = alone(work, hardware, op), work.exchange_seconds(hardware)
+        seconds = dict(found.roofs)
         self.item = item
         self.start = start
-        self.alone = max(seconds.values(), default=0.0) + max(behind.values(), default=0.0)
+        self.alone = found.seconds + max(behind.values(), default=0.0)
         self.alone += hardware.fixed_seconds_of(op)
         for roof, time in behind.items():
             seconds[roof] = seconds.get(roof, 0.0) + time

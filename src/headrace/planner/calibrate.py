@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from headrace.schedule.work_vector import TOKENS
-from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Curve, Hardware
+from headrace.specs.hardware import ATTENTION, CPU_FLOPS, DISK, DRAM, HOST, Curve, Hardware
 
 Clock = Callable[[], float]
 
@@ -84,7 +84,8 @@ def measure(
         capacity=dict(capacity or {}),
         task_seconds=base.task_seconds + spared,
         attention_seconds=_attention_seconds(loads, base.roofs),
-        token_seconds=_least_per_token(loads) or base.token_seconds,
+        row_seconds=min(base.row_seconds, _least_per(HOST, loads) or math.inf),
+        token_seconds=_least_per(TOKENS, loads) or base.token_seconds,
         row_read_seconds=row_seconds or base.row_read_seconds,
         noise=max(base.noise, watch.noise),
     )
@@ -97,16 +98,17 @@ def _rates(hardware: Hardware) -> dict[str, float]:
     return {**hardware.roofs, **{roof: 1 / each for roof, each in host.items() if each}}
 
 
-def _least_per_token(loads: Iterable[Sweeps]) -> float:
-    """Seconds per token of what follows a draw, in the load where they are least."""
-    tasks = [[t for sweep in sweeps for t in sweep if TOKENS in t.amounts] for sweeps in loads]
-    found = [[task.seconds / task.amounts[TOKENS] for task in each] for each in tasks]
+def _least_per(unit: str, loads: Iterable[Sweeps]) -> float:
+    """Seconds per unit of host work (a row drawn, a token turned into text), in the load where they
+    are least; 0 where there is none."""
+    tasks = [[t for sweep in sweeps for t in sweep if unit in t.amounts] for sweeps in loads]
+    found = [[task.seconds / task.amounts[unit] for task in each] for each in tasks]
     return min((statistics.median(each) for each in found if each), default=0.0)
 
 
 def _attention_seconds(loads: Iterable[Sweeps], roofs: Mapping[str, float]) -> float:
     """What a task of attention takes before it attends to anything: where the line through the two
-    smallest loads of decodes meets nothing."""
+    smallest loads of decodes meets nothing. Of the rehearsal's own schedule, for all."""
     found: list[tuple[float, float]] = []
     for sweeps in loads:
         tasks = [t for sweep in sweeps for t in sweep if t.op == ATTENTION and t.rows == 1]
@@ -132,9 +134,6 @@ def _less_calls(loads: Iterable[Sweeps], hardware: Hardware) -> list[Sweeps]:
 
     return [[[less(task) for task in sweep] for sweep in sweeps] for sweeps in loads]
 
-
-ATTENTION = "attn"
-"""The op whose rows say how often a token that was read is used, not how much there is to do."""
 
 _MOST_CALL = 0.9
 """Share of the least load's attention that may be the call's own."""
@@ -178,7 +177,7 @@ def _row_reads(loads: Iterable[Sweeps]) -> tuple[float, dict[str, Curve]]:
     rows come, by schedule. Of a few rows one waits for the disk's latency, and the others beside
     it. Behind pages that are being read they wait far longer; but where such a wait is not hidden
     by the disk's own work, the ring is full and no page is being read. So where it was seen what
-    they take alone (one, 16 and 256 rows), this counts under ``stream``, too."""
+    they take alone, this counts under ``stream``, too."""
     found: dict[str, dict[float, list[float]]] = {}
     for task in (task for sweeps in loads for sweep in sweeps for task in sweep):
         if op_of(task.op) == ROW_READ_OP and task.rows:

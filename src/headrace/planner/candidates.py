@@ -189,9 +189,8 @@ class _Bounds:
         self._rows = at.overrides.max_rows or MOST_ROWS
         self._beside = _FREE_CHUNKS * at.overrides.chunk
         whole = with_residency(at, _policy(at, 1, 1, 1), at.residency.everything(), 0)
-        ideal = replace(at.hardware, efficiency={}, task_seconds=0.0)
         policy = replace(whole, max_rows=1 << 20, micro_batches=1)
-        self._times = SweepTimes(at.model, at.pages, policy, ideal, kinds=at.kinds)
+        self._times = SweepTimes(at.model, at.pages, policy, at.hardware.ideal, kinds=at.kinds)
         total = sum(page.bytes for page in at.residency.streamable)
         streamed = max(0, total - at.budget_bytes)
         self._disk = streamed / self._times.disk_rate if streamed else 0.0

@@ -19,7 +19,7 @@ from headrace.schedule.generate import list_tasks, next_phase
 from headrace.schedule.tally import Kinds, tally
 from headrace.schedule.task import Op, Task
 from headrace.schedule.work import WorkModel
-from headrace.schedule.work_vector import LANE
+from headrace.schedule.work_vector import LANE, alone
 from headrace.specs.hardware import Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page, Role
@@ -172,10 +172,12 @@ class HostSketch:
         found: dict[_Key, dict[str, float]] = {}
         for task, count in self._tally:
             work = self._work.work(task, binding)
-            efficiency = self.hardware.efficiency_of(task.op.value, work.rows)
+            each = alone(work, self.hardware, task.op.value)
+            fixed = self.hardware.fixed_seconds_of(task.op.value)
+            fixed += each.seconds - max(each.roofs.values(), default=0.0)  # roofs in turn
             totals = found.setdefault(self._key(task), {_FIXED: 0.0})
-            totals[_FIXED] += count * self.hardware.fixed_seconds_of(task.op.value)
-            for roof, seconds in work.seconds(self.hardware, efficiency).items():
+            totals[_FIXED] += count * fixed
+            for roof, seconds in each.roofs.items():
                 roof = LANE if roof.startswith(LANE) else roof
                 totals[roof] = totals.get(roof, 0.0) + count * seconds
         return found

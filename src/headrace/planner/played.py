@@ -18,6 +18,7 @@ from headrace.schedule.routing import visit_chance
 from headrace.schedule.tally import Kinds
 from headrace.schedule.task import Task
 from headrace.schedule.work import WorkModel
+from headrace.schedule.work_vector import alone
 from headrace.specs.hardware import Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page
@@ -155,9 +156,8 @@ class SteadyPlay:
     def _cost(self, task: Task, binding: Binding) -> Cost:
         name = task.op.value if task.lane != GPU else f"gpu.{task.op.value}"
         work = self._work.work(task, binding)
-        roofs = work.seconds(self._hardware, self._hardware.efficiency_of(name, work.rows))
-        fixed = self._hardware.fixed_seconds_of(name)
-        return Cost(max(roofs.values(), default=0.0) + fixed, roofs)
+        found = alone(work, self._hardware, name)
+        return Cost(found.seconds + self._hardware.fixed_seconds_of(name), found.roofs)
 
 
 _SWEEPS = 4  # the first starts cold, the last has its tail to itself

@@ -8,7 +8,7 @@ micro-batches are extended to the model's (``sketch``, ``costs``); on a CPU and 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -308,7 +308,7 @@ class HostPrices:
         if overlap is None:
             overlap = PlayedOverlap(model, pages, policy, hardware, mean_kv, kinds=kinds)
         self.times = SweepTimes(model, pages, policy, hardware, overlap, kinds)
-        self._plain = replace(hardware, efficiency={}, task_seconds=0.0)
+        self._plain = hardware.ideal
         self._ideal = SweepTimes(model, pages, policy, self._plain, kinds=kinds)
 
     def seconds(self, load: Load) -> float:

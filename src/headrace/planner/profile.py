@@ -9,20 +9,27 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from statistics import median
 from typing import Any, NamedTuple
 
 from headrace.errors import DocumentError, UsageError
-from headrace.planner.calibrate import PAGE_READ_OP, ROW_READ_OP, op_of
 from headrace.planner.fields import known_fields, mapping, number, short, switch, text, whole
 from headrace.planner.interval import half_width
-from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, Curve, Hardware, share_at
+from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, Curve, Hardware
 from headrace.specs.model import ModelSpec
 
 FORMAT = 3
 
 MEASURED = (CPU_FLOPS, DRAM, DISK)
 """Roofs of a machine that are measured."""
+
+SECONDS = (
+    "task_seconds",
+    "attention_seconds",
+    "row_seconds",
+    "token_seconds",
+    "row_read_seconds",
+)
+"""What a shape has beside its curves, as in Hardware."""
 
 MOST_RESIDUALS = 64
 """Runs that are remembered; older ones are forgotten."""
@@ -73,13 +80,13 @@ class ShapeCurves:
         roofs = {roof: hardware.roofs[roof] for roof in MEASURED}
         return cls(
             *(weights_of(model), *sizes, kv_dtype, streams, dict(hardware.efficiency), roofs),
-            hardware.lane_rate,
-            hardware.task_seconds,
-            hardware.attention_seconds,
-            hardware.row_seconds,
-            hardware.token_seconds,
-            hardware.row_read_seconds,
-            met(model, activations),
+            lane_rate=hardware.lane_rate,
+            task_seconds=hardware.task_seconds,
+            attention_seconds=hardware.attention_seconds,
+            row_seconds=hardware.row_seconds,
+            token_seconds=hardware.token_seconds,
+            row_read_seconds=hardware.row_read_seconds,
+            activations=met(model, activations),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,57 +100,6 @@ class ShapeCurves:
         formats = 100.0 * (self.weights != other.weights) + 10.0 * (self.kv_dtype != other.kv_dtype)
         formats += 50.0 * (self.activations != other.activations)
         return apart + formats + 1.0 * (self.streams != other.streams)
-
-
-def middle_curves(found: Sequence[ShapeCurves]) -> ShapeCurves:
-    """One shape measured several times: at each point of the first the median of the times, of
-    each rate that of the rates. Ops that are not in all of them are left out."""
-    first = found[0]
-    middle = replace(
-        first,
-        roofs={roof: median(each.roofs[roof] for each in found) for roof in first.roofs},
-        lane_rate=median(each.lane_rate for each in found),
-        **{name: median(getattr(each, name) for each in found) for name in _SECONDS},
-    )
-    shared = [op for op in first.efficiency if all(op in each.efficiency for each in found)]
-    return replace(middle, efficiency={op: _middle_curve(op, found, middle) for op in shared})
-
-
-def _middle_curve(op: str, found: Sequence[ShapeCurves], middle: ShapeCurves) -> Curve:
-    """Shares of ``middle``'s rates. Rows that are a mean over experts differ a little from one
-    measurement to the next: others than the first are interpolated there."""
-
-    def seconds(rows: float) -> float:
-        """Of what one second does at ``middle``'s rate."""
-        rates = [share_at(each.efficiency[op], rows) * _rate_of(op, each) for each in found]
-        return _rate_of(op, middle) * median(1 / rate for rate in rates)
-
-    return tuple((rows, min(1.0, 1 / seconds(rows))) for rows, _ in found[0].efficiency[op])
-
-
-def _rate_of(op: str, shape: ShapeCurves) -> float:
-    """What an op's shares are of, as far as it differs from one measurement to the next: arithmetic
-    and memory rates are measured once."""
-    if op_of(op) in _PER_UNIT:
-        return 1 / (getattr(shape, _PER_UNIT[op_of(op)]) or 1.0)
-    return shape.roofs[DISK] if op_of(op) == PAGE_READ_OP else shape.roofs[CPU_FLOPS]
-
-
-_SECONDS = (
-    "task_seconds",
-    "attention_seconds",
-    "row_seconds",
-    "token_seconds",
-    "row_read_seconds",
-)
-"""Of a shape's, as in Hardware."""
-
-_PER_UNIT = {
-    ROW_READ_OP: "row_read_seconds",
-    "sample": "row_seconds",
-    "commit": "token_seconds",
-}
-"""Ops whose shares are of host work per row or token."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +128,7 @@ class Profile:
             roofs={**self.hardware.roofs, **nearest.roofs},
             efficiency=nearest.efficiency,
             lane_rate=nearest.lane_rate,
-            **{name: getattr(nearest, name) for name in _SECONDS},
+            **{name: getattr(nearest, name) for name in SECONDS},
             error=half_width(self.residuals, self.hardware.noise),
         )
 
@@ -248,7 +204,7 @@ def shape_from(data: object, where: str = "the shape") -> ShapeCurves:
         efficiency={op: _curve(points, f"{op[:80]} of {where}") for op, points in curves},
         roofs={roof: _rate(roofs[roof], f"{roof} of {where}") for roof in MEASURED},
         lane_rate=_rate(found["lane_rate"], f"lane_rate of {where}"),
-        **{name: _seconds(found[name], f"{name} of {where}") for name in _SECONDS},
+        **{name: _seconds(found[name], f"{name} of {where}") for name in SECONDS},
         activations=text(found["activations"], f"activations of {where}"),
     )
 

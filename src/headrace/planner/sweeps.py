@@ -19,7 +19,7 @@ from headrace.schedule.binding import Binding, Extent
 from headrace.schedule.tally import Kinds, tally
 from headrace.schedule.task import Op, Task
 from headrace.schedule.work import WorkModel
-from headrace.schedule.work_vector import Work, rate_of
+from headrace.schedule.work_vector import Work, alone
 from headrace.specs.hardware import DISK, DRAM, Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page
@@ -200,12 +200,7 @@ class SweepTimes:
         return Binding(extents + ((),) * empty, drawn + (0,) * empty)
 
     def _cpu_seconds(self, op: Op, work: Work) -> float:
-        share = self.hardware.efficiency_of(op.value, work.rows)
-        times = [self._seconds_on(roof, amount) for roof, amount in work.amounts.items()]
-        return max(times, default=0.0) / share
-
-    def _seconds_on(self, roof: str, amount: float) -> float:
-        return amount / rate_of(self.hardware, roof)
+        return alone(work, self.hardware, op.value).seconds
 
 
 def as_run(hardware: Hardware, schedule: str) -> Hardware:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from headrace.errors import DocumentError, UsageError
 from headrace.planner.calibrate import op_of
 from headrace.planner.profile import Profile, ShapeCurves
-from headrace.specs.hardware import DISK, Curve
+from headrace.specs.hardware import ATTENTION, DISK, Curve
 
 LEAST_SHARE = 0.01
 """Of the wall time: what took less says nothing about a machine."""
@@ -77,8 +77,8 @@ class Run:
 
 def updated(profile: Profile, run: Run) -> Profile:
     """``profile`` with what ``run`` showed: the curve of each op that took LEAST_SHARE of the time
-    scaled by predicted over measured, the disk's rates alike if the run was bound by it, and the
-    run's residual."""
+    scaled by predicted over measured (and what a task of attention takes anyway, the other way),
+    the disk's rates alike if the run was bound by it, and the run's residual."""
     rows = {(row.kind, row.name): row for row in run.compared()}
     scale = _scale(rows.get(("lane", "disk")), run) if run.summary["bound_by"] == "disk" else 1.0
     shape = replace(
@@ -87,6 +87,7 @@ def updated(profile: Profile, run: Run) -> Profile:
             name: _scaled(curve, _scale(rows.get(("op", op_of(name))), run))
             for name, curve in run.shape.efficiency.items()
         },
+        attention_seconds=run.shape.attention_seconds / _scale(rows.get(("op", ATTENTION)), run),
         roofs=_faster(run.shape.roofs, scale),
         lane_rate=run.shape.lane_rate * scale,
     )

@@ -67,10 +67,31 @@ class Binding:
         it, or, unless ``causal``, all of its sequence."""
         known = self._counted().attention
         if (mb, window, causal) not in known:
-            extents = self.extents[mb] if mb < len(self.extents) else ()
+            parts = [seen for _, seen in self.attention_parts(mb, window, causal)]
             known[mb, window, causal] = Attention(
-                pairs=sum(_pairs(extent, window, causal) for extent in extents),
-                tokens=sum(_tokens(extent, window) for extent in extents),
+                pairs=sum(seen.pairs for seen in parts), tokens=sum(seen.tokens for seen in parts)
+            )
+        return known[mb, window, causal]
+
+    def attention_parts(
+        self, mb: int, window: int | None = None, causal: bool = True
+    ) -> tuple[tuple[int, Attention], ...]:
+        """The same apart, with the rows of each: sequences that decode, and those that bring
+        several rows; nothing for a kind that there is not."""
+        known = self._counted().parts
+        if (mb, window, causal) not in known:
+            extents = self.extents[mb] if mb < len(self.extents) else ()
+            kinds = [e for e in extents if e.rows == 1], [e for e in extents if e.rows > 1]
+            known[mb, window, causal] = tuple(
+                (
+                    sum(extent.rows for extent in kind),
+                    Attention(
+                        pairs=sum(_pairs(extent, window, causal) for extent in kind),
+                        tokens=sum(_tokens(extent, window) for extent in kind),
+                    ),
+                )
+                for kind in kinds
+                if kind
             )
         return known[mb, window, causal]
 
@@ -92,6 +113,7 @@ class _Sums:
         self.mb_rows = [sum(extent.rows for extent in mb) for mb in extents]
         self.rows = sum(self.mb_rows)
         self.attention: dict[tuple[int, int | None, bool], Attention] = {}
+        self.parts: dict[tuple[int, int | None, bool], tuple[tuple[int, Attention], ...]] = {}
 
 
 def _pairs(extent: Extent, window: int | None, causal: bool) -> int:

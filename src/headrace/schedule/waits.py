@@ -21,7 +21,8 @@ from headrace.schedule.task import Buffer, Schedule, Task
 class Wait(NamedTuple):
     """Wait until task number ``position`` of ``lane`` has ended.
 
-    Positions count the tasks of a lane from the start of the Hazards, over all schedules.
+    Positions count the tasks of a lane from the start of the Hazards, over all schedules; those of
+    a Placed schedule from where it begins, so that what came before has negative ones.
     """
 
     lane: str
@@ -48,7 +49,8 @@ class Hazards:
 
     Costs a few microseconds per task and remembers only the last accesses of each buffer. A
     schedule that comes again behind the same accesses (the same one every sweep, or a few that go
-    round with the places of a ring) costs next to nothing: its waits only move.
+    round with the places of a ring) costs less, and to ``place`` it next to nothing: its waits only
+    move.
     """
 
     def __init__(self) -> None:

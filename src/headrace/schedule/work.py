@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import NamedTuple
 
-from headrace.schedule.binding import Binding
+from headrace.schedule.binding import Attention, Binding
 from headrace.schedule.lanes import GPU
 from headrace.schedule.moves import Moves, to_device
 from headrace.schedule.routing import visit_chance
@@ -206,10 +206,19 @@ class WorkModel:
 
     def _attn(self, task: Task, binding: Binding) -> Work:
         """QK and PV of every row over the tokens it sees; each sequence's KV is read once. How
-        close it gets to the roofs depends on how many rows see a token once it is read."""
+        close it gets to the roofs depends on how many rows see a token once it is read: where a
+        processor and its disk do all, decodes and prompts of one task each have their own share."""
         model, on, mb = self.model, self._processor(task), task.mb or 0
-        m = _mb_rows(task, binding)
-        seen = binding.attention(mb, model.window_of(task.layer or 0), model.causal)
+        sees = mb, model.window_of(task.layer or 0), model.causal
+        whole = self._attended(on, _mb_rows(task, binding), binding.attention(*sees))
+        parts = () if self.policy.on_device else binding.attention_parts(*sees)
+        if len(parts) < 2:
+            return whole
+        return whole._replace(parts=tuple(self._attended(on, *part) for part in parts))
+
+    def _attended(self, on: _Processor, m: int, seen: Attention) -> Work:
+        """``m`` rows, seeing so many tokens."""
+        model = self.model
         kv_bytes = seen.tokens * model.kv_layer_bytes(self.policy.kv_dtype)
         activations = m * (model.q_size + model.attended_size) * on.item
         flops = 4 * seen.pairs * model.q_size

@@ -10,7 +10,7 @@ from headrace.errors import UsageError
 from headrace.specs.hardware import D2H, DRAM, H2D, HOST, STAGE, Hardware
 
 TOKENS = "host tokens"
-"""Host work per token: turning it into text."""
+"""Host work per token: turning it into text, and what is decided once it is known."""
 
 SEQUENCES = "host sequences"
 """Host work per sequence of a batch: choosing it, placing it, its block table."""
@@ -32,11 +32,13 @@ LANE = "lane:"
 class Work(NamedTuple):
     """Amounts per roof (FLOPs, bytes; for the ``host`` roof, rows), and the rows that decide
     how close to its roofs the task gets. ``exchanged`` bytes go from device to device behind all
-    that: through memory of the host, over the links both ways."""
+    that: through memory of the host, over the links both ways. ``parts``, if there are any, are
+    what it consists of, one after the other, each as close to the roofs as its own rows let it."""
 
     amounts: Mapping[str, float]
     rows: float
     exchanged: float = 0.0
+    parts: tuple[Work, ...] = ()
 
     def times(self, count: float) -> Work:
         """As many of the same, each as close to its roofs."""
@@ -60,6 +62,29 @@ class Work(NamedTuple):
     def exchange_seconds(self, hardware: Hardware) -> dict[str, float]:
         """Roof -> seconds that the exchange between devices takes on it alone."""
         return {roof: amount / rate_of(hardware, roof) for roof, amount in self.crossing.items()}
+
+
+class Alone(NamedTuple):
+    """What a task takes by itself, and the seconds of each roof in them."""
+
+    seconds: float
+    roofs: Mapping[str, float]
+
+
+def alone(work: Work, hardware: Hardware, op: str) -> Alone:
+    """``work`` on ``hardware``, as close to its roofs as ``op`` comes with so many rows. What every
+    task takes anyway, and an exchange between devices, are not in it. Raises UsageError for a roof
+    unknown."""
+    if not work.parts:
+        roofs = work.seconds(hardware, hardware.efficiency_of(op, work.rows))
+        return Alone(max(roofs.values(), default=0.0), roofs)
+    seconds, total = 0.0, dict[str, float]()
+    for part in work.parts:
+        found = alone(part, hardware, op)
+        seconds += found.seconds
+        for roof, each in found.roofs.items():
+            total[roof] = total.get(roof, 0.0) + each
+    return Alone(seconds, total)
 
 
 def rate_of(hardware: Hardware, roof: str) -> float:

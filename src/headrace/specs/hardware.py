@@ -22,6 +22,9 @@ STAGE = "stage"
 OF_DEVICE = (GPU_FLOPS, HBM, H2D, D2H, STAGE)
 """Roofs that each accelerator has for itself; a thread per accelerator stages its pages."""
 
+ATTENTION = "attn"
+"""The op whose rows say how often a token that was read is used, not how much there is to do."""
+
 Curve = tuple[tuple[float, float], ...]
 """(rows, efficiency) points, ascending in rows."""
 
@@ -53,10 +56,11 @@ class Hardware:
     ``lane_rate`` caps what one disk request in flight reaches (bytes/s); ``disk`` is the roof
     all of them share. ``efficiency`` maps an op name to a curve over rows, each value <= 1;
     under ``gpu.`` and the op's name stand those of the accelerator. ``row_seconds`` is host work
-    of drawing one token, ``token_seconds`` of turning it into text, ``sequence_seconds`` of
-    placing one sequence in a batch, ``row_read_seconds`` of fetching one row of a table from disk,
-    ``task_seconds`` the machine's own cost per task, and ``attention_seconds`` what a task of
-    attention on the processor takes on top, however little it attends to.
+    of drawing one token, ``token_seconds`` of turning it into text (where it was measured, with
+    the choice of the next batch), ``sequence_seconds`` of placing one sequence in a batch,
+    ``row_read_seconds`` of fetching one row of a table from disk, ``task_seconds`` the machine's
+    own cost per task, and ``attention_seconds`` what a task of attention on the processor takes on
+    top, however little it attends to.
     ``measured`` tells a measurement from a stock figure; ``noise`` is how much slower than
     near-best a typical timing was while measuring (0: quiet machine). ``error`` is how far runs
     ended from their predictions here, as half the 90 % interval of ln(measured / predicted);
@@ -85,8 +89,17 @@ class Hardware:
         return 1.0 if not curve else share_at(curve, max(rows, 1.0))
 
     def fixed_seconds_of(self, op: str) -> float:
-        """What a task of ``op`` takes whatever it has to do."""
-        return self.task_seconds + (self.attention_seconds if op == "attn" else 0.0)
+        """What a task of ``op`` takes whatever it has to do: the machine's part, and its own."""
+        return self.task_seconds + self.own_seconds_of(op)
+
+    def own_seconds_of(self, op: str) -> float:
+        """The part that is the task's own, not the machine's."""
+        return self.attention_seconds if op == ATTENTION else 0.0
+
+    @property
+    def ideal(self) -> Hardware:
+        """The same roofs where every task reaches them and costs nothing else."""
+        return replace(self, efficiency={}, task_seconds=0.0, attention_seconds=0.0)
 
     @property
     def has_device(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from headrace.cli.prediction.kept import Kept, Predicted, Request
 from headrace.cli.prediction.report import markdown, report
 from headrace.cli.prediction.study import Study
 from headrace.errors import UsageError
+from headrace.planner.interval import half_width
 
 SIZES = {"layers": 2, "hidden": 64, "heads": 4, "ffn_width": 128, "vocab": 300}
 SHAPES = {
@@ -58,7 +60,6 @@ def study(folder: Path, said) -> Study:
         said,
         measure_seconds=0.3,
         pilots=1,
-        rounds=2,
         attempts=1,
     )
 
@@ -71,22 +72,28 @@ def test_what_was_done_is_not_done_again(done):
     assert [len(outcome.measured) for _, outcome in rows] == [2, 2]
 
 
-def test_predictions_come_before_runs_and_pilots_before_predictions(done):
+def test_every_case_is_measured_then_predicted_then_run_and_pilots_come_first(done):
     folder, *_ = done
     kinds = [json.loads(line) for line in (folder / "study.jsonl").read_text().splitlines()]
-    names = [line["kind"] + (" pilot" if line.get("index", 0) < 0 else "") for line in kinds]
+    names = [(line["kind"], line.get("index", line.get("case", {}).get("index"))) for line in kinds]
     assert names == [
-        "request",
-        *["measured"] * 8,
-        "pilot",
-        "run pilot",
-        *["case"] * 2,
-        *["run"] * 4,
+        ("request", None),
+        *((kind, -1) for kind in ("measured", "pilot", "run")),
+        *((kind, 0) for kind in ("measured", "case", "run", "run")),
+        *((kind, 1) for kind in ("measured", "case", "run", "run")),
     ]
-    measured = [(line["round"], line["streams"]) for line in kinds if line["kind"] == "measured"]
-    assert measured == [(n, streams) for n in (0, 1) for streams in (False, True) * 2]
-    runs = [(line["index"], line["repeat"]) for line in kinds if line["kind"] == "run"]
-    assert runs[1:] == [(0, 0), (1, 0), (0, 1), (1, 1)], "round by round"
+
+
+def test_pilots_make_the_interval(done):
+    folder, _, _, rows, _ = done
+    lines = [json.loads(line) for line in (folder / "study.jsonl").read_text().splitlines()]
+    pilot, run = (next(line for line in lines if line["kind"] == kind) for kind in ("pilot", "run"))
+    residual = math.log(run["seconds"] / pilot["seconds"])
+    for (predicted, _), line in zip(
+        rows, [line for line in lines if line["kind"] == "measured"][1:], strict=True
+    ):
+        wide = half_width([residual], line["profile"]["hardware"]["noise"])
+        assert math.log(predicted.high / predicted.seconds) == pytest.approx(wide, rel=1e-6)
 
 
 def test_jobs_are_as_long_as_asked_for_by_the_prediction(done):

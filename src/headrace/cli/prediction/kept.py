@@ -84,7 +84,7 @@ class Kept:
             self._lines.unlink(missing_ok=True)
         self.cases: dict[str, dict[int, Predicted]] = {"case": {}, "pilot": {}}
         self.runs: dict[tuple[int, int], Mapping[str, Any]] = {}
-        self.measured: dict[tuple[str, bool, int], Profile] = {}
+        self.measured: dict[int, Profile] = {}
         folder.mkdir(parents=True, exist_ok=True)
         lines = self._read()
         if lines and lines[0] != self._request:
@@ -116,8 +116,7 @@ class Kept:
         elif line["kind"] == "measured":
             from headrace.planner.profile import profile_from
 
-            key = data["name"], data["streams"], data["round"]
-            self.measured[key] = profile_from(data["profile"])
+            self.measured[data["index"]] = profile_from(data["profile"])
         else:
             predicted = Predicted.of(data)
             self.cases[line["kind"]][predicted.case.index] = predicted

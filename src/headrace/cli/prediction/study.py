@@ -1,15 +1,15 @@
-"""The study: checkpoints made, the machine measured, every run predicted, then all runs run.
+"""The study: checkpoints made; then, case by case, the machine is measured as it is before every
+run, the job predicted, and run several times.
 
-All predictions are made before the first run, from one profile. Runs go round by round, every
-case once per round, so that what drifts over an hour drifts within each case, too. A run is kept
-as soon as it has ended: the same command goes on where it was cut.
+A run is kept as soon as it has ended: the same command goes on where it was cut.
 """
 
 from __future__ import annotations
 
+import gc
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,6 @@ from headrace.cli.prediction.kept import Kept, Measured, Predicted, Request
 from headrace.cli.prediction.others import Others
 from headrace.cli.prediction.verdict import Outcome
 from headrace.errors import BudgetError, UsageError
-from headrace.specs.hardware import CPU_FLOPS, DRAM, Hardware
 from headrace.specs.sampling import SamplingParams
 from headrace.specs.workload import Workload
 
@@ -34,13 +33,9 @@ if TYPE_CHECKING:
     from headrace.planner.plan import Plan
     from headrace.planner.profile import Profile
 
-PILOTS, PILOT_SECONDS = 20, 15.0
+PILOTS, PILOT_SECONDS = 14, 15.0
 """Runs of another seed that come first, and their length at most: how far they end from their
 predictions says how wide the intervals of the others are. They are in no table."""
-
-ROUNDS = 6
-"""How often the machine is measured with every shape, some minutes apart: a shared host is faster
-at one time than at another, and a prediction is of neither. One round is for the roofs."""
 
 ROOMY = 1.25, 1_500_000_000
 """Budget of a run whose model is to fit: times its weights, and bytes beside."""
@@ -57,7 +52,7 @@ DISTURBED, ATTEMPTS = 0.08, 2
 more, and the less disturbed counts."""
 
 MEASURING_ATTEMPTS = 8
-"""The same for the seconds in which the machine is measured: all predictions rest on them."""
+"""The same for the seconds in which the machine is measured: the prediction rests on them."""
 
 
 class Study:
@@ -71,21 +66,19 @@ class Study:
         said: Callable[[str], None],
         *,
         fresh: bool = False,
-        measure_seconds: float = 4.0,
+        measure_seconds: float = 6.0,
         pilots: int = PILOTS,
-        rounds: int = ROUNDS,
         attempts: int = ATTEMPTS,
     ) -> None:
         self._attempts = attempts
         self._measure_seconds = measure_seconds
         self._pilot_runs = pilots
-        self._rounds = rounds
         self.folder = folder
         self.request = request
         self._clock = clock
         self._said = said
-        self._kept = Kept(folder, {**request.to_dict(), "rounds": rounds}, fresh)
-        self._profile: Profile | None = None
+        self._kept = Kept(folder, {**request.to_dict(), "measured": "before each case"}, fresh)
+        self._residuals: tuple[float, ...] = ()
         self._headers: dict[str, Loaded] = {}
 
     def __enter__(self) -> Study:
@@ -97,12 +90,16 @@ class Study:
 
     def about(self) -> str:
         """Machine, versions, seed and command, for the table's first line."""
-        asked, machine = self.request, self.profile().machine
+        from headrace.engine.profiles import this_machine
+
+        asked, machine = self.request, this_machine()
+        made = sorted(profile.made for profile in self._kept.measured.values())
         return (
             f"`headrace bench prediction --runs {asked.runs} --seed {asked.seed} --repeats "
             f"{asked.repeats} --run-seconds {asked.run_seconds:g}`; {machine['processor']}, "
             f"{machine['threads']} threads, kernels {machine['kernels']}, headrace "
-            f"{machine['headrace']}; machine measured {self.profile().made}, before all runs"
+            f"{machine['headrace']}; machine measured right before each case, from "
+            f"{made[0]} to {made[-1]}"
         )
 
     def prepare(self) -> None:
@@ -121,11 +118,11 @@ class Study:
     def run(self) -> list[tuple[Predicted, Outcome]]:
         """All that is left to do; every case with its outcome."""
         self.prepare()
-        self.profile()
-        cases = self._predicted("case", self._cases(), self.request.run_seconds)
-        for repeat in range(self.request.repeats):
-            for predicted in cases:
-                if (predicted.case.index, repeat) not in self._kept.runs:
+        self._residuals = self._pilot_residuals()
+        for case in self._cases():
+            predicted = self._predicted("case", case, self.request.run_seconds)
+            for repeat in range(self.request.repeats):
+                if (case.index, repeat) not in self._kept.runs:
                     self._kept.add("run", self._undisturbed(predicted, repeat).__dict__)
         return self.outcomes()
 
@@ -148,98 +145,60 @@ class Study:
 
     # -- measuring the machine -----------------------------------------------------------
 
-    def profile(self) -> Profile:
-        """The machine as it was measured when the study began, and what the pilots showed."""
-        if self._profile is None:
-            self._profile = self._calibrated()
-            residuals = self._pilot_residuals(self._profile)
-            self._profile = self._profile.with_residuals(residuals)
-        return self._profile
-
-    def _calibrated(self) -> Profile:
-        """The machine measured with every shape, resident and streamed, round by round. The first
-        finds the roofs, the best of all that were seen: a curve cannot exceed them."""
-        from headrace.engine.profiles import machine_profile
-        from headrace.planner.profile import middle_curves
-
-        wanted = [(name, streams) for name in self.request.shapes for streams in (False, True)]
-        for round_ in range(self._rounds):
-            for name, streams in wanted:
-                if (name, streams, round_) not in self._kept.measured:
-                    kind = f"{name}{', streamed' if streams else ''}"
-                    self._said(f"measuring the machine with {kind}, round {round_ + 1}")
-                    known = self._roofs(name, streams) if round_ else None
-                    found = self._measured_alone(name, streams, known).to_dict()
-                    line = {"name": name, "streams": streams, "round": round_, "profile": found}
-                    self._kept.add("measured", line)
-        rounds = range(1, self._rounds) or range(1)
-        parts = [[self._kept.measured[(*key, r)] for r in rounds] for key in wanted]
-        shapes = [middle_curves([part.shapes[0] for part in each]) for each in parts]
-        every = [part for each in parts for part in each]
-        return machine_profile([part.hardware for part in every], shapes, every[0].made)
-
-    def _roofs(self, name: str, streams: bool) -> Hardware:
-        """What the first round found for a shape, with the best rates of arithmetic and memory that
-        it saw with weights of this format."""
-        first = [p for (_, _, round_), p in self._kept.measured.items() if round_ == 0]
-        own = self._kept.measured[name, streams, 0]
-        alike = [p.shapes[0] for p in first if p.shapes[0].weights == own.shapes[0].weights]
-        best = {roof: max(shape.roofs[roof] for shape in alike) for roof in (CPU_FLOPS, DRAM)}
-        found = own.hardware_for(self._loaded(name).model, KV_DTYPE, streams)
-        return replace(found, roofs={**found.roofs, **best})
-
-    def _measured_alone(self, name: str, streams: bool, known: Hardware | None) -> Profile:
-        """The same while nobody else works on the machine, as with runs."""
+    def _measured_alone(self, case: Case) -> Profile:
+        """The machine as a run of ``case`` would find it, while nobody else works on it."""
         tried: list[tuple[float, Profile]] = []
         most = MEASURING_ATTEMPTS * (self._attempts - 1) + 1  # one where none is repeated
         while len(tried) < most and (not tried or tried[-1][0] > DISTURBED):
             others, began = Others(), self._clock()
-            found = self._measured_with(name, streams, known)
+            found = self._measured(case)
             tried.append((others.share(self._clock() - began), found))
             if tried[-1][0] > DISTURBED:
                 self._said(f"other programs took {tried[-1][0]:.0%} of a core meanwhile")
         return min(tried, key=lambda each: each[0])[1]
 
-    def _measured_with(self, name: str, streams: bool, known: Hardware | None) -> Profile:
+    def _measured(self, case: Case) -> Profile:
+        """What ``run-batch`` without a profile measures when it starts."""
         from headrace.engine.probe import measure_machine, usable_threads
         from headrace.engine.profiles import dated, machine_profile
         from headrace.planner.profile import ShapeCurves
 
-        loaded = self._loaded(name)
-        weights = sum(loaded.page_bytes.values())
+        loaded, memory = self._loaded(case.shape), self._budget(case)
         hardware = measure_machine(
             loaded,
             self._clock,
             threads=usable_threads(),
             kv_dtype=KV_DTYPE,
-            capacity_bytes=weights // 2 if streams else 2 * weights,
-            known=known,
+            capacity_bytes=memory,
             seconds=self._measure_seconds,
         )
+        gc.collect()  # objects in cycles still hold what the rehearsal took: the run needs it
+        streams = sum(loaded.page_bytes.values()) > memory
         shape = ShapeCurves.of(loaded.model, KV_DTYPE, streams, hardware)
         return machine_profile([hardware], [shape], dated(time.time()))
 
-    def _pilot_residuals(self, profile: Profile) -> list[float]:
+    def _pilot_residuals(self) -> tuple[float, ...]:
         """ln(measured / predicted) of runs that are in no table."""
-        self._profile = profile
         residuals = []
         length = min(self.request.run_seconds, PILOT_SECONDS)
-        for predicted in self._predicted("pilot", self._pilots(), length):
+        for pilot in self._pilots():
+            predicted = self._predicted("pilot", pilot, length)
             index = predicted.case.index
             if (index, 0) not in self._kept.runs:
                 self._kept.add("run", self._undisturbed(predicted, 0).__dict__)
             (seconds,) = self._kept.seconds_of(index)
             residuals.append(math.log(seconds / predicted.seconds))
-        return residuals
+        return tuple(residuals)
 
     # -- predicting ----------------------------------------------------------------------
 
-    def _predicted(self, kind: str, cases: Sequence[Case], seconds: float) -> list[Predicted]:
+    def _predicted(self, kind: str, case: Case, seconds: float) -> Predicted:
         known = self._kept.cases[kind]
-        for case in cases:
-            if case.index not in known:
-                self._kept.add(kind, self._predict(case, seconds).to_dict())
-        return [known[case.index] for case in cases]
+        if case.index not in known:
+            profile = self._measured_alone(case).to_dict()
+            self._kept.add("measured", {"index": case.index, "profile": profile})
+            self._kept.add(kind, self._predict(case, seconds).to_dict())
+        return known[case.index]
 
     def _predict(self, case: Case, wanted: float) -> Predicted:
         """Size the job: requests until it is predicted to last ``wanted`` seconds, shorter outputs
@@ -335,13 +294,14 @@ class Study:
 
         loaded = self._loaded(case.shape)
         streams = sum(loaded.page_bytes.values()) > memory
+        profile = self._kept.measured[case.index].with_residuals(self._residuals)
         return LLM(
             self._checkpoint(case.shape),
             memory=memory,
             schedule=case.schedule,
             max_seqs=case.batch,
             kv_dtype=KV_DTYPE,
-            hardware=self.profile().hardware_for(loaded.model, KV_DTYPE, streams),
+            hardware=profile.hardware_for(loaded.model, KV_DTYPE, streams),
         )
 
     def _loaded(self, name: str) -> Loaded:
