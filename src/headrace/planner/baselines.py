@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from headrace.planner.candidates import Situation
 from headrace.planner.device_search import OWN, Traits
-from headrace.planner.published import Row
 from headrace.specs.model import ModelSpec
 from headrace.specs.registry import known_models
+
+if TYPE_CHECKING:
+    from headrace.planner.published import Row
 
 _FEW = (2, 8, 16)
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from headrace.planner.decided import Decisions
 from headrace.planner.prices import Sketches
-from headrace.planner.published import Published, read_published
 from headrace.planner.residency import Residency
 from headrace.schedule.tally import Kinds
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import Page
+
+if TYPE_CHECKING:
+    from headrace.planner.published import Published
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Known:
     @cached_property
     def published(self) -> Published:
         """Published figures, and the policies behind them."""
+        from headrace.planner.published import read_published
+
         return read_published()
 
     def kinds_of(self, model: ModelSpec, pages: tuple[Page, ...]) -> Kinds:
