@@ -36,6 +36,7 @@ from headrace.specs.policy import Policy
 from headrace.specs.workload import Workload
 
 STEPS = 10**9
+_FEW_REQUESTS = 60
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Problem:
 
 def problem(seed: int, *, device: bool, long: bool = False) -> Problem:
     """Number ``seed`` of the problems; a ``long`` one has thousands of tokens to generate, so that
-    the search takes the route of real jobs."""
+    the search takes the route of real jobs, and on a processor less memory than weights."""
     rng = random.Random(seed)
     model = ModelSpec(
         "mixtral", layers=rng.randint(3, 6), hidden=rng.choice([128, 256]), heads=4, kv_heads=2,
@@ -69,7 +70,8 @@ def problem(seed: int, *, device: bool, long: bool = False) -> Problem:
         DISK: 10 ** rng.uniform(7.0, 8.3), HOST: 1.0,
     }  # fmt: skip
     weights = sum(page.bytes for page in pages)
-    capacity = {"host": int(weights * rng.uniform(0.55, 1.6)) + 6_000_000}
+    share = rng.uniform(0.4, 0.9) if long else rng.uniform(0.55, 1.6)
+    capacity = {"host": int(weights * share) + (2_000_000 if long else 6_000_000)}
     if device:
         roofs |= {
             GPU_FLOPS: 10 ** rng.uniform(10, 11), HBM: 10 ** rng.uniform(9.3, 10),
@@ -104,7 +106,10 @@ def enumerated(found: Problem, most: int) -> Iterator[Policy]:
 
 def _numbers(at: Situation) -> tuple[list[int], list[int]]:
     requests = at.workload.requests
-    return sorted({1 + i * (requests - 1) // 11 for i in range(12)}), [
+    seqs = {1 + i * (requests - 1) // 11 for i in range(12)}
+    if requests > _FEW_REQUESTS:  # steps of a fifth between small numbers, too
+        seqs |= {round(2 ** (i / 4)) for i in range(4 * requests.bit_length() - 4)}
+    return sorted(seqs), [
         round(at.overrides.chunk * f) for f in (1, 2.5, 6, 12, 32)
     ]
 

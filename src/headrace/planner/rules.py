@@ -210,7 +210,7 @@ def _seconds(at: Situation, policy: Policy, below: float) -> float:
     if at.is_small:
         seconds = _job_seconds(at, replace(times, overlap=overlap))
     else:
-        typical = min(policy.max_rows, policy.max_seqs * 3 // 2 + 1)
+        typical = course_of(at.job, policy).typical.rows
         seconds = _job_seconds(at, times) * overlap(typical)
     return seconds * (_TRUST if policy.slot_bytes else 1.0)
 
