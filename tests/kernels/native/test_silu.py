@@ -81,7 +81,7 @@ def test_the_plain_one_of_the_reference_has_the_bits_it_always_had():
 
 
 @needs_native
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     form=st.sampled_from(sorted(STORED)),
     rows=st.lists(st.integers(1, 30), min_size=1, max_size=2),
