@@ -109,9 +109,7 @@ def _numbers(at: Situation) -> tuple[list[int], list[int]]:
     seqs = {1 + i * (requests - 1) // 11 for i in range(12)}
     if requests > _FEW_REQUESTS:  # steps of a fifth between small numbers, too
         seqs |= {round(2 ** (i / 4)) for i in range(4 * requests.bit_length() - 4)}
-    return sorted(seqs), [
-        round(at.overrides.chunk * f) for f in (1, 2.5, 6, 12, 32)
-    ]
+    return sorted(seqs), [round(at.overrides.chunk * f) for f in (1, 2.5, 6, 12, 32)]
 
 
 def _kv_blocks(at: Situation, seqs: int) -> int:
