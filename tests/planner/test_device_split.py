@@ -57,6 +57,15 @@ def test_the_closed_form_is_the_optimum(data):
     check(terms, found, most)
 
 
+def test_a_share_that_just_fits_does_not_stream_for_rounding():
+    terms = Terms(W, 2.0, 1.0, 99.0, 0.0, 0.0, 0.0, 0.0, whole_dram_streamed=0.1)
+    found = best_split(terms)
+    assert found is not None
+    assert found.seconds == pytest.approx(0.0, abs=1e-9)
+    assert found.cpu == pytest.approx(0.99)
+    check(terms, found, 1.0)
+
+
 def check(t: Terms, found: Split, most: float) -> None:
     within = 1e-6 * W
     assert min(found.resident, found.cpu, found.disk) >= 0.0

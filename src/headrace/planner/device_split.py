@@ -59,10 +59,13 @@ def best_split(terms: Terms, most_cpu: float = 1.0) -> Split | None:
     """The split with the shortest sweep and, of those, the least for the processor; None if no
     split fits. ``most_cpu`` 0: the processor multiplies none."""
     low, high = _least_cpu(terms), min(most_cpu, 1.0, terms.host_room / terms.weights)
-    if low > high + 1e-12 or terms.host_room < 0:
+    if low > high + _ROUNDING or terms.host_room < 0:
         return None
     found = (split_at(terms, c) for c in _crossings(terms, low, max(low, high)))
     return min(found, key=lambda split: (round(split.seconds, 12), split.cpu))
+
+
+_ROUNDING = 1e-12  # by which sums of shares may miss
 
 
 def split_at(terms: Terms, cpu: float) -> Split:
@@ -70,7 +73,7 @@ def split_at(terms: Terms, cpu: float) -> Split:
     room = terms.device_room / terms.weights
     ring = min(1.0, terms.ring)
     resident = 1.0 - cpu
-    if resident > room:  # some stream, through a ring
+    if resident > room + _ROUNDING:  # some stream, through a ring
         slope = 1.0 - ring
         resident = min(resident, max(0.0, room - ring * (1.0 - cpu)) / slope) if slope > 0 else 0.0
     streamed = 1.0 - resident - cpu
