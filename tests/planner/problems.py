@@ -232,3 +232,12 @@ def best_of(found: Problem, most: int) -> tuple[float, Policy]:
     sketches = Sketches()
     priced = ((found.seconds(policy, sketches), policy) for policy in enumerated(found, most))
     return min(priced, key=lambda pair: pair[0])
+
+
+def machine(disk: float) -> Hardware:
+    """A processor whose disk reads so many bytes/s."""
+    roofs = {CPU_FLOPS: 10e9, DRAM: 10e9, DISK: disk, HOST: 1.0}
+    return Hardware(
+        "toy", roofs, lane_rate=0.7 * disk, task_seconds=1e-7, attention_seconds=2e-5,
+        row_seconds=1e-7,
+    )  # fmt: skip

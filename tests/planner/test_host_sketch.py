@@ -13,10 +13,11 @@ from headrace.planner.played import SteadyPlay
 from headrace.planner.sweeps import Load
 from headrace.planner.thinning import part_of, rest_seconds, sample
 from headrace.schedule.tally import Kinds
-from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Hardware
 from headrace.specs.model import ModelSpec, SharedExpert
 from headrace.specs.pages import page_layout
 from headrace.specs.workload import Workload
+
+from .problems import machine
 
 DEEP = ModelSpec(
     "mixtral", layers=14, hidden=256, heads=4, kv_heads=2, head_dim=64, ffn_width=512, vocab=1000,
@@ -31,14 +32,6 @@ DENSE_FIRST = replace(
     tied_embeddings=True,
 )
 JOB = Workload.uniform(200, 40, 24)
-
-
-def machine(disk: float) -> Hardware:
-    roofs = {CPU_FLOPS: 10e9, DRAM: 10e9, DISK: disk, HOST: 1.0}
-    return Hardware(
-        "toy", roofs, lane_rate=0.7 * disk, task_seconds=1e-7, attention_seconds=2e-5,
-        row_seconds=1e-7,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("model", "error"), [(DEEP, 0.06), (DENSE_FIRST, 0.1)])

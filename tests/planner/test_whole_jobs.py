@@ -20,11 +20,13 @@ from headrace.schedule.binding import Binding, Extent
 from headrace.schedule.generate import generate, next_phase
 from headrace.schedule.task import Schedule
 from headrace.schedule.work import WorkModel
-from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Hardware
+from headrace.specs.hardware import Hardware
 from headrace.specs.model import ModelSpec
 from headrace.specs.pages import page_layout
 from headrace.specs.policy import Policy
 from headrace.specs.workload import Workload
+
+from .problems import machine
 
 MODEL = ModelSpec(
     "mixtral", layers=14, hidden=256, heads=4, kv_heads=2, head_dim=64, ffn_width=512, vocab=1000,
@@ -36,14 +38,6 @@ JOB = Workload(
     tuple(10 + i * 7 % 60 for i in range(120)),
     assumed=False,
 )
-
-
-def machine(disk: float) -> Hardware:
-    roofs = {CPU_FLOPS: 10e9, DRAM: 10e9, DISK: disk, HOST: 1.0}
-    return Hardware(
-        "toy", roofs, lane_rate=0.7 * disk, task_seconds=1e-7, attention_seconds=2e-5,
-        row_seconds=1e-7,
-    )  # fmt: skip
 
 
 @pytest.mark.slow

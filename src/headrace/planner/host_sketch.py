@@ -98,7 +98,7 @@ class HostSketch:
         """Seconds of a steady sweep of ``load``, in the whole model."""
         totals = self._totals(load)
         if self._adds_up:
-            return sum(self._alone(roofs) for roofs in totals.values())
+            return sum(self._seconds(roofs) for roofs in totals.values())
         costs: dict[Hashable, Cost] = {}
         for kind in self._score.kinds:
             assert isinstance(kind, _Kind)
@@ -197,13 +197,13 @@ class HostSketch:
         """Of one task of the sketch. A lane of the disk is a roof that nobody shares."""
         total = totals.get(kind.key, {})
         roofs = {roof: seconds * kind.share for roof, seconds in total.items()}
-        alone = self._alone(roofs)
+        seconds = self._seconds(roofs)
         roofs.pop(_FIXED, None)
         if LANE in roofs:
             roofs[LANE + kind.lane] = roofs.pop(LANE)
-        return Cost(alone, roofs)
+        return Cost(seconds, roofs)
 
-    def _alone(self, roofs: Mapping[str, float]) -> float:
+    def _seconds(self, roofs: Mapping[str, float]) -> float:
         """Seconds of tasks that take these, one after the other."""
         busy = max((seconds for roof, seconds in roofs.items() if roof != _FIXED), default=0.0)
         return busy + roofs.get(_FIXED, 0.0)

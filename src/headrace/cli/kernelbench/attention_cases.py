@@ -116,10 +116,13 @@ def _pieces(sequences: int, rows: int, tokens: int) -> list[Piece]:
 
 
 def _cache(policy: Policy, size: int) -> KvCache:
-    """A layer's cache in memory like the engine's. One block of random values again and again:
-    what is measured does not depend on them."""
-    values, scales = kv_tensors(Arena("kv", size).take("kv", size), MODEL, policy)
-    one = torch.randn(2, 1, *values.shape[2:])
+    """A layer's cache in memory like the engine's."""
+    return _filled(*kv_tensors(Arena("kv", size).take("kv", size), MODEL, policy))
+
+
+def _filled(values: Tensor, scales: Tensor | None) -> KvCache:
+    """One block of random values again and again: what is measured does not depend on them."""
+    one = torch.randn(values.shape[0], 1, *values.shape[2:])
     values.copy_(one if scales is None else one * 32)
     if scales is not None:
         scales.fill_(0.02)
@@ -156,11 +159,7 @@ def _latent_cache(blocks: int, width: int, form: str, size: int) -> KvCache:
     view = Arena("kv", size).take("kv", size)
     scales = tensor(view, "f32", shape[:4]) if KV_FORMATS[dtype].scale else None
     values = tensor(view, dtype, shape, offset=0 if scales is None else scales.nbytes)
-    one = torch.randn(1, 1, *shape[2:])
-    values.copy_(one if scales is None else one * 32)
-    if scales is not None:
-        scales.fill_(0.02)
-    return KvCache(values, scales)
+    return _filled(values, scales)
 
 
 def _torch_latent_ways(sequences: int, tokens: int) -> Callable[[], Mapping[str, Run]]:
