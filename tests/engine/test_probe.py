@@ -7,7 +7,7 @@ import time
 import pytest
 
 from headrace.engine.probe import measure_contention, measure_machine, usable_threads
-from headrace.engine.rehearsal import Rehearsal
+from headrace.engine.rehearsal import LEAST_REPEATS, ROUNDS, Rehearsal
 from headrace.schedule.placement import streamed_pages
 
 from .engines import PROMPTS, greedy, lane_threads, least_memory, open_llm, workload
@@ -73,7 +73,7 @@ def test_a_rehearsal_times_what_a_run_does(checkpoint_of, case, streams):
     expert = "expert" if streams else "moe"
     for load, rows in (("4 decodes", 4), ("64 decodes", 64), ("1 chunk of 64", 64)):
         sweeps = played[load].tasks
-        assert len(sweeps) >= 3
+        assert len(sweeps) >= ROUNDS * LEAST_REPEATS
         for sweep in sweeps:
             experts = [t for t in sweep if t.op in (expert, "expert_up", "expert_down")]
             flops = sum(t.amounts["cpu_flops"] for t in experts)

@@ -34,7 +34,7 @@ class Toy:
             sgemm=lambda: self.spend(0.01, 1e9),
             sweep_memory=lambda: self.spend(0.05, 1e9),
             rehearse=lambda: (
-                [[timed(rows, slower)] * 3 for slower in (1.9, 2.0, 9.0)] for rows in (1, 16, 256)
+                [[timed(rows, slower)] * 3 for slower in (1.9, 2.0, 2.1)] for rows in (1, 16, 256)
             ),
             task=lambda: self.spend(0.001, 50),
             sample=lambda: int(self.spend(0.002, 100)),
@@ -83,6 +83,24 @@ def test_tasks_of_one_load_count_together_and_rows_by_what_they_take():
     assert found["moe"] == ((2.5, 0.5),)
     assert found["expert"] == found["expert_up"] == found["moe"], "nothing else is known of them"
     assert "bind" not in found
+
+
+def test_slow_sweeps_count_but_disturbed_ones_only_as_slow_ones():
+    sweeps = [[Timed("moe", 1, {DRAM: 1.0}, seconds)] for seconds in (2.0, 2.0, 2.0, 3.0, 90.0)]
+    found = curves([sweeps], {DRAM: 1.0})
+    assert found["moe"] == ((1.0, pytest.approx(5 / (2 + 2 + 2 + 3 + 4))),)
+
+
+def test_a_disk_faster_in_the_rehearsal_raises_its_roof():
+    toy = Toy()
+    loads = [
+        [[Timed("read_page", 4, {DISK: 3e9}, 2.0)]],
+        [[Timed("read_page", 64, {DISK: 1e9}, 2.0)]],
+    ]
+    found = measure(replace(toy.probes(), rehearse=lambda: loads), toy.clock)
+    assert found.roofs[DISK] == pytest.approx(1.5e9)
+    assert found.efficiency_of("read_page", 4) == pytest.approx(1.0)
+    assert found.efficiency_of("read_page", 64) == pytest.approx(1 / 3)
 
 
 def test_an_expert_of_many_rows_is_not_one_of_few_in_the_same_sweep():

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
-from headrace.batching.batch import Batch, MicroBatch, Segment
+from headrace.batching.batch import Batch
 from headrace.engine.endless import EndlessAnswers
 from headrace.engine.loaded import Loaded
 from headrace.engine.record import Record
 from headrace.engine.sampler import SampledToken, Sampler
 from headrace.engine.session import lanes_as_threads
 from headrace.engine.sweep import Sweep
+from headrace.engine.turns import Rehearsed, Turn, batches_of, loads_of
 from headrace.kernels.select import select
-from headrace.machines.hand_overs import hand_over_seconds
 from headrace.machines.machine import Body, Machine, Views
 from headrace.machines.trace import SweepTrace
 from headrace.memory.arena import Arena
@@ -40,8 +39,7 @@ from headrace.specs.policy import Policy
 Clock = Callable[[], float]
 
 MAX_ROWS = 512
-CONTEXT = 192
-"""Rows of a sweep at most, and tokens that each decode attends to."""
+"""Rows of a sweep at most."""
 
 PLACE = 256
 """Tokens that a sequence has room for: the longest prompt played."""
@@ -60,27 +58,19 @@ MOST_HELD, LEAST_SLOTS, MOST_SPARED = 64, 3, 4
 """Sequences with keys and values of their own; slots of the ring where there is little room; and
 experts that stay at most, so that the ring goes round evenly."""
 
-VARIANTS = 8
-"""Batches of different tokens of one load: rows of the embedding table are cold in a run, too."""
-
 FEWER = (
     *(f"{n} decodes" for n in (1, 4, 16, 64)),
     *("1 chunk of 64", "4 chunks of 64", "2 prompts of 256"),
 )
 """Loads that are played under other schedules, too."""
 
-LEAST_REPEATS, MOST_REPEATS = 3, 24
-"""Sweeps of one load that count; one before them does not."""
+ROUNDS = 4
+"""Times that every load gets its turn: a machine that others share is faster in one second than in
+the next, and a load played in a single stretch would see one of them only."""
 
-
-class Rehearsed(NamedTuple):
-    """Several sweeps of one load. ``tasks`` holds what was timed, sweep by sweep; ``read_bytes``
-    came from disk in ``read_seconds``, in which something was being read."""
-
-    load: str
-    tasks: tuple[tuple[Timed, ...], ...]
-    read_bytes: int
-    read_seconds: float
+LEAST_REPEATS, MOST_REPEATS = 2, 8
+"""Sweeps of one load in a round; two at least, since the second one is beside what a run does about
+the first."""
 
 
 class Rehearsal:
@@ -143,7 +133,7 @@ class Rehearsal:
         self._record = Record(self.table, self._work, hardware=_EVEN)
         self._sampler = Sampler(0, self.model.vocab, select(kernels, threads))
         self._answers: dict[int, EndlessAnswers] = {}
-        self._batches: list[Batch] = [Batch()]
+        self._batches: Sequence[Batch] = [Batch()]
         self._clock = clock
         self._phase = self._sweeps = 0
         self._schedules: dict[tuple[str, int], Schedule] = {}
@@ -162,15 +152,18 @@ class Rehearsal:
 
     def play(self, seconds_each: float) -> Iterator[Rehearsed]:
         """Every load for about ``seconds_each``: decodes, then prompt chunks; where experts pass
-        through a ring, some of them under the other schedules that do so."""
-        loads, own = self._loads(), self.policy.schedule
-        self._repeat("first touch of all memory", own, list(loads.values())[-1], seconds_each)
-        for load, extents in loads.items():
-            yield self._repeat(load, own, extents, seconds_each)
-        for schedule in OTHERS if self.policy.ring_slots else ():
-            for load in FEWER:
-                if load in loads:
-                    yield self._repeat(load, schedule, loads[load], seconds_each)
+        through a ring, some of them under the other schedules that do so. In ROUNDS, after one
+        sweep of each that does not count."""
+        turns, own = self._turns(), self.policy.schedule
+        self._play(turns[-1], 1)  # touches all memory
+        once = [self._once(turn) for turn in turns]
+        for _ in range(ROUNDS):
+            for turn, seconds in zip(turns, once, strict=True):
+                count = int(seconds_each / ROUNDS / seconds)
+                self._add(turn, max(LEAST_REPEATS, min(MOST_REPEATS, count)))
+        for turn in turns:
+            name = turn.load if turn.schedule == own else f"{turn.load}, {turn.schedule}"
+            yield Rehearsed(name, self._tasks_of(turn), turn.read_bytes, turn.read_seconds)
 
     def sample(self) -> float:
         """Draw greedily for as many rows as there are logits; returns their number."""
@@ -217,51 +210,37 @@ class Rehearsal:
         each = 2 * PLACE * self.model.kv_size * 4 * self.model.layers
         return max(4, min(MOST_HELD, room_bytes // 8 // each))
 
-    def _loads(self) -> dict[str, list[tuple[int, int]]]:
-        """Name -> (rows, tokens after them) of each sequence."""
-        seqs = self.policy.max_seqs
-        decodes = {f"{n} decodes": [(1, CONTEXT)] * n for n in (1, 4, 16, 64, 256) if n <= seqs}
-        chunks = [(64, 64), (64, 128), (64, 192), (64, 64)]
-        return {
-            **decodes,
-            "4 prompts of 16": [(16, 16)] * 4,
-            "1 chunk of 64": [(64, 64)],
-            "16 prompts of 16": [(16, 16)] * 16,
-            "4 chunks of 64": chunks,
-            "8 chunks of 64": 2 * chunks,
-            "2 prompts of 256": [(256, 256)] * 2,
-        }
-
-    def _batch_of(self, extents: Sequence[tuple[int, int]], variant: int) -> Batch:
-        """Sequences beyond the cache share blocks; every ``variant`` has its own tokens."""
+    def _turns(self) -> list[Turn]:
+        loads = loads_of(self.policy.max_seqs)
         each = PLACE // self.policy.kv_block
         places = self.policy.kv_blocks // each
-        draw = Random(variant)
-        segments = tuple(
-            Segment(
-                sequence=i,
-                tokens=tuple(draw.randrange(self.model.vocab) for _ in range(rows)),
-                start=kv_len - rows,
-                blocks=tuple(range(i % places * each, (i % places + 1) * each)),
-                sample=rows == 1,
-            )
-            for i, (rows, kv_len) in enumerate(extents)
-        )
-        return Batch((MicroBatch(segments),))
+        batches = {
+            load: batches_of(extents, self.model.vocab, places, each)
+            for load, extents in loads.items()
+        }
+        turns = [(self.policy.schedule, load) for load in loads]
+        for schedule in OTHERS if self.policy.ring_slots else ():
+            turns += [(schedule, load) for load in FEWER if load in loads]
+        return [Turn(schedule, load, loads[load], batches[load]) for schedule, load in turns]
 
-    def _repeat(
-        self, load: str, schedule: str, extents: Sequence[tuple[int, int]], seconds: float
-    ) -> Rehearsed:
-        self._batches = [self._batch_of(extents, variant) for variant in range(VARIANTS)]
+    def _once(self, turn: Turn) -> float:
+        """Seconds that a sweep of ``turn`` takes."""
         began = self._clock()
-        self._sweep_traces(schedule, 1)
-        once = max(self._clock() - began, 1e-6)
-        count = max(LEAST_REPEATS, min(MOST_REPEATS, int(seconds / once)))
-        traces = self._sweep_traces(schedule, count)
-        reads = self._reads_of(traces, alone=schedule == "one_by_one")
-        timed = tuple(self._named(schedule, (*self._timed(trace), *reads)) for trace in traces)
-        own = schedule == self.policy.schedule
-        return Rehearsed(load if own else f"{load}, {schedule}", timed, *_reads(traces))
+        self._play(turn, 1)
+        return max(self._clock() - began, 1e-6)
+
+    def _add(self, turn: Turn, count: int) -> None:
+        """``count`` sweeps more of ``turn``."""
+        traces = self._play(turn, count)
+        for number, trace in enumerate(traces):
+            apart = _ALONE if number == 0 else frozenset[Op]()
+            turn.tasks.append(tuple(self._timed(trace, apart)))
+        turn.add_reads(traces, sum(_bytes_read(trace) for trace in traces))
+
+    def _tasks_of(self, turn: Turn) -> tuple[tuple[Timed, ...], ...]:
+        """What was timed, sweep by sweep, with all reads in each."""
+        reads = tuple(turn.reads())
+        return tuple(self._named(turn.schedule, (*tasks, *reads)) for tasks in turn.tasks)
 
     def _named(self, schedule: str, found: Sequence[Timed]) -> tuple[Timed, ...]:
         """Under the names of ``schedule``; where it is not our own only what is named for it."""
@@ -269,12 +248,14 @@ class Rehearsal:
         own = schedule == self.policy.schedule
         return tuple(new for old, new in zip(found, named, strict=True) if own or new.op != old.op)
 
-    def _sweep_traces(self, schedule: str, count: int) -> list[SweepTrace]:
+    def _play(self, turn: Turn, count: int) -> list[SweepTrace]:
         """``count`` sweeps, two in flight. What a run records of each is recorded here, too: it
         keeps the interpreter, and a core, from the sweep that has begun."""
+        self._batches = turn.batches
         tickets, traces = [], []
         for index in range(count):
-            tickets.append(self._machine.append(self._next_schedule(schedule), Sweep(self._sweeps)))
+            schedule = self._next_schedule(turn.schedule)
+            tickets.append(self._machine.append(schedule, Sweep(self._sweeps)))
             self._sweeps += 1
             if index:
                 traces.append(tickets[index - 1].wait())
@@ -293,26 +274,19 @@ class Rehearsal:
             self._schedules[name, phase] = made
         return self._schedules[name, phase]
 
-    def _timed(self, trace: SweepTrace) -> Iterator[Timed]:
+    def _timed(self, trace: SweepTrace, apart: frozenset[Op]) -> Iterator[Timed]:
+        """The tasks of a sweep, except those of ``apart``."""
         sweep = trace.sweep
         assert isinstance(sweep, Sweep)
         for span in trace.spans:
             task = trace.schedule.tasks[span.task]
+            if task.op in apart:
+                continue
             amounts, rows = self._work.work(task, sweep.binding)[:2]
             if any(amounts.values()) and task.op is not Op.READ_PAGE:
                 yield Timed(task.op.value, rows, amounts, span.end - span.start)
             elif task.expert is not None and task.op is not Op.READ_PAGE:
                 yield Timed(SPARED, 1.0, {}, span.end - span.start)
-
-    def _reads_of(self, traces: Sequence[SweepTrace], alone: bool) -> tuple[Timed, ...]:
-        """All reads of some sweeps as one: lanes of a disk are busy together, and a sweep's first
-        reads beside the last ones of the sweep before. ``alone``: nothing else goes on meanwhile,
-        nor while a lane wakes the next one, and this time is theirs as well."""
-        moved, seconds = _reads(traces)
-        if alone:
-            seconds += hand_over_seconds(traces)
-        rows = sum(m.rows for m in self._batches[0].micro_batches)
-        return (Timed(Op.READ_PAGE.value, rows, {DISK: moved}, seconds),) if moved else ()
 
     def _own_bodies(self) -> dict[Op, Body]:
         """What the engine does around the arithmetic, for a batch that never ends."""
@@ -340,6 +314,9 @@ class Rehearsal:
         return self._answers[count]
 
 
+_ALONE = frozenset((Op.EMBED,))
+"""What waits for the interpreter while the sweep before is recorded: not so in the first one."""
+
 _EVEN = Hardware("any", dict.fromkeys((CPU_FLOPS, DRAM, DISK, HOST), 1.0))
 """What times are recorded for is of no interest here."""
 
@@ -360,22 +337,6 @@ def _layers(loaded: Loaded, room_bytes: int) -> int:
         if count >= 2 and (total >= COLD_BYTES or total + sizes[layer] > room_bytes):
             return count
     return len(sizes)
-
-
-def _reads(traces: Sequence[SweepTrace]) -> tuple[int, float]:
-    """Bytes of pages read, and the seconds in which one was being read."""
-    spans = sorted(
-        (span.start, span.end)
-        for trace in traces
-        for span in trace.spans
-        if trace.schedule.tasks[span.task].op is Op.READ_PAGE
-    )
-    moved = sum(_bytes_read(trace) for trace in traces)
-    until = seconds = 0.0
-    for start, end in spans:
-        seconds += max(0.0, end - max(start, until))
-        until = max(until, end)
-    return moved, seconds
 
 
 def _bytes_read(trace: SweepTrace) -> int:

@@ -75,8 +75,7 @@ def measure(
     else:
         base = _checked(probes, known, max(depths[:2]))
     loads = list(probes.rehearse())
-    if known is None:
-        base = _raised(base, loads)
+    base = _raised(base, loads)
     spared = _spared(loads) if known is None else 0.0  # known tasks have it in them
     row_seconds, rows = _row_reads(loads)
     base = replace(
@@ -103,7 +102,7 @@ def _least_per(unit: str, loads: Iterable[Sweeps]) -> float:
     are least; 0 where there is none."""
     tasks = [[t for sweep in sweeps for t in sweep if unit in t.amounts] for sweeps in loads]
     found = [[task.seconds / task.amounts[unit] for task in each] for each in tasks]
-    return min((statistics.median(each) for each in found if each), default=0.0)
+    return min((statistics.fmean(each) for each in found if each), default=0.0)
 
 
 def _attention_seconds(loads: Iterable[Sweeps], roofs: Mapping[str, float]) -> float:
@@ -114,7 +113,7 @@ def _attention_seconds(loads: Iterable[Sweeps], roofs: Mapping[str, float]) -> f
         tasks = [t for sweep in sweeps for t in sweep if t.op == ATTENTION and t.rows == 1]
         if tasks and tasks[0].amounts.keys() <= roofs.keys():
             least = max(amount / roofs[roof] for roof, amount in tasks[0].amounts.items())
-            found.append((least, statistics.median(task.seconds for task in tasks)))
+            found.append((least, statistics.fmean(task.seconds for task in tasks)))
     if len(found) < 2:
         return 0.0
     (small, first), (large, second) = sorted(found)[:2]
@@ -140,36 +139,37 @@ _MOST_CALL = 0.9
 
 
 def _raised(base: Hardware, loads: Iterable[Sweeps]) -> Hardware:
-    """``base`` with the roof of arithmetic at least where tasks of the rehearsal were: it may have
-    been measured while the machine was slow, and a share of it is 1 at most."""
-    best = max((_flops_rate(sweeps, base.roofs) for sweeps in loads), default=0.0)
-    return replace(base, roofs={**base.roofs, CPU_FLOPS: max(base.roofs[CPU_FLOPS], best)})
+    """``base`` with the roofs of arithmetic and of the disk at least where tasks of the rehearsal
+    were: they may have been measured while the machine was slow, and a share of one is 1 at most.
+    (What comes from memory may have come from a cache.)"""
+    roofs = dict(base.roofs)
+    for sweeps in loads:
+        for roof, rate in _reached(sweeps, base.roofs).items():
+            roofs[roof] = max(roofs[roof], rate)
+    return replace(base, roofs=roofs)
 
 
-def _flops_rate(sweeps: Sweeps, roofs: Mapping[str, float]) -> float:
-    """FLOP/s of the op that reached the most, of those that arithmetic bounds: the median of a
-    load's sweeps."""
-    rates: dict[str, list[float]] = {}
-    for sweep in sweeps:
-        sums: dict[str, list[float]] = {}
-        for op, _, amounts, seconds in sweep:
-            known = {
-                roof: amount / roofs[roof] for roof, amount in amounts.items() if roof in roofs
-            }
-            if known and max(known, key=lambda roof: known[roof]) == CPU_FLOPS:
-                total = sums.setdefault(op, [0.0, 0.0])
-                total[0] += amounts[CPU_FLOPS]
-                total[1] += seconds
-        for op, (flops, seconds) in sums.items():
-            if seconds:
-                rates.setdefault(op, []).append(flops / seconds)
-    return max((statistics.median(found) for found in rates.values()), default=0.0)
+def _reached(sweeps: Sweeps, roofs: Mapping[str, float]) -> dict[str, float]:
+    """Rate at arithmetic and disk of the op that reached the most, of those bound by each."""
+    sums: dict[tuple[str, str], list[float]] = {}
+    for op, _, amounts, seconds in (task for sweep in sweeps for task in sweep):
+        known = {roof: amount / roofs[roof] for roof, amount in amounts.items() if roof in roofs}
+        bound = max(known, key=lambda roof: known[roof], default="")
+        if bound in (CPU_FLOPS, DISK):
+            total = sums.setdefault((bound, op), [0.0, 0.0])
+            total[0] += amounts[bound]
+            total[1] += seconds
+    found: dict[str, float] = {}
+    for (bound, _), (amount, seconds) in sums.items():
+        if seconds:
+            found[bound] = max(found.get(bound, 0.0), amount / seconds)
+    return found
 
 
 def _spared(loads: Iterable[Sweeps]) -> float:
-    """Seconds of a task of an expert that nobody came to, their median."""
+    """Seconds of a task of an expert that nobody came to, on average."""
     tasks = (task for sweeps in loads for sweep in sweeps for task in sweep)
-    return statistics.median([task.seconds for task in tasks if task.op == SPARED] or [0.0])
+    return statistics.fmean([task.seconds for task in tasks if task.op == SPARED] or [0.0])
 
 
 def _row_reads(loads: Iterable[Sweeps]) -> tuple[float, dict[str, Curve]]:
@@ -186,7 +186,7 @@ def _row_reads(loads: Iterable[Sweeps]) -> tuple[float, dict[str, Curve]]:
     if (alone := name_of(ROW_READ_OP, "one_by_one")) in found:
         found[ROW_READ_OP] = found.pop(alone)
     typical = {
-        op: [(rows, statistics.median(each)) for rows, each in sorted(by_rows.items())]
+        op: [(rows, statistics.fmean(each)) for rows, each in sorted(by_rows.items())]
         for op, by_rows in found.items()
     }
     least = min((seconds for each in typical.values() for _, seconds in each), default=0.0)
@@ -260,9 +260,8 @@ def _checked(probes: Probes, known: Hardware, depth: int) -> Hardware:
 
 
 def curves(loads: Iterable[Sweeps], roofs: Mapping[str, float]) -> dict[str, Curve]:
-    """Op -> (rows, share of the roof): least seconds of an op's tasks over those they took, the
-    median of a load's sweeps; of an expert's tasks from _FEW rows on, the median of all sweeps that
-    have such. Ops whose roofs are unknown here have no curve."""
+    """Op -> (rows, share of the roof): least seconds of an op's tasks over those they took, in
+    all sweeps of a load; of an expert's tasks from _FEW rows on, in all loads that have such. Ops whose roofs are unknown here have no curve."""
     kept = list(loads)
     points: dict[str, dict[float, list[float]]] = {}
     for sweeps in kept:
@@ -283,22 +282,15 @@ def _by_size(loads: Iterable[Sweeps], roofs: Mapping[str, float]) -> dict[str, C
     sweep have many rows and others few, and their mean share is that of no number of rows. They
     are told apart by doublings, in all loads together. (A task of one row is not the same in all:
     where few experts are visited, threads are woken for each.)"""
-    found: dict[str, dict[int, list[tuple[float, float]]]] = {}
-    for sweep in (sweep for sweeps in loads for sweep in sweeps):
-        sizes: dict[int, list[Timed]] = {}
-        for task in sweep:
-            if op_of(task.op) in _PER_EXPERT and task.rows >= _FEW:
-                sizes.setdefault(int(math.log2(task.rows)), []).append(task)
-        for size, tasks in sizes.items():
-            for op, point in _points([tasks], roofs).items():
-                found.setdefault(op, {}).setdefault(size, []).append(point)
-    return {
-        op: tuple(
-            (statistics.median(r for r, _ in each), statistics.median(s for _, s in each))
-            for _, each in sorted(sizes.items())
-        )
-        for op, sizes in found.items()
-    }
+    sizes: dict[int, list[Timed]] = {}
+    for task in (task for sweeps in loads for sweep in sweeps for task in sweep):
+        if op_of(task.op) in _PER_EXPERT and task.rows >= _FEW:
+            sizes.setdefault(int(math.log2(task.rows)), []).append(task)
+    found: dict[str, list[tuple[float, float]]] = {}
+    for _, tasks in sorted(sizes.items()):
+        for op, point in _points([[task] for task in tasks], roofs).items():
+            found.setdefault(op, []).append(point)
+    return {op: tuple(points) for op, points in found.items()}
 
 
 EXPERTS = ("expert", "moe", "expert_up", "expert_down")
@@ -310,8 +302,10 @@ _FEW = 2  # rows from which on tasks of experts are told apart by their size, no
 
 
 def _points(sweeps: Sweeps, roofs: Mapping[str, float]) -> dict[str, tuple[float, float]]:
-    """Op -> its mean rows (by what the tasks take) and share of the roof, in one load."""
-    shares: dict[str, list[tuple[float, float]]] = {}
+    """Op -> its mean rows (by what the tasks take) and share of the roof, in one load: of all its
+    sweeps together, since a run pays for the slow ones, too; but what took more than _MOST_SLOWED
+    times the median was disturbed, and of a few sweeps it would be too large a part."""
+    found: dict[str, list[_Sum]] = {}
     for sweep in sweeps:
         sums: dict[str, list[float]] = {}
         for op, rows, amounts, seconds in sweep:
@@ -322,15 +316,28 @@ def _points(sweeps: Sweeps, roofs: Mapping[str, float]) -> dict[str, tuple[float
                     total[i] += part
         for op, (least, seconds, weighted) in sums.items():
             if least and seconds:
-                share = min(1.0, max(least / seconds, 1e-6))
-                shares.setdefault(op, []).append((weighted / least, share))
-    return {
-        op: (
-            max(1.0, statistics.median(r for r, _ in found)),
-            statistics.median(s for _, s in found),
-        )
-        for op, found in shares.items()
-    }
+                found.setdefault(op, []).append(_Sum(least, seconds, weighted))
+    return {op: _point(each) for op, each in found.items()}
+
+
+class _Sum(NamedTuple):
+    """Of an op's tasks in a sweep: least seconds, seconds, and rows times least seconds."""
+
+    least: float
+    seconds: float
+    weighted: float
+
+
+def _point(sums: Sequence[_Sum]) -> tuple[float, float]:
+    """Rows and share of all ``sums``."""
+    most = _MOST_SLOWED * statistics.median(each.seconds / each.least for each in sums)
+    least = math.fsum(each.least for each in sums)
+    seconds = math.fsum(min(each.seconds, most * each.least) for each in sums)
+    rows = math.fsum(each.weighted for each in sums) / least
+    return max(1.0, rows), min(1.0, max(least / seconds, 1e-6))
+
+
+_MOST_SLOWED = 2.0
 
 
 class _Watch:
