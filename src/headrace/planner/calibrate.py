@@ -260,8 +260,9 @@ def _checked(probes: Probes, known: Hardware, depth: int) -> Hardware:
 
 
 def curves(loads: Iterable[Sweeps], roofs: Mapping[str, float]) -> dict[str, Curve]:
-    """Op -> (rows, share of the roof): least seconds of an op's tasks over those they took, in
-    all sweeps of a load; of an expert's tasks from _FEW rows on, in all loads that have such. Ops whose roofs are unknown here have no curve."""
+    """Op -> (rows, share of the roof): least seconds of an op's tasks over those they took, in all
+    sweeps of a load; of an expert's tasks from _FEW rows on, in all loads that have such. Ops whose
+    roofs are unknown here have no curve."""
     kept = list(loads)
     points: dict[str, dict[float, list[float]]] = {}
     for sweeps in kept:
