@@ -30,7 +30,7 @@ from headrace.specs.model import ModelSpec
 from headrace.specs.policy import Policy
 from headrace.specs.scratch import tile_elements
 
-SECONDS = 6.0
+SECONDS = 8.0
 """What measuring a machine for a run takes."""
 
 READ_BYTES = 64_000_000

@@ -56,7 +56,8 @@ MEASURING_ATTEMPTS = 8
 
 
 class Study:
-    """A study in a folder. ``said`` hears of each step; ``clock`` times the runs."""
+    """A study in a folder. ``said`` hears of each step; ``clock`` times the runs. The machine is
+    measured for ``measure_seconds`` before each case: as long as ``run-batch`` does, if None."""
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class Study:
         said: Callable[[str], None],
         *,
         fresh: bool = False,
-        measure_seconds: float = 6.0,
+        measure_seconds: float | None = None,
         pilots: int = PILOTS,
         attempts: int = ATTEMPTS,
     ) -> None:
@@ -159,7 +160,7 @@ class Study:
 
     def _measured(self, case: Case) -> Profile:
         """What ``run-batch`` without a profile measures when it starts."""
-        from headrace.engine.probe import measure_machine, usable_threads
+        from headrace.engine.probe import SECONDS, measure_machine, usable_threads
         from headrace.engine.profiles import dated, machine_profile
         from headrace.planner.profile import ShapeCurves
 
@@ -170,7 +171,7 @@ class Study:
             threads=usable_threads(),
             kv_dtype=KV_DTYPE,
             capacity_bytes=memory,
-            seconds=self._measure_seconds,
+            seconds=SECONDS if self._measure_seconds is None else self._measure_seconds,
         )
         gc.collect()  # objects in cycles still hold what the rehearsal took: the run needs it
         streams = sum(loaded.page_bytes.values()) > memory
