@@ -23,7 +23,8 @@ STOCK = known_hardware("cpu-2core").hardware
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 40])
 def test_whole_experts_are_visited_as_many_as_on_average(rows):
-    routed = typical_routing(OLMOE, rows)
+    even = {layer: frozenset(range(0, OLMOE.experts, 2)) for layer in range(OLMOE.layers)}
+    routed = typical_routing(OLMOE, rows, even)
     assert routed.keys() == set(range(OLMOE.layers))
     visited = [sum(1 for count in counts if count) for counts in routed.values()]
     mean = OLMOE.experts * visit_chance(OLMOE.experts, OLMOE.top_k, rows)
@@ -31,10 +32,21 @@ def test_whole_experts_are_visited_as_many_as_on_average(rows):
     assert sum(visited) / OLMOE.layers == pytest.approx(mean, abs=1 / OLMOE.layers)
     for counts in routed.values():
         assert sum(counts) == pytest.approx(rows * OLMOE.top_k)
+    read = [sum(1 for e in even[layer] if counts[e]) for layer, counts in routed.items()]
+    assert sum(read) == pytest.approx(sum(visited) / 2, abs=0.5), "half of them, in all"
+    assert rows > 5 or len(set(read)) > 1, "not in every layer"
+
+
+@pytest.mark.parametrize(("kept", "wanted"), [(64, 0), (0, 8 * 16), (63, 2), (1, 126)])
+def test_of_experts_that_are_read_as_many_are_visited_as_on_average(kept, wanted):
+    read = {layer: frozenset(range(kept, OLMOE.experts)) for layer in range(OLMOE.layers)}
+    routed = typical_routing(OLMOE, 1, read)
+    visited = [e for layer, counts in routed.items() for e in read[layer] if counts[e]]
+    assert len(visited) == wanted
 
 
 def test_dense_layers_route_nothing_and_all_rows_visit_shared_experts():
-    routed = typical_routing(DEEPSEEK, 3)
+    routed = typical_routing(DEEPSEEK, 3, {})
     assert 0 not in routed
     assert all(counts[DEEPSEEK.experts] == 3 for counts in routed.values())
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from headrace.batching.batch import Batch, MicroBatch, Segment
 from headrace.machines.hand_overs import hand_over_seconds
 from headrace.machines.trace import SweepTrace
-from headrace.planner.calibrate import Timed
+from headrace.planner.calibrate import OTHERS, Timed
 from headrace.schedule.task import Op
 from headrace.specs.hardware import DISK
 
@@ -68,11 +68,10 @@ class Turn:
 
     def reads(self) -> Iterator[Timed]:
         """All reads as one, none if there are none: lanes of a disk are busy together, and a
-        sweep's first reads beside the last ones of the sweep before. Under ``one_by_one`` nothing
-        else goes on meanwhile, nor while a lane wakes the next one: this time is theirs as well."""
+        sweep's first reads beside the last ones of the sweep before. Where reads are waited for,
+        nothing goes on while a lane wakes the next one: this time is theirs as well."""
         if self.read_bytes:
-            seconds = self.read_seconds
-            seconds += self.handing_over if self.schedule == "one_by_one" else 0.0
+            seconds = self.read_seconds + (self.handing_over if self.schedule in OTHERS else 0.0)
             rows = sum(rows for rows, _ in self.extents)
             yield Timed(Op.READ_PAGE.value, rows, {DISK: self.read_bytes}, seconds)
 

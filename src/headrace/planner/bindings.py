@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from random import Random
+
 from headrace.batching.microbatch import used_micro_batches
 from headrace.planner.sweeps import Load
 from headrace.schedule.binding import Binding, Extent
@@ -31,17 +34,55 @@ def _dealt(count: int, places: int, place: int) -> int:
     return (count + places - 1 - place) // places
 
 
-def typical_routing(model: ModelSpec, rows: int) -> dict[int, tuple[float, ...]]:
-    """Layer -> rows of each expert: as many whole experts as ``rows`` rows visit on average, spread
-    evenly, others none. Where pages wait for the router it matters that a page is read or not:
-    shares of all pages would overlap with arithmetic as no real page does."""
+def typical_routing(
+    model: ModelSpec, rows: int, read: Mapping[int, frozenset[int]]
+) -> dict[int, tuple[float, ...]]:
+    """Layer -> rows of each expert: as many whole experts as ``rows`` rows visit on average, drawn
+    as a router would, others none. Where pages wait for the router it matters that a page is read
+    or not: shares of all pages would overlap with arithmetic as no real page does.
+
+    ``read``: layer -> experts whose pages are read when they are visited. Of these as many are
+    visited, in all layers together, as on average; in a layer more or fewer. (Experts at even
+    distances would not do: where those that stay lie so, too, either all or none are met.)
+    """
     experts, visits = model.experts, rows * model.top_k
     wanted = expected_distinct(experts, model.top_k, rows)
-    routed = {}
+    chosen: dict[int, set[int]] = {}
+    due = 0.0
     for layer in filter(model.is_routed, range(model.layers)):
         count = int(wanted * (layer + 1)) - int(wanted * layer)  # the mean over layers is right
         count = max(1, min(count, experts))
-        chosen = {(layer + i * experts // count) % experts for i in range(count)}
-        own = tuple(visits / len(chosen) if e in chosen else 0.0 for e in range(experts))
-        routed[layer] = own + (float(rows),) * (model.experts_in(layer) - experts)
-    return routed
+        chosen[layer] = set(Random(layer).sample(range(experts), count))
+        due += count * len(_read_in(read, layer, experts)) / experts
+    _exchange(
+        chosen, {layer: _read_in(read, layer, experts) for layer in chosen}, experts, round(due)
+    )
+    return {
+        layer: tuple(visits / len(each) if e in each else 0.0 for e in range(experts))
+        + (float(rows),) * (model.experts_in(layer) - experts)
+        for layer, each in chosen.items()
+    }
+
+
+def _read_in(read: Mapping[int, frozenset[int]], layer: int, experts: int) -> frozenset[int]:
+    """Experts of a layer that rows choose among, and that are read."""
+    return frozenset(e for e in read.get(layer, ()) if e < experts)
+
+
+def _exchange(
+    chosen: Mapping[int, set[int]], read: Mapping[int, frozenset[int]], experts: int, due: int
+) -> None:
+    """Let chosen experts that are read change places with others, or the other way round, layer by
+    layer, until ``due`` chosen ones are read, or as many as can be."""
+    missing = due - sum(len(each & read[layer]) for layer, each in chosen.items())
+    before = None
+    while missing and missing != before:
+        before = missing
+        for layer, each in chosen.items():
+            stay = frozenset(range(experts)) - read[layer]
+            gone, come = (stay, read[layer]) if missing > 0 else (read[layer], stay)
+            out, into = sorted(each & gone), sorted(come - each)
+            if missing and out and into:
+                each.remove(out[len(out) // 2])
+                each.add(into[len(into) // 2])
+                missing -= 1 if missing > 0 else -1

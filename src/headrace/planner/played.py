@@ -136,6 +136,7 @@ class SteadyPlay:
         self._model = model
         self._hardware = as_run(hardware, policy.schedule)
         self._work = WorkModel(model, pages, policy)
+        self._read = _experts_read(pages, policy)
         lists, phase = [], 0
         for _ in range(_SWEEPS):
             lists.append(list_tasks(model, pages, policy, phase))
@@ -148,7 +149,7 @@ class SteadyPlay:
         in the tail of each, reads of the one after it are on their way."""
         binding = binding_of(load, self._policy)
         if self._policy.schedule == "on_demand":
-            binding.routed = typical_routing(self._model, load.rows)
+            binding.routed = typical_routing(self._model, load.rows, self._read)
         ends = self._score.play({k: self._cost(t, binding) for k, t in self._example.items()}, 3)
         one, two, three = self._score.lasts[:3]
         return max(ends[two:three]) - max(ends[one:two])
@@ -158,6 +159,15 @@ class SteadyPlay:
         work = self._work.work(task, binding)
         found = alone(work, self._hardware, name)
         return Cost(found.seconds + self._hardware.fixed_seconds_of(name), found.roofs)
+
+
+def _experts_read(pages: tuple[Page, ...], policy: Policy) -> dict[int, frozenset[int]]:
+    """Layer -> experts that do not stay."""
+    found: dict[int, set[int]] = {}
+    for page in pages:
+        if page.layer is not None and page.expert is not None and page.id not in policy.resident:
+            found.setdefault(page.layer, set()).add(page.expert)
+    return {layer: frozenset(experts) for layer, experts in found.items()}
 
 
 _SWEEPS = 4  # the first starts cold, the last has its tail to itself
