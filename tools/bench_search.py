@@ -1,21 +1,25 @@
 """Plan every registered model on every registered machine, in several sizes of job and memory.
 
-    python tools/bench_search.py [--only MODEL] [--every N] [--first K] [--quiet]
+    python tools/bench_search.py [--only MODEL] [--on MACHINE] [--every N] [--first K]
+                                 [--formats any] [--quiet]
 
 Prints, per case, the seconds of processor time that planning took, the plan and its expected job
 time, then what a reader wants to know of all of them: how many plans, how many refusals, the
-slowest, and whether any plan is slower than the best of its own baselines.
+slowest, and whether any plan is slower than the best of its own baselines. With ``--formats``, as
+of ``headrace plan``, formats are searched too, and the summary counts what was chosen.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from headrace.errors import HeadraceError
 from headrace.planner.candidates import Situation
+from headrace.planner.formats import changes_in, plan_formats
 from headrace.planner.plan import Plan
 from headrace.planner.search import best_plan
 from headrace.specs.pages import page_layout
@@ -67,12 +71,14 @@ def cases() -> list[Case]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a case: a plan or a refusal, and processor seconds of planning."""
+    """What came of a case: a plan or a refusal, processor seconds of planning, and the formats that
+    were chosen, if they were searched."""
 
     case: Case
     plan: Plan | None
     refusal: str
     seconds: float
+    formats: str = ""
 
     @property
     def behind(self) -> float:
@@ -86,16 +92,22 @@ class Outcome:
         return max(0.0, own / best - 1.0) if best else 0.0
 
 
-def run(case: Case) -> Outcome:
-    """Plan one case. The layout of pages is part of it, reading the registry is not."""
+def run(case: Case, allowed: Sequence[str] = ()) -> Outcome:
+    """Plan one case, in formats ``allowed`` beside those of the model. The layout of pages is part
+    of it, reading the registry is not."""
     known_models(), all_known_hardware()
     start = time.process_time()
+    plan: Plan | None = None
+    refusal = formats = ""
     try:
-        plan: Plan | None = best_plan(case.situation())
-        refusal = ""
+        if allowed:
+            chosen = plan_formats(case.situation(), allowed, lambda at: at).chosen
+            plan, formats = chosen.plan, f"{chosen.weights}, KV {chosen.kv_dtype}"
+        else:
+            plan = best_plan(case.situation())
     except HeadraceError as error:
-        plan, refusal = None, str(error)
-    return Outcome(case, plan, refusal, time.process_time() - start)
+        refusal = str(error)
+    return Outcome(case, plan, refusal, time.process_time() - start, formats)
 
 
 def _lines(outcome: Outcome) -> Iterator[str]:
@@ -109,7 +121,8 @@ def _lines(outcome: Outcome) -> Iterator[str]:
     policy, seconds = plan.policy, plan.prediction.seconds
     yield (
         f"{head}  {policy.compute}/{policy.schedule} S={policy.max_seqs} N={policy.max_rows} "
-        f"M={policy.micro_batches} {seconds:.0f} s by {plan.prediction.bound_by} {plan.chosen}"
+        f"M={policy.micro_batches} {seconds:.0f} s by {plan.prediction.bound_by} {plan.chosen} "
+        f"{outcome.formats}"
     )
 
 
@@ -117,14 +130,17 @@ def main() -> None:
     """Run the cases that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", help="one model's cases")
+    parser.add_argument("--on", help="one machine's cases")
+    parser.add_argument("--formats", help="search formats too: any, or a list")
     parser.add_argument("--every", type=int, default=1, help="one case of so many")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--quiet", action="store_true", help="the summary only")
     asked = parser.parse_args()
+    allowed = changes_in(asked.formats) if asked.formats else ()
     found = []
     for case in cases()[asked.first :: asked.every]:
-        if asked.only in (None, case.model):
-            found.append(run(case))
+        if asked.only in (None, case.model) and asked.on in (None, case.machine):
+            found.append(run(case, allowed))
             if not asked.quiet:
                 print("\n".join(_lines(found[-1])), flush=True)
     times = sorted(outcome.seconds for outcome in found)
@@ -136,6 +152,9 @@ def main() -> None:
     print(f"plans that do not fit: {sum(not o.plan.memory.fits for o in plans if o.plan)}")
     on = [o.plan.policy.compute for o in plans if o.plan]
     print(f"on the accelerator {on.count('device')}, on the processor {on.count('host')}")
+    if allowed:
+        counts = Counter(outcome.formats for outcome in plans)
+        print("; ".join(f"{formats}: {count}" for formats, count in counts.most_common()))
     print(f"baselines that won: {sum(bool(o.plan.chosen) for o in plans if o.plan)}")
 
 

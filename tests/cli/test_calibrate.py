@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
+from headrace.cli.calibration import profile_tables, with_stock_link
 from headrace.cli.main import run
+from headrace.engine.link import Accelerator
+from headrace.planner.profile import profile_from
+from headrace.specs.registry import known_hardware
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +52,38 @@ def test_a_profile_is_kept_and_compared_with_stock(calibrated, cache):
     assert set(kept["beside"]) == {"reads", "arithmetic"}
 
 
+def test_without_an_accelerator_there_is_no_link(calibrated):
+    assert calibrated["link"] is None
+    assert not {"h2d", "d2h"} & (calibrated["profile"]["hardware"]["roofs"].keys())
+    assert not {"h2d", "d2h"} & calibrated["difference"].keys()
+    stock = known_hardware("cpu-2core").hardware
+    rates = profile_tables(profile_from(calibrated["profile"]), stock)[0]
+    assert "none: no accelerator that torch can use" in list(rates.columns[1].cells)
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("NVIDIA L4", "l4"),
+        ("Tesla T4", "t4"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40"),
+        ("NVIDIA GeForce RTX 3090", "rtx-3090"),
+        ("AMD Instinct MI300X", "mi300x"),
+        ("NVIDIA L40S", None),
+    ],
+)
+def test_a_link_is_compared_with_that_of_the_same_card(name, known):
+    stock = known_hardware("cpu-2core").hardware
+    there = Accelerator(name, torch.device("cpu"), lambda: None)
+    found, card = with_stock_link(stock, there)
+    assert card == known
+    assert found.roofs.get("h2d") == (known and known_hardware(known).hardware.roofs["h2d"])
+    assert with_stock_link(stock, None) == (stock, None)
+
+
 def test_tables_name_the_rates(cache, checkpoint, monkeypatch, capsys, tmp_path):
+    there = Accelerator("NVIDIA L4", torch.device("cpu"), lambda: None, pins=False)
+    monkeypatch.setattr("headrace.engine.link.accelerator_here", lambda: there)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
     (tmp_path / "file").touch()  # nowhere to keep it
     assert run(["calibrate", "--seconds", "1", "--path", str(checkpoint)]) == 0
@@ -55,6 +91,8 @@ def test_tables_name_the_rates(cache, checkpoint, monkeypatch, capsys, tmp_path)
     assert "arithmetic" in said.out
     assert "GFLOP/s" in said.out
     assert "in flight" in said.out
+    assert "to the accelerator" in said.out
+    assert "from the accelerator" in said.out
     assert "cannot be kept" in said.err
     assert "XDG_CACHE_HOME" in said.err
 

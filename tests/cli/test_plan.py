@@ -290,3 +290,71 @@ def test_a_plan_that_cannot_be_honoured_is_refused(
     assert "beside --plan" in refused({}, "--follow-routing")
     assert "longest request" in refused({"policy": {**policy, "kv_blocks": 0}})
     assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.fixture
+def slow_memory(tmp_path):
+    """A machine on which bytes of memory are all that costs."""
+    file = tmp_path / "slow.yaml"
+    roofs = "{cpu_flops: 1e15, dram: 1MB/s, disk: 1GB/s}"
+    file.write_text(f"name: slow memory\nroofs: {roofs}\ncapacity: {{host: 1GB}}\n")
+    return str(file)
+
+
+def test_formats_that_are_allowed_are_chosen_aloud(checkpoint, slow_memory, capsys):
+    arguments = (str(checkpoint), *JOB, "--hardware", slow_memory)
+    found = planned(capsys, *arguments, "--formats", "any")
+    formats = found["formats"]
+    assert (formats["weights"], formats["kv_cache_dtype"]) == ("int8", "f16")
+    tried = {(each["weights"], each["kv_cache_dtype"]): each for each in formats["tried"]}
+    assert len(tried) == 6
+    assert "no group of 128, 64, 32 columns" in tried["int4", "f16"]["refusal"]
+    chosen, stored = tried["int8", "f16"], tried["stored", "f16"]
+    assert chosen["job_seconds"] == found["prediction"]["job_seconds"]
+    assert chosen["gain"] == pytest.approx(1 - chosen["job_seconds"] / stored["job_seconds"])
+    assert stored["job_seconds"] == planned(capsys, *arguments)["prediction"]["job_seconds"]
+    assert formats["commands"] == [
+        f"headrace quantize {checkpoint} -o DIR --weights int8",
+        "headrace run-batch DIR -i IN.jsonl -o OUT.jsonl",
+    ]
+    assert any("arithmetic at one rate" in note for note in found["notes"])
+    assert run(["plan", *arguments, "--formats", "any"]) == 0
+    said = capsys.readouterr().out
+    assert "formats: int8 weights, KV cache in f16; answers will differ" in said
+    assert "formats" not in planned(capsys, *arguments)
+
+
+def test_a_plan_for_weights_that_are_not_there_is_not_written(
+    checkpoint, slow_memory, tmp_path, capsys
+):
+    plan = tmp_path / "plan.yaml"
+    arguments = ["plan", str(checkpoint), *JOB, "--hardware", slow_memory, "-o", str(plan)]
+    assert run([*arguments, "--formats", "int8"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--weights int8" in said
+    assert "headrace plan DIR" in said
+    assert not plan.exists()
+
+
+def test_a_plan_with_another_kv_cache_is_written(checkpoint, slow_memory, tmp_path, capsys):
+    plan = tmp_path / "plan.yaml"
+    long = ("--prompt-len", "3000", "--gen-len", "200", "--requests", "4")
+    arguments = (str(checkpoint), *long, "--hardware", slow_memory, "-o", str(plan))
+    found = planned(capsys, *arguments, "--formats", "kv-int8")
+    assert found["formats"]["commands"] == [
+        f"headrace run-batch {checkpoint} -i IN.jsonl -o OUT.jsonl --kv-cache-dtype int8"
+    ]
+    assert yaml.safe_load(plan.read_text())["policy"]["kv_dtype"] == "int8"
+
+
+def test_formats_of_a_known_model_name_its_repository(capsys):
+    arguments = ("mixtral-8x7b", "--hardware", "t4", *JOB, "--formats", "int4")
+    found = planned(capsys, *arguments)["formats"]
+    assert found["weights"] == "int4"
+    assert found["commands"][0].startswith("headrace quantize mistralai/Mixtral-8x7B")
+
+
+def test_formats_that_do_not_exist_are_refused(checkpoint, capsys):
+    assert run(["plan", str(checkpoint), "--formats", "fp8"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "any, or a list of int8, int4, kv-int8" in said

@@ -36,19 +36,26 @@ def calibrate(
     import os
     import time
 
-    from headrace.cli.calibration import calibrate_machine, difference, profile_tables
+    from headrace.cli.calibration import (
+        calibrate_machine,
+        difference,
+        profile_tables,
+        with_stock_link,
+    )
     from headrace.cli.output import console, emit_json, warn
+    from headrace.engine.link import accelerator_here
     from headrace.engine.profiles import dated, keep_profile, profile_path, read_profile
     from headrace.errors import HeadraceError, UsageError
     from headrace.specs.registry import known_hardware
 
     if not path.is_dir():
         raise UsageError("--path", expected="a folder", got=str(path))
-    said, stock = console(stderr=True), known_hardware(STOCK).hardware
+    said, accelerator = console(stderr=True), accelerator_here()
+    stock, card = with_stock_link(known_hardware(STOCK).hardware, accelerator)
     file = profile_path(os.environ)
     with said.status("measuring") as status:
         profile = calibrate_machine(
-            path, seconds, time.perf_counter, dated(time.time()), status.update
+            path, seconds, time.perf_counter, dated(time.time()), status.update, accelerator
         )
     try:
         before = read_profile(file)
@@ -64,7 +71,8 @@ def calibrate(
     if json:
         where = None if kept is None else str(kept)
         result = {"kept": where, "stock": STOCK, "difference": difference(profile, stock)}
-        emit_json({**result, "profile": profile.to_dict()})
+        link = None if accelerator is None else {"accelerator": accelerator.name, "stock": card}
+        emit_json({**result, "link": link, "profile": profile.to_dict()})
         return
     for table in profile_tables(profile, stock):
         console().print(table)

@@ -3,20 +3,26 @@ or a checkpoint that is there."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headrace.cli.output import warn
+from headrace.errors import StorageError
 from headrace.planner.profile import Profile, Read, ShapeCurves, weights_of
-from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Hardware
+from headrace.specs.hardware import CPU_FLOPS, D2H, DISK, DRAM, H2D, HOST, Hardware
+from headrace.specs.registry import all_known_hardware
 from headrace.specs.units import format_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from headrace.engine.link import Accelerator
     from headrace.engine.loaded import Loaded
 
 KV_DTYPE = "f16"
@@ -46,7 +52,8 @@ ROUNDED = "bf16"
 READ_SIZES = (1 << 20, 4 << 20, 16 << 20)
 READ_DEPTHS = (1, 2, 4)
 
-_SHAPE_SHARE, _READ_SHARE, _BESIDE_SHARE = 0.45, 0.15, 0.05  # of the seconds asked for
+_SHAPE_SHARE, _READ_SHARE, _BESIDE_SHARE, _LINK_SHARE = 0.45, 0.15, 0.05, 0.05
+"""Of the seconds asked for."""
 
 
 def calibrate_machine(
@@ -55,9 +62,10 @@ def calibrate_machine(
     clock: Callable[[], float],
     made: str,
     said: Callable[[str], None],
+    accelerator: Accelerator | None = None,
 ) -> Profile:
     """Measure the disk under ``path`` (a checkpoint, or a folder in which small ones are made for
-    a while) and this machine, in about ``seconds``."""
+    a while), this machine, and the link to its ``accelerator``, in about ``seconds``."""
     from headrace.engine.probe import measure_contention, measure_machine, usable_threads
     from headrace.engine.profiles import machine_profile
 
@@ -90,7 +98,8 @@ def calibrate_machine(
         reads = list(_reads(first, clock, seconds * _READ_SHARE))
         said("reads beside arithmetic")
         both = measure_contention(first, clock, threads, seconds * _BESIDE_SHARE / 3)
-    return machine_profile(found, shapes, made, reads, both._asdict())
+        link = _link(accelerator, first, clock, seconds * _LINK_SHARE, said)
+    return machine_profile(found, shapes, made, reads, both._asdict(), link)
 
 
 def _measured(checkpoints: Mapping[str, Loaded]) -> list[tuple[str, Loaded, str]]:
@@ -108,16 +117,34 @@ def profile_tables(profile: Profile, stock: Hardware) -> list[Table]:
 
 
 def difference(profile: Profile, stock: Hardware) -> dict[str, dict[str, float]]:
-    """Rate by rate: measured, stock, and how far measured is from stock as a share of it."""
+    """Rate by rate: measured, stock, and how far measured is from stock as a share of it. A link
+    is compared where both have one."""
+    ours, theirs = profile.hardware.roofs, stock.roofs
+    links = [roof for roof in (H2D, D2H) if roof in ours and roof in theirs]
     pairs = {
-        **{r: (profile.hardware.roofs[r], stock.roofs[r]) for r in (CPU_FLOPS, DRAM, DISK)},
+        **{roof: (ours[roof], theirs[roof]) for roof in (CPU_FLOPS, DRAM, DISK, *links)},
         "task_seconds": (profile.hardware.task_seconds, stock.task_seconds),
         "row_seconds": (profile.hardware.row_seconds, stock.row_seconds),
     }
     return {
-        name: {"measured": ours, "stock": theirs, "difference": ours / theirs - 1.0}
-        for name, (ours, theirs) in pairs.items()
+        name: {"measured": here, "stock": known, "difference": here / known - 1.0}
+        for name, (here, known) in pairs.items()
     }
+
+
+def with_stock_link(
+    stock: Hardware, accelerator: Accelerator | None
+) -> tuple[Hardware, str | None]:
+    """``stock`` with the link of the registry's machine whose accelerator is called like this one,
+    and that machine's name; ``stock`` as it is, and None, where there is none. Every word of the
+    registry's name must be one of the accelerator's, its memory in GB or not."""
+    words = set(re.split(r"[^a-z0-9]+", "" if accelerator is None else accelerator.name.lower()))
+    words |= {word.removesuffix("gb") for word in words}
+    for name, known in all_known_hardware().items():
+        if known.hardware.has_device and words >= set(name.split("-")):
+            roofs = {**stock.roofs, **{roof: known.hardware.roofs[roof] for roof in (H2D, D2H)}}
+            return replace(stock, roofs=roofs), name
+    return stock, None
 
 
 @contextmanager
@@ -178,6 +205,28 @@ def _reads(loaded: Loaded, clock: Callable[[], float], seconds: float) -> Iterat
         yield from (Read(size, depth, rate(depth)) for depth in READ_DEPTHS)
 
 
+def _link(
+    accelerator: Accelerator | None,
+    loaded: Loaded,
+    clock: Callable[[], float],
+    seconds: float,
+    said: Callable[[str], None],
+) -> dict[str, float]:
+    """Roofs of the link, with pages as large as ``loaded``'s; none without an accelerator, or with
+    one that cannot be used: all else that was measured is kept."""
+    from headrace.engine.link import link_roofs, measure_link
+
+    if accelerator is None:
+        return {}
+    said(f"the link to {accelerator.name}")
+    try:
+        page = max(loaded.page_bytes.values())
+        return link_roofs(measure_link(accelerator, page, clock, seconds))
+    except StorageError as error:
+        warn(str(error))
+        return {}
+
+
 def _rates_table(profile: Profile, stock: Hardware) -> Table:
     from rich.table import Table
 
@@ -185,9 +234,21 @@ def _rates_table(profile: Profile, stock: Hardware) -> Table:
     for name, pair in difference(profile, stock).items():
         texts = [_rate_text(name, pair[side]) for side in ("measured", "stock")]
         table.add_row(_RATES[name], *texts, f"{pair['difference']:+.0%}")
+    for row in _link_rows(profile, stock):
+        table.add_row(*row)
     for name, share in profile.beside.items():
         table.add_row(f"{name} while both go on", f"{share:.0%} of the rate alone", "", "")
     return table
+
+
+def _link_rows(profile: Profile, stock: Hardware) -> Iterator[tuple[str, str, str, str]]:
+    """Rates of a link that ``stock`` has none to compare with; or that there is no link."""
+    rates = profile.hardware.roofs
+    if H2D not in rates:
+        yield "link", "none: no accelerator that torch can use", "", ""
+    for roof in (H2D, D2H):
+        if roof in rates and roof not in stock.roofs:
+            yield _RATES[roof], _rate_text(roof, rates[roof]), "-", ""
 
 
 def _reads_table(profile: Profile) -> Table:
@@ -228,6 +289,8 @@ _RATES = {
     DRAM: "memory",
     DISK: "disk",
     HOST: "host",
+    H2D: "to the accelerator",
+    D2H: "from the accelerator",
     "task_seconds": "a task, doing nothing",
     "row_seconds": "drawing a token",
 }

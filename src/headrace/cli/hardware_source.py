@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from headrace.cli.output import warn
 from headrace.errors import UsageError
 from headrace.specs.hardware import CPU_FLOPS, Hardware
-from headrace.specs.model import ModelSpec
 from headrace.specs.units import format_bytes
 
 if TYPE_CHECKING:
+    from headrace.planner.candidates import Situation
     from headrace.planner.profile import Profile
 
 AUTO = "auto"
@@ -36,16 +36,19 @@ class Machine:
     here: bool = False
     profile: Profile | None = None
 
-    def running(
-        self, model: ModelSpec, kv_dtype: str, streams: bool, activations: str = "int8"
-    ) -> Machine:
-        """The same as a run of ``model`` meets it: with the curves of the nearest shape that was
-        measured, where there is a profile."""
+    def meeting(self, at: Situation) -> Situation:
+        """``at`` on this machine as a run of its model meets it: with the curves of the nearest
+        shape that was measured, experts streaming or not, where there is a profile."""
         if self.profile is None:
-            return self
-        found = self.profile.hardware_for(model, kv_dtype, streams, activations)
+            return at
+        found = self.profile.hardware_for(at.model, *_of_rates(at))
         name, capacity = self.hardware.name, self.hardware.capacity
-        return replace(self, hardware=replace(found, name=name, capacity=capacity))
+        return replace(at, hardware=replace(found, name=name, capacity=capacity))
+
+    def knows(self, at: Situation) -> bool:
+        """Whether a model in such a format was measured."""
+        profile = self.profile
+        return profile is not None and profile.known_for(at.model, *_of_rates(at)) is not None
 
     def host_bytes(self) -> int:
         """Host memory that a run may take when nobody says."""
@@ -63,6 +66,13 @@ class Machine:
         return (
             f"budget: 0.9 x the {format_bytes(self.hardware.capacity.get('host', 0))} of the host"
         )
+
+
+def _of_rates(at: Situation) -> tuple[str, bool, str]:
+    """What the rates of a profile depend on beside the model: KV format, whether experts stream,
+    and what weights are multiplied with."""
+    streams = sum(page.bytes for page in at.pages) > at.budget_bytes
+    return at.overrides.kv_dtype, streams, at.overrides.activations
 
 
 def find_machine(text: str) -> Machine:

@@ -82,6 +82,14 @@ def plan(
             "--output", "-o", metavar="FILE", help="Write the plan: run-batch --plan FILE runs it."
         ),
     ] = None,
+    formats: Annotated[
+        str | None,
+        typer.Option(
+            "--formats",
+            metavar="any|LIST",
+            help="Choose formats too, of int8, int4 (weights) and kv-int8: answers will differ.",
+        ),
+    ] = None,
     schedule: options.AnySchedule = None,
     kv_cache_dtype: options.KvCacheDtype = "f16",
     max_num_seqs: options.MaxNumSeqs = None,
@@ -99,6 +107,11 @@ def plan(
 
     if output is not None:
         check_output(output)
+    allowed = None
+    if formats is not None:
+        from headrace.planner.formats import changes_in
+
+        allowed = changes_in(formats)
     overrides: dict[str, Any] = {
         "schedule": schedule,
         "kv_dtype": kv_cache_dtype,
@@ -108,8 +121,12 @@ def plan(
         "activations": activations,
     }
     sizes = (prompt_len, gen_len, requests, seed, max_tokens, memory, device_memory, revision)
-    planned = make(Request(model, hardware, input, *sizes, overrides), what_if)
+    planned = make(Request(model, hardware, input, *sizes, overrides, allowed), what_if)
     if output is not None:
+        if planned.formats is not None:
+            from headrace.cli.format_choice import check_plan_file
+
+            check_plan_file(planned.formats, planned.commands)
         from headrace.cli.documents import write_document
         from headrace.planner.plan_file import plan_document
 

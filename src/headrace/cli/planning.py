@@ -17,6 +17,7 @@ from headrace.specs.workload import Workload
 
 if TYPE_CHECKING:
     from headrace.planner.candidates import Situation
+    from headrace.planner.formats import FormatSearch
     from headrace.planner.plan import Overrides, Plan
     from headrace.planner.what_if import Priced
 
@@ -26,7 +27,8 @@ PROMPT_LEN, GEN_LEN, REQUESTS = 512, 128, 1000
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for, as on the command line; sizes in bytes, None where nothing was said."""
+    """What was asked for, as on the command line; sizes in bytes, None where nothing was said.
+    ``formats`` are the changes that ``--formats`` allows."""
 
     model: str
     hardware: str = "auto"
@@ -40,11 +42,13 @@ class Request:
     device_memory: str | None = None
     revision: str | None = None
     overrides: Mapping[str, Any] | None = None
+    formats: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan with all that it was made from. ``what_if`` is empty unless asked for."""
+    """A plan with all that it was made from. ``what_if`` is empty and ``formats`` None unless asked
+    for; ``commands`` are what to type for formats that are not those in use."""
 
     source: Source
     machine: Machine
@@ -52,6 +56,8 @@ class Planned:
     at: Situation
     plan: Plan
     what_if: tuple[Priced, ...] = ()
+    formats: FormatSearch | None = None
+    commands: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``; SI units."""
@@ -87,6 +93,8 @@ class Planned:
             "baselines": baseline_documents(plan),
             "notes": list(plan.notes),
         }
+        if self.formats is not None:
+            found["formats"] = {**self.formats.to_dict(), "commands": list(self.commands)}
         if self.what_if:
             found["what_if"] = [each.to_dict() for each in self.what_if]
             found["advice"] = advice(self.what_if)
@@ -95,34 +103,39 @@ class Planned:
 
 def make(request: Request, what_if: bool = False) -> Planned:
     """Plan what was asked for. Raises ModelError, UsageError, BudgetError, InputFileError."""
-    from headrace.planner.search import best_plan
-
     source, machine = find_model(request.model, request.revision), find_machine(request.hardware)
-    machine = _running(request, source, machine)
     lengths = _lengths(request, source)
     at, budget_note = situation(request, source, machine, lengths.workload)
-    plan = best_plan(at)
+    found = _planned(request, source, machine, lengths, at)
+    plan = found.plan
     notes = (*budget_note, *lengths.notes, *plan.notes)
     plan = replace(plan, notes=notes, prediction=_wider(plan, lengths.error))
     priced: Sequence[Priced] = ()
     if what_if:
         from headrace.planner.what_if import price_changes
 
-        priced = price_changes(at, plan)
-    return Planned(source, machine, lengths, at, plan, tuple(priced))
+        priced = price_changes(found.at, plan)
+    return replace(found, plan=plan, what_if=tuple(priced))
 
 
-def _running(request: Request, source: Source, machine: Machine) -> Machine:
-    """``machine`` as this model meets it, its experts streaming or not."""
-    from headrace.planner.plan import activations_for
+def _planned(
+    request: Request, source: Source, machine: Machine, lengths: Lengths, at: Situation
+) -> Planned:
+    """The best plan for ``at`` in the formats in use, or in any that may be chosen."""
+    if request.formats is None:
+        from headrace.planner.search import best_plan
 
-    if machine.profile is None:
-        return machine
-    budget = machine.host_bytes() if request.memory is None else parse_size(request.memory)
-    streams = sum(page.bytes for page in source.pages) > budget
-    given = request.overrides or {}
-    activations = activations_for(given.get("activations"), source.model)
-    return machine.running(source.model, given.get("kv_dtype") or "f16", streams, activations)
+        at = machine.meeting(at)
+        return Planned(source, machine, lengths, at, best_plan(at))
+    from headrace.cli.format_choice import commands, rates_notes
+    from headrace.planner.formats import plan_formats
+
+    found = plan_formats(at, request.formats, machine.meeting)
+    at, plan = found.chosen.at, found.chosen.plan
+    assert plan is not None, "what is chosen has a plan"
+    plan = replace(plan, notes=(*rates_notes(found, machine), *plan.notes))
+    typed = commands(found, source, request.model, request.revision)
+    return Planned(source, machine, lengths, at, plan, formats=found, commands=tuple(typed))
 
 
 def situation(

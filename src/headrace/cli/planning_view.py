@@ -26,6 +26,12 @@ def print_planned(planned: Planned, console: Console, *, compare: bool = False) 
         console.print(line, markup=False)
     console.print(policy_table(plan.policy))
     console.print(tiers_table(plan))
+    if planned.formats is not None:
+        from headrace.cli.format_choice import choice_lines, formats_table
+
+        console.print(formats_table(planned.formats))
+        for line in choice_lines(planned.formats, planned.commands):
+            console.print(line, markup=False)
     if compare:
         console.print(baselines_table(plan))
     if planned.what_if:

@@ -28,9 +28,10 @@ def machine_profile(
     made: str,
     reads: Sequence[Read] = (),
     beside: Mapping[str, float] | None = None,
+    link: Mapping[str, float] | None = None,
 ) -> Profile:
     """One profile of several measurements of this machine: of a rate the median, of each shape
-    its own curves."""
+    its own curves. ``link`` are the roofs of a link to an accelerator, if there is one."""
     first = found[0]
     middle = {
         name: statistics.median(getattr(hardware, name) for hardware in found)
@@ -38,7 +39,7 @@ def machine_profile(
     }
     roofs = {
         roof: statistics.median(hardware.roofs[roof] for hardware in found) for roof in first.roofs
-    }
+    } | dict(link or {})
     return Profile(
         made=made,
         machine=this_machine(),

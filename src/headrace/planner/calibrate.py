@@ -91,6 +91,11 @@ def measure(
     return replace(base, efficiency={**curves(_less_calls(loads, base), _rates(base)), **rows})
 
 
+def near_best_rate(once: Callable[[], float], clock: Clock, seconds: float) -> float:
+    """Units per second of ``once``, timed for about ``seconds`` as roofs are."""
+    return _Watch(clock, seconds).rate(once)
+
+
 def _rates(hardware: Hardware) -> dict[str, float]:
     """Units per second that shares are of: roofs, and host work in tokens."""
     host = {HOST: hardware.row_seconds, TOKENS: hardware.token_seconds}

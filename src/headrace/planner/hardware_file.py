@@ -24,6 +24,7 @@ from headrace.specs.hardware import (
     H2D,
     HBM,
     HOST,
+    OF_DEVICE,
     Curve,
     Hardware,
 )
@@ -41,8 +42,11 @@ _NAMES = frozenset(f.name for f in fields(Hardware))
 
 
 def hardware_document(hardware: Hardware) -> dict[str, Any]:
-    """``hardware`` as plain data; what has no number (an infinite rate, None) is left out."""
+    """``hardware`` as plain data; what has no number (an infinite rate, None) is left out, and so
+    is a link whose accelerator has no rates: no plan rests on it."""
     found = {name: _plain(value) for name, value in asdict(hardware).items()}
+    if not hardware.has_device:
+        found["roofs"] = {r: rate for r, rate in found["roofs"].items() if r not in OF_DEVICE}
     return {k: value for k, value in found.items() if value is not None and value != math.inf}
 
 

@@ -26,6 +26,9 @@ CLOSE = 1.15
 MOST_DEVICES = 3
 GROUPS = (128, 64, 32)
 
+INTEGERS = {"int8": "i8", "int4": "u4"}
+"""Weights that ``headrace quantize`` makes, and their format (a key of ``forms.INTEGERS``)."""
+
 
 @dataclass(frozen=True)
 class Change:
@@ -68,11 +71,16 @@ class Priced:
 def price_changes(at: Situation, plan: Plan) -> list[Priced]:
     """Every change that applies, with its gain over ``plan``; the largest gain first. Each is
     planned as ``at`` was, by the same search around the plan, beside baselines that came close."""
-    took = plan.prediction.seconds
-    close = [b.name for b in plan.baselines if b.prediction and b.prediction.seconds < CLOSE * took]
+    took, close = plan.prediction.seconds, close_baselines(plan)
     near = replace(at, near=plan.policy)
     priced = [_price(change, took, close) for change in changes(near)]
     return sorted(priced, key=lambda each: -(each.gain if each.gain is not None else -1e9))
+
+
+def close_baselines(plan: Plan) -> list[str]:
+    """Baselines of ``plan`` that may be the fastest after a change."""
+    most = CLOSE * plan.prediction.seconds
+    return [b.name for b in plan.baselines if b.prediction and b.prediction.seconds < most]
 
 
 def advice(priced: Sequence[Priced]) -> str:
@@ -105,16 +113,26 @@ def changes(at: Situation) -> Iterator[Change]:
             replace(at, hardware=hardware, device_bytes=None),
             buy=True,
         )
-    for bits, dtype in ((8, "i8"), (4, "u4")):
-        model = quantised(at.model, dtype)
-        if model is not None:
-            smaller = replace(at, model=model, pages=page_layout(model), page_bytes=None)
-            yield Change(f"int{bits} weights (headrace quantize)", smaller, buy=False)
-    if at.overrides.kv_dtype not in ("int8",) and at.model.mla is None:
-        fixed = replace(at.overrides, kv_dtype="int8")
-        yield Change(
-            "int8 KV cache (--kv-cache-dtype int8)", replace(at, overrides=fixed), buy=False
-        )
+    for weights in INTEGERS:
+        smaller = in_integers(at, weights)
+        if smaller is not None:
+            yield Change(f"{weights} weights (headrace quantize)", smaller, buy=False)
+    if at.overrides.kv_dtype != "int8" and at.model.mla is None:
+        yield Change("int8 KV cache (--kv-cache-dtype int8)", with_kv(at, "int8"), buy=False)
+
+
+def in_integers(at: Situation, weights: str) -> Situation | None:
+    """``at`` with weights as ``headrace quantize`` makes them, ``weights`` of INTEGERS; None where
+    it cannot."""
+    model = quantised(at.model, INTEGERS[weights])
+    if model is None:
+        return None
+    return replace(at, model=model, pages=page_layout(model), page_bytes=None)
+
+
+def with_kv(at: Situation, kv_dtype: str) -> Situation:
+    """``at`` with another KV cache."""
+    return replace(at, overrides=replace(at.overrides, kv_dtype=kv_dtype))
 
 
 def quantised(model: ModelSpec, dtype: str) -> ModelSpec | None:
