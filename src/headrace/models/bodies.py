@@ -87,10 +87,10 @@ class _Bodies:
     def read_page(self, task: Task, views: Views, sweep: Sweep) -> None:
         """One page into its slot; nothing when the routing is known and spares the expert."""
         assert task.page is not None
-        routings = [views[b] for b in task.reads if b.name == "routing"]
-        spared = bool(routings) and not any(r.visits(task.expert) for r in routings)
-        slot = next(views[b] for b in task.writes if b.name == "slot")
-        moved = 0 if spared else self.table.read(task.page, memoryview(slot.numpy()))
+        moved = 0
+        if not _spared(task, sweep):
+            slot = next(views[b] for b in task.writes if b.name == "slot")
+            moved = self.table.read(task.page, memoryview(slot.numpy()))
         sweep.binding.page_bytes[task.page] = moved
 
     def embed(self, task: Task, views: Views, sweep: Sweep) -> None:
@@ -226,6 +226,14 @@ def _page_view(task: Task, views: Views) -> Tensor:
 def _mb(task: Task) -> int:
     assert task.mb is not None
     return task.mb
+
+
+def _spared(task: Task, sweep: Sweep) -> bool:
+    """Whether a read waited for routers and none sent a row to its expert. Of few rows most are
+    spared, while another lane wants the interpreter: only what routers counted is looked at."""
+    if task.expert is None or all(b.name != "routing" for b in task.reads):
+        return False
+    return not sweep.binding.routed[_layer(task)][task.expert]
 
 
 def _layer(task: Task) -> int:
