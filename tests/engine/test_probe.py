@@ -59,7 +59,8 @@ def test_a_rehearsal_times_what_a_run_does(checkpoint_of, case, streams):
             kernels="auto",
             activations="int8",
         )
-        played = {one.load: one for one in kept.play(0.0)}
+        once = {one.load: len(one.tasks) for one in kept.play(0.0)}
+        played = {one.load: one for one in kept.play(0.1)}
         assert kept.sample() == kept.policy.max_seqs
         assert kept.idle_tasks() > kept.model.layers
         kept.close()
@@ -73,7 +74,10 @@ def test_a_rehearsal_times_what_a_run_does(checkpoint_of, case, streams):
     expert = "expert" if streams else "moe"
     for load, rows in (("4 decodes", 4), ("64 decodes", 64), ("1 chunk of 64", 64)):
         sweeps = played[load].tasks
+        assert once[load] == LEAST_REPEATS, "a round where there is no time for more"
         assert len(sweeps) >= ROUNDS * LEAST_REPEATS
+        embeds = [sum(1 for t in sweep if t.op == "embed") for sweep in sweeps]
+        assert embeds[:2] == [0, 1], "it waits for what follows the sweep before"
         for sweep in sweeps:
             experts = [t for t in sweep if t.op in (expert, "expert_up", "expert_down")]
             flops = sum(t.amounts["cpu_flops"] for t in experts)

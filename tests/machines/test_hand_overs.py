@@ -37,3 +37,18 @@ def test_what_waits_for_no_page_is_not_counted_with_reads() -> None:
 def test_what_overlaps_or_is_alone_hands_nothing_over() -> None:
     assert hand_over_seconds([trace(0.0, 0.5, 1.5, 2.0)]) == 0.0
     assert hand_over_seconds([]) == 0.0
+
+
+def test_what_goes_on_beside_a_read_is_no_gap() -> None:
+    tasks = tuple(
+        Task(op, lane, (), ())
+        for op, lane in (
+            (Op.READ_PAGE, "disk0"),
+            (Op.EXPERT, "cpu"),
+            (Op.EXPERT, "cpu"),
+            (Op.EXPERT, "cpu"),
+        )
+    )
+    spans = (Span(0, 0.0, 10.0), Span(1, 1.0, 2.0), Span(2, 3.0, 4.0), Span(3, 10.5, 11.0))
+    sweep = SweepTrace(0, Schedule("test", tasks, {}), spans)
+    assert hand_over_seconds([sweep]) == pytest.approx(0.5), "the read is what was waited for"

@@ -99,6 +99,7 @@ def test_a_disk_faster_in_the_rehearsal_raises_its_roof():
     ]
     found = measure(replace(toy.probes(), rehearse=lambda: loads), toy.clock)
     assert found.roofs[DISK] == pytest.approx(1.5e9)
+    assert found.lane_rate == pytest.approx(0.6e9 * 1.5 / 0.9), "one request, too"
     assert found.efficiency_of("read_page", 4) == pytest.approx(1.0)
     assert found.efficiency_of("read_page", 64) == pytest.approx(1 / 3)
 

@@ -51,12 +51,15 @@ class CopyRate(NamedTuple):
 
 
 def accelerator_here() -> Accelerator | None:
-    """The accelerator that torch would use; None without one, or with a torch before 2.6, which
-    does not tell."""
+    """The accelerator that torch would use; None without one, with one whose driver fails, or with
+    a torch before 2.6, which does not tell."""
     found = getattr(torch, "accelerator", None)
-    if found is None or not found.is_available():
+    try:
+        device = found.current_accelerator() if found and found.is_available() else None
+    except RuntimeError:
         return None
-    device = found.current_accelerator()
+    if device is None:
+        return None
     return Accelerator(_name_of(device), device, lambda: found.synchronize(device))
 
 
@@ -104,4 +107,7 @@ def _copies(accelerator: Accelerator, source: Tensor, into: Tensor) -> float:
 def _name_of(device: torch.device) -> str:
     """What its maker calls it, where torch says so; else its kind."""
     say = getattr(torch.get_device_module(device), "get_device_name", None)
-    return str(say(device)) if say else device.type
+    try:
+        return str(say(device)) if say else device.type
+    except RuntimeError:
+        return device.type

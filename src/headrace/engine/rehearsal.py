@@ -72,6 +72,10 @@ LEAST_REPEATS, MOST_REPEATS = 2, 8
 """Sweeps of one load in a round; two at least, since the second one is beside what a run does about
 the first."""
 
+MOST_SECONDS = 10
+"""Times the seconds of a load that it may take for the sake of all rounds: where a sweep takes
+seconds, a round must do."""
+
 
 class Rehearsal:
     """The first layers of a model, in memory of their own: close it before a run begins.
@@ -155,12 +159,13 @@ class Rehearsal:
         through a ring, some of them under the other schedules that do so. In ROUNDS, after one
         sweep of each that does not count."""
         turns, own = self._turns(), self.policy.schedule
-        self._play(turns[-1], 1)  # touches all memory
+        self._play(turns[-1], 1)  # the first touch of most memory is in no sweep that is timed
         once = [self._once(turn) for turn in turns]
-        for _ in range(ROUNDS):
+        for number in range(ROUNDS):
             for turn, seconds in zip(turns, once, strict=True):
-                count = int(seconds_each / ROUNDS / seconds)
-                self._add(turn, max(LEAST_REPEATS, min(MOST_REPEATS, count)))
+                if number == 0 or number < MOST_SECONDS * seconds_each / (LEAST_REPEATS * seconds):
+                    count = int(seconds_each / ROUNDS / seconds)
+                    self._add(turn, max(LEAST_REPEATS, min(MOST_REPEATS, count)))
         for turn in turns:
             name = turn.load if turn.schedule == own else f"{turn.load}, {turn.schedule}"
             yield Rehearsed(name, self._tasks_of(turn), turn.read_bytes, turn.read_seconds)

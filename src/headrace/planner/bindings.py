@@ -42,7 +42,7 @@ def typical_routing(
     or not: shares of all pages would overlap with arithmetic as no real page does.
 
     ``read``: layer -> experts whose pages are read when they are visited. Of these as many are
-    visited, in all layers together, as on average; in a layer more or fewer. (Experts at even
+    visited, in all layers together, as on average (one in part); in a layer more or fewer. (Experts at even
     distances would not do: where those that stay lie so, too, either all or none are met.)
     """
     experts, visits = model.experts, rows * model.top_k
@@ -54,14 +54,18 @@ def typical_routing(
         count = max(1, min(count, experts))
         chosen[layer] = set(Random(layer).sample(range(experts), count))
         due += count * len(_read_in(read, layer, experts)) / experts
-    _exchange(
-        chosen, {layer: _read_in(read, layer, experts) for layer in chosen}, experts, round(due)
-    )
-    return {
-        layer: tuple(visits / len(each) if e in each else 0.0 for e in range(experts))
-        + (float(rows),) * (model.experts_in(layer) - experts)
+    from_disk = {layer: _read_in(read, layer, experts) for layer in chosen}
+    _exchange(chosen, from_disk, experts, int(due + _ROUNDING))
+    routed = {
+        layer: [visits / len(each) if e in each else 0.0 for e in range(experts)]
+        + [float(rows)] * (model.experts_in(layer) - experts)
         for layer, each in chosen.items()
     }
+    _exchange_part(routed, chosen, from_disk, due - int(due + _ROUNDING))
+    return {layer: tuple(counts) for layer, counts in routed.items()}
+
+
+_ROUNDING = 1e-9
 
 
 def _read_in(read: Mapping[int, frozenset[int]], layer: int, experts: int) -> frozenset[int]:
@@ -86,3 +90,19 @@ def _exchange(
                 each.remove(out[len(out) // 2])
                 each.add(into[len(into) // 2])
                 missing -= 1 if missing > 0 else -1
+
+
+def _exchange_part(
+    routed: Mapping[int, list[float]],
+    chosen: Mapping[int, set[int]],
+    read: Mapping[int, frozenset[int]],
+    part: float,
+) -> None:
+    """Let ``part`` of an expert that is read (less than a row of it is as likely a read) take the
+    place of one that stays: of few layers a read more or less would be a large share."""
+    for layer, each in chosen.items():
+        out, into = sorted(each - read[layer]), sorted(read[layer] - each)
+        if part > _ROUNDING and out and into:
+            routed[layer][out[0]] -= part
+            routed[layer][into[0]] = part
+            return

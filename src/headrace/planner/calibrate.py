@@ -42,7 +42,7 @@ class Probes:
     ``read_rate(depth)`` returns bytes/s of direct reads with ``depth`` requests in flight;
     ``sgemm()`` multiplies once at M = 512 and returns its FLOPs; ``sweep_memory()`` passes
     over memory well beyond the caches once and returns the bytes it touched. ``rehearse()``
-    plays sweeps of several loads as a run would, one load after the other. ``sample``, if given,
+    plays sweeps of several loads as a run would, and gives one load after the other. ``sample``, if given,
     samples once and returns the rows sampled. ``task()``, if given, runs some tasks that do
     nothing and returns their number.
     """
@@ -107,7 +107,7 @@ def _least_per(unit: str, loads: Iterable[Sweeps]) -> float:
     are least; 0 where there is none."""
     tasks = [[t for sweep in sweeps for t in sweep if unit in t.amounts] for sweeps in loads]
     found = [[task.seconds / task.amounts[unit] for task in each] for each in tasks]
-    return min((statistics.fmean(each) for each in found if each), default=0.0)
+    return min((_mean(each) for each in found if each), default=0.0)
 
 
 def _attention_seconds(loads: Iterable[Sweeps], roofs: Mapping[str, float]) -> float:
@@ -118,7 +118,7 @@ def _attention_seconds(loads: Iterable[Sweeps], roofs: Mapping[str, float]) -> f
         tasks = [t for sweep in sweeps for t in sweep if t.op == ATTENTION and t.rows == 1]
         if tasks and tasks[0].amounts.keys() <= roofs.keys():
             least = max(amount / roofs[roof] for roof, amount in tasks[0].amounts.items())
-            found.append((least, statistics.fmean(task.seconds for task in tasks)))
+            found.append((least, _mean([task.seconds for task in tasks])))
     if len(found) < 2:
         return 0.0
     (small, first), (large, second) = sorted(found)[:2]
@@ -144,23 +144,25 @@ _MOST_CALL = 0.9
 
 
 def _raised(base: Hardware, loads: Iterable[Sweeps]) -> Hardware:
-    """``base`` with the roofs of arithmetic and of the disk at least where tasks of the rehearsal
-    were: they may have been measured while the machine was slow, and a share of one is 1 at most.
-    (What comes from memory may have come from a cache.)"""
+    """``base`` with the roofs of arithmetic and of the disk, and what one request reaches of it, at
+    least where tasks of the rehearsal were: they may have been measured while the machine was slow,
+    and a share of one is 1 at most. (What comes from memory may have come from a cache.)"""
     roofs = dict(base.roofs)
     for sweeps in loads:
         for roof, rate in _reached(sweeps, base.roofs).items():
             roofs[roof] = max(roofs[roof], rate)
-    return replace(base, roofs=roofs)
+    faster = roofs[DISK] / base.roofs[DISK]
+    return replace(base, roofs=roofs, lane_rate=base.lane_rate * faster)
 
 
 def _reached(sweeps: Sweeps, roofs: Mapping[str, float]) -> dict[str, float]:
-    """Rate at arithmetic and disk of the op that reached the most, of those bound by each."""
+    """Rate at arithmetic of the op that reached the most, of those bound by it; and at the disk of
+    reads of pages."""
     sums: dict[tuple[str, str], list[float]] = {}
     for op, _, amounts, seconds in (task for sweep in sweeps for task in sweep):
         known = {roof: amount / roofs[roof] for roof, amount in amounts.items() if roof in roofs}
         bound = max(known, key=lambda roof: known[roof], default="")
-        if bound in (CPU_FLOPS, DISK):
+        if bound == CPU_FLOPS or op_of(op) == PAGE_READ_OP:
             total = sums.setdefault((bound, op), [0.0, 0.0])
             total[0] += amounts[bound]
             total[1] += seconds
@@ -174,7 +176,7 @@ def _reached(sweeps: Sweeps, roofs: Mapping[str, float]) -> dict[str, float]:
 def _spared(loads: Iterable[Sweeps]) -> float:
     """Seconds of a task of an expert that nobody came to, on average."""
     tasks = (task for sweeps in loads for sweep in sweeps for task in sweep)
-    return statistics.fmean([task.seconds for task in tasks if task.op == SPARED] or [0.0])
+    return _mean([task.seconds for task in tasks if task.op == SPARED] or [0.0])
 
 
 def _row_reads(loads: Iterable[Sweeps]) -> tuple[float, dict[str, Curve]]:
@@ -191,7 +193,7 @@ def _row_reads(loads: Iterable[Sweeps]) -> tuple[float, dict[str, Curve]]:
     if (alone := name_of(ROW_READ_OP, "one_by_one")) in found:
         found[ROW_READ_OP] = found.pop(alone)
     typical = {
-        op: [(rows, statistics.fmean(each)) for rows, each in sorted(by_rows.items())]
+        op: [(rows, _mean(each)) for rows, each in sorted(by_rows.items())]
         for op, by_rows in found.items()
     }
     least = min((seconds for each in typical.values() for _, seconds in each), default=0.0)
@@ -308,9 +310,8 @@ _FEW = 2  # rows from which on tasks of experts are told apart by their size, no
 
 
 def _points(sweeps: Sweeps, roofs: Mapping[str, float]) -> dict[str, tuple[float, float]]:
-    """Op -> its mean rows (by what the tasks take) and share of the roof, in one load: of all its
-    sweeps together, since a run pays for the slow ones, too; but what took more than _MOST_SLOWED
-    times the median was disturbed, and of a few sweeps it would be too large a part."""
+    """Op -> its mean rows (by what the tasks take) and share of the roof, of all ``sweeps``
+    together: a run pays for the slow ones, too, if not for the disturbed ones (_MOST_SLOWED)."""
     found: dict[str, list[_Sum]] = {}
     for sweep in sweeps:
         sums: dict[str, list[float]] = {}
@@ -336,14 +337,26 @@ class _Sum(NamedTuple):
 
 def _point(sums: Sequence[_Sum]) -> tuple[float, float]:
     """Rows and share of all ``sums``."""
-    most = _MOST_SLOWED * statistics.median(each.seconds / each.least for each in sums)
+    slowness = _capped([each.seconds / each.least for each in sums])
     least = math.fsum(each.least for each in sums)
-    seconds = math.fsum(min(each.seconds, most * each.least) for each in sums)
+    seconds = math.fsum(slow * each.least for slow, each in zip(slowness, sums, strict=True))
     rows = math.fsum(each.weighted for each in sums) / least
     return max(1.0, rows), min(1.0, max(least / seconds, 1e-6))
 
 
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(_capped(values))
+
+
+def _capped(values: Sequence[float]) -> list[float]:
+    """``values``, those beyond _MOST_SLOWED times their median no more than that."""
+    most = _MOST_SLOWED * statistics.median(values)
+    return [min(value, most) for value in values]
+
+
 _MOST_SLOWED = 2.0
+"""Times the median that what was timed counts at most: of a few moments a disturbed one would be
+too large a part, and of a long run it is a small one."""
 
 
 class _Watch:

@@ -186,7 +186,10 @@ def _planned(each: Tried, known: Plan | None) -> Tried:
 def _again(chosen: Tried) -> Tried:
     """The same searched from nothing; what was found before where that was faster."""
     at = replace(chosen.at, near=None)
-    plan = best_plan(at)
+    try:
+        plan = best_plan(at)
+    except HeadraceError:
+        return chosen
     if chosen.plan and chosen.seconds < plan.prediction.seconds:
         plan = replace(chosen.plan, baselines=plan.baselines)
     return replace(chosen, at=at, plan=plan)
