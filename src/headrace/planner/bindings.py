@@ -42,8 +42,9 @@ def typical_routing(
     or not: shares of all pages would overlap with arithmetic as no real page does.
 
     ``read``: layer -> experts whose pages are read when they are visited. Of these as many are
-    visited, in all layers together, as on average (one in part); in a layer more or fewer. (Experts at even
-    distances would not do: where those that stay lie so, too, either all or none are met.)
+    visited, in all layers together, as on average (one in part); in a layer more or fewer.
+    (Experts at even distances would not do: where those that stay lie so, too, either all or none
+    are met.)
     """
     experts, visits = model.experts, rows * model.top_k
     wanted = expected_distinct(experts, model.top_k, rows)

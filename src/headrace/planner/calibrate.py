@@ -42,9 +42,9 @@ class Probes:
     ``read_rate(depth)`` returns bytes/s of direct reads with ``depth`` requests in flight;
     ``sgemm()`` multiplies once at M = 512 and returns its FLOPs; ``sweep_memory()`` passes
     over memory well beyond the caches once and returns the bytes it touched. ``rehearse()``
-    plays sweeps of several loads as a run would, and gives one load after the other. ``sample``, if given,
-    samples once and returns the rows sampled. ``task()``, if given, runs some tasks that do
-    nothing and returns their number.
+    plays sweeps of several loads as a run would, and gives one load after the other. ``sample``,
+    if given, samples once and returns the rows sampled. ``task()``, if given, runs some tasks that
+    do nothing and returns their number.
     """
 
     read_rate: Callable[[int], float]
