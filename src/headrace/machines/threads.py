@@ -155,7 +155,9 @@ class Threads:
         self._runs.append(run)
         for part in parts:
             self._worker(part.lane).queues.setdefault(part.lane, deque()).append(part)
-        self._wake_ready()
+        for worker in self._workers.values():
+            if worker.asleep and worker.ready(self._done) is not None:
+                worker.wake()
 
     def _worker(self, lane: str) -> _Worker:
         name = self._inline.get(lane, lane)
@@ -225,7 +227,7 @@ class Threads:
 
     def _wake_ready(self) -> None:
         for worker in self._workers.values():
-            if worker.asleep and worker.ready(self._done) is not None:
+            if worker.asleep and worker.made_ready(self._done):
                 worker.wake()
 
     # -- stopping ------------------------------------------------------------------------
@@ -286,12 +288,14 @@ class _Part:
         """Number of the next task among all that were appended."""
         return self._serial + self.next
 
-    def may_start(self, done: Mapping[str, int]) -> bool:
-        """Whether the waits of the next task are over."""
+    def waits_for(self, done: Mapping[str, int]) -> tuple[str, int] | None:
+        """The first wait of the next task that is not over: a lane, and how many of its tasks must
+        be done; None when it may start."""
         for lane, position in self._waits[self.next]:
-            if done.get(lane, 0) <= self._start.get(lane, 0) + position:
-                return False
-        return True
+            least = self._start.get(lane, 0) + position + 1
+            if done.get(lane, 0) < least:
+                return lane, least
+        return None
 
     def advance(self) -> bool:
         """Go on to the task after the next one; True when there is none."""
@@ -303,25 +307,36 @@ class _Part:
 
 
 class _Worker:
-    """A thread and the queues of the lanes it serves."""
+    """A thread and the queues of the lanes it serves. ``blocked`` holds, when nothing was ready,
+    the wait of each queue's head that was not over."""
 
     def __init__(self, thread: threading.Thread, condition: threading.Condition) -> None:
         self.thread = thread
         self.condition = condition
         self.queues: dict[str, deque[_Part]] = {}
         self.asleep = False
+        self.blocked: list[tuple[str, int]] = []
 
     def ready(self, done: Mapping[str, int]) -> deque[_Part] | None:
         """The queue whose head comes first of those that may start."""
         first: deque[_Part] | None = None
+        self.blocked = []
         for queue in self.queues.values():
-            if (
-                queue
-                and (first is None or queue[0].serial < first[0].serial)
-                and queue[0].may_start(done)
-            ):
-                first = queue
+            if queue and (first is None or queue[0].serial < first[0].serial):
+                wait = queue[0].waits_for(done)
+                if wait is None:
+                    first = queue
+                else:
+                    self.blocked.append(wait)
         return first
+
+    def made_ready(self, done: Mapping[str, int]) -> bool:
+        """``ready``, as long as nothing is appended: asked after every task of every lane, so most
+        of the time one comparison must do."""
+        for lane, least in self.blocked:
+            if done.get(lane, 0) >= least:
+                return self.ready(done) is not None
+        return False
 
     def wake(self) -> None:
         self.asleep = False
