@@ -54,8 +54,10 @@ def accelerator_here() -> Accelerator | None:
     """The accelerator that torch would use; None without one, with one whose driver fails, or with
     a torch before 2.6, which does not tell."""
     found = getattr(torch, "accelerator", None)
+    if found is None:
+        return None
     try:
-        device = found.current_accelerator() if found and found.is_available() else None
+        device = found.current_accelerator() if found.is_available() else None
     except RuntimeError:
         return None
     if device is None:
