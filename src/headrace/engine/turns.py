@@ -64,14 +64,15 @@ class Turn:
         """``moved`` bytes were read in ``traces``."""
         self.read_bytes += moved
         self.read_seconds += seconds_in(Op.READ_PAGE, traces)
-        self.handing_over += hand_over_seconds(traces)
+        if self.schedule in OTHERS:
+            self.handing_over += hand_over_seconds(traces)
 
     def reads(self) -> Iterator[Timed]:
         """All reads as one, none if there are none: lanes of a disk are busy together, and a
         sweep's first reads beside the last ones of the sweep before. Where reads are waited for,
         nothing goes on while a lane wakes the next one: this time is theirs as well."""
         if self.read_bytes:
-            seconds = self.read_seconds + (self.handing_over if self.schedule in OTHERS else 0.0)
+            seconds = self.read_seconds + self.handing_over
             rows = sum(rows for rows, _ in self.extents)
             yield Timed(Op.READ_PAGE.value, rows, {DISK: self.read_bytes}, seconds)
 

@@ -154,10 +154,8 @@ class Threads:
             return
         self._runs.append(run)
         for part in parts:
-            self._worker(part.lane).queues.setdefault(part.lane, deque()).append(part)
-        for worker in self._workers.values():
-            if worker.asleep and worker.ready(self._done) is not None:
-                worker.wake()
+            self._worker(part.lane).append(part)
+        self._wake_ready()
 
     def _worker(self, lane: str) -> _Worker:
         name = self._inline.get(lane, lane)
@@ -317,6 +315,11 @@ class _Worker:
         self.asleep = False
         self.blocked: list[tuple[str, int]] = []
 
+    def append(self, part: _Part) -> None:
+        """Queue a part. It may be ready: that is as a wait that is over."""
+        self.queues.setdefault(part.lane, deque()).append(part)
+        self.blocked.append((part.lane, 0))
+
     def ready(self, done: Mapping[str, int]) -> deque[_Part] | None:
         """The queue whose head comes first of those that may start."""
         first: deque[_Part] | None = None
@@ -331,8 +334,8 @@ class _Worker:
         return first
 
     def made_ready(self, done: Mapping[str, int]) -> bool:
-        """``ready``, as long as nothing is appended: asked after every task of every lane, so most
-        of the time one comparison must do."""
+        """Whether something is ready by now: asked after every task of every lane, so most of the
+        time one comparison must do."""
         for lane, least in self.blocked:
             if done.get(lane, 0) >= least:
                 return self.ready(done) is not None

@@ -49,13 +49,14 @@ def typical_routing(
     experts, visits = model.experts, rows * model.top_k
     wanted = expected_distinct(experts, model.top_k, rows)
     chosen: dict[int, set[int]] = {}
+    from_disk: dict[int, frozenset[int]] = {}
     due = 0.0
     for layer in filter(model.is_routed, range(model.layers)):
         count = int(wanted * (layer + 1)) - int(wanted * layer)  # the mean over layers is right
         count = max(1, min(count, experts))
         chosen[layer] = set(Random(layer).sample(range(experts), count))
-        due += count * len(_read_in(read, layer, experts)) / experts
-    from_disk = {layer: _read_in(read, layer, experts) for layer in chosen}
+        from_disk[layer] = _read_in(read, layer, experts)
+        due += count * len(from_disk[layer]) / experts
     _exchange(chosen, from_disk, experts, int(due + _ROUNDING))
     routed = {
         layer: [visits / len(each) if e in each else 0.0 for e in range(experts)]

@@ -14,6 +14,7 @@ from headrace.planner.sweeps import Load, SweepTimes, as_run
 from headrace.schedule.binding import Binding
 from headrace.schedule.generate import list_tasks, next_phase
 from headrace.schedule.lanes import GPU
+from headrace.schedule.placement import streamed_pages
 from headrace.schedule.routing import visit_chance
 from headrace.schedule.tally import Kinds
 from headrace.schedule.task import Task
@@ -164,8 +165,8 @@ class SteadyPlay:
 def _experts_read(pages: tuple[Page, ...], policy: Policy) -> dict[int, frozenset[int]]:
     """Layer -> experts that do not stay."""
     found: dict[int, set[int]] = {}
-    for page in pages:
-        if page.layer is not None and page.expert is not None and page.id not in policy.resident:
+    for page in streamed_pages(pages, policy):
+        if page.layer is not None and page.expert is not None:
             found.setdefault(page.layer, set()).add(page.expert)
     return {layer: frozenset(experts) for layer, experts in found.items()}
 
