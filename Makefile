@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := .demo/model
 
-.PHONY: install demo demo-model test check check-native check-neon docs bench conformance fuzz soak clean
+.PHONY: install demo demo-model test check check-native check-neon check-older docs bench conformance fuzz soak clean
 
 install: $(INSTALLED)
 
@@ -47,6 +47,10 @@ check-native: install
 # Every native source compiled for aarch64; with an emulator, a small test is run.
 check-neon: install
 	$(BIN)/python tools/check_native.py neon
+
+# The dispatch on emulated processors without AVX-512, and without AVX; needs cmake and qemu.
+check-older: install
+	$(BIN)/python tools/check_native.py older
 
 docs: install
 	$(BIN)/python tools/docs.py build site

@@ -2,6 +2,7 @@
 
     python tools/check_native.py              # AddressSanitizer + UBSan, then ThreadSanitizer
     python tools/check_native.py neon         # compile every source for aarch64
+    python tools/check_native.py older        # dispatch on processors without AVX-512, without AVX
 
 The address run is the kernel tests in Python with the sanitizer's runtime loaded first. Python
 and torch are not instrumented, so threads are checked without them: ``pool_stress.cpp`` drives
@@ -23,11 +24,12 @@ BUILD = ROOT / "build/sanitize"
 TESTS = ("tests/kernels",)
 CROSS = "aarch64-linux-gnu-g++"
 EMULATOR = "qemu-aarch64-static"
+OLDER, PROCESSORS = "qemu-x86_64-static", ("Nehalem", "Haswell-noTSX", "max")
 
 
 def main(arguments: list[str]) -> int:
-    """Run the checks named (address, thread, neon); the first two when none is."""
-    checks = {"address": address, "thread": thread, "neon": neon}
+    """Run the checks named (address, thread, neon, older); the first two when none is."""
+    checks = {"address": address, "thread": thread, "neon": neon, "older": older}
     unknown = set(arguments) - set(checks)
     if unknown:
         print(f"unknown check: {', '.join(sorted(unknown))}; known: {', '.join(checks)}")
@@ -42,18 +44,14 @@ def main(arguments: list[str]) -> int:
 
 def address() -> int:
     """The kernel tests on a module built with AddressSanitizer and UBSan."""
-    import nanobind
-
     site = BUILD / "address"
     package = site / "headrace"
-    _run(
-        "cmake", "-S", ROOT, "-B", site / "cmake",
-        "-DCMAKE_BUILD_TYPE=None", f"-DPython_EXECUTABLE={sys.executable}",
-        f"-Dnanobind_DIR={nanobind.cmake_dir()}",
+    _build(
+        site / "cmake",
+        "-DCMAKE_BUILD_TYPE=None",
         "-DCMAKE_CXX_FLAGS=-O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined "
         "-fno-sanitize-recover=undefined",
-    )  # fmt: skip
-    _run("cmake", "--build", site / "cmake", "--parallel", str(os.cpu_count() or 1))
+    )
     shutil.rmtree(package, ignore_errors=True)
     shutil.copytree(ROOT / "src/headrace", package)
     for module in (site / "cmake").glob("_native*.so"):
@@ -121,6 +119,43 @@ def neon() -> int:
         if code:
             return code
     return 0
+
+
+def older() -> int:
+    """The module's own objects, linked into a program that chooses as the package does, on
+    emulated processors: an instruction that one lacks ends it there and nowhere else."""
+    if shutil.which(OLDER) is None:
+        print(f"{OLDER} is missing (Debian: apt install qemu-user-static); nothing checked")
+        return 1
+    site, program = BUILD / "older", BUILD / "dispatch_check"
+    _build(site, "-DCMAKE_BUILD_TYPE=Release")
+    objects = [
+        built
+        for built in sorted(site.glob("CMakeFiles/_native.dir/**/*.cpp.o"))
+        if "nanobind" not in (NATIVE / built.name[: -len(".o")]).read_text()
+    ]
+    main_file = ROOT / "tests/kernels/native/dispatch_check.cpp"
+    _run(
+        os.environ.get("CXX", "g++"), "-std=c++17", "-O2", "-Wall", "-Wextra",
+        "-iquote", NATIVE, main_file, *objects, "-static", "-pthread", "-o", program,
+    )  # fmt: skip
+    for processor in PROCESSORS:
+        done = subprocess.run([OLDER, "-cpu", processor, program], check=False)
+        print(f"{'passes' if done.returncode == 0 else 'fails'} on an emulated {processor}")
+        if done.returncode:
+            return 1
+    return 0
+
+
+def _build(site: Path, *options: str) -> None:
+    """The module, with CMake."""
+    import nanobind
+
+    _run(
+        "cmake", "-S", ROOT, "-B", site, *options,
+        f"-DPython_EXECUTABLE={sys.executable}", f"-Dnanobind_DIR={nanobind.cmake_dir()}",
+    )  # fmt: skip
+    _run("cmake", "--build", site, "--parallel", str(os.cpu_count() or 1))
 
 
 def _runtime(library: str) -> str:
