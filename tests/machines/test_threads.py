@@ -273,3 +273,42 @@ def test_views_are_made_once_per_schedule_and_let_go_with_it_or_with_the_machine
         assert [m() is None for m in made] == [False, False, True]
     gc.collect()
     assert all(m() is None for m in made), "a schedule that is kept keeps no memory"
+
+
+def test_what_has_nothing_to_do_is_over_when_its_turn_comes_without_its_body() -> None:
+    """The read is passed over only after what it waits for; what waits for it goes on."""
+    route = Task(Op.ROUTER, "cpu", (), (B,))
+    read = Task(Op.READ_PAGE, "disk0", (B,), (A,))
+    ran: list[Task] = []
+
+    def passes(task: Task, sweep: Any) -> bool:
+        assert task is not read or route in ran
+        return task is read or task is USE
+
+    with threads(lambda task, views, sweep: ran.append(task), passes=passes) as machine:
+        sweeps = [machine.append(schedule(route, read, USE, OTHER), None) for _ in range(100)]
+        traces = [sweep.wait(SECONDS) for sweep in sweeps]
+    assert ran == [route, OTHER] * 100
+    for trace in traces:
+        assert [span.task for span in trace.spans] == [0, 1, 2, 3]
+        assert trace.spans[1].start == trace.spans[1].end >= trace.spans[0].end
+        assert trace.spans[2].start == trace.spans[2].end >= trace.spans[1].end
+
+
+def test_the_last_task_of_a_sweep_is_never_passed_over() -> None:
+    ran: list[Task] = []
+    with threads(lambda task, views, sweep: ran.append(task), passes=lambda *_: True) as machine:
+        trace = machine.append(schedule(READ, USE, COMMIT), None).wait(SECONDS)
+    assert len(trace.spans) == 3
+    assert ran == [COMMIT]
+
+
+def test_where_it_cannot_be_said_whether_a_task_passes_it_runs() -> None:
+    ran: list[Task] = []
+
+    def passes(task: Task, sweep: Any) -> bool:
+        raise KeyError("layer 7")
+
+    with threads(lambda task, views, sweep: ran.append(task), passes=passes) as machine:
+        machine.append(schedule(READ, USE, COMMIT), None).wait(SECONDS)
+    assert ran == [READ, USE, COMMIT]

@@ -28,6 +28,7 @@ from headrace.machines.threads import Threads
 from headrace.machines.trace import SweepTrace
 from headrace.memory.arena import Arena
 from headrace.models.bodies import make_bodies
+from headrace.models.sweep import nothing_to_do
 from headrace.models.workspace import Workspace
 from headrace.schedule.generate import generate, next_phase
 from headrace.schedule.sizes import buffer_sizes
@@ -54,6 +55,7 @@ def lanes_as_threads(bodies: Mapping[Op, Body], workspace: Workspace, clock: Clo
         clock,
         inline={"host": "cpu"},
         on_start=lambda lane: _prepare_thread(lane, threads),
+        passes=nothing_to_do,
     )
 
 

@@ -26,6 +26,10 @@ Body = Callable[[Task, Views, Any], None]
 """``body(task, views, sweep)``; ``sweep`` is whatever was given to ``append``."""
 
 Bodies = Mapping[Op, Body]
+
+Passes = Callable[[Task, Any], bool]
+"""``passes(task, sweep)``: whether the body would do nothing, by what the sweep knows by then."""
+
 ViewOf = Callable[[Buffer], Any]
 """The view of a buffer: the same one every time, so that machines may ask once per schedule."""
 

@@ -26,10 +26,15 @@ class Run:
         """Whether nothing more will happen to it."""
         return self.dropped or self.trace is not None
 
+    @property
+    def left(self) -> int:
+        """Tasks that have not ended."""
+        return len(self.schedule.tasks) - len(self._spans)
+
     def record(self, task: int, start: float, end: float) -> bool:
         """Note that a task has run; True when it was the last."""
         self._spans.append(Span(task, start, end))
-        return len(self._spans) == len(self.schedule.tasks)
+        return not self.left
 
     def finished(self) -> SweepTrace:
         """The trace of all that was recorded, spans in list order."""

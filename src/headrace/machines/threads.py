@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from headrace.errors import ScheduleError, TaskError
-from headrace.machines.machine import Bodies, Cancelled, Clock, Sink, ViewOf, Views
+from headrace.machines.machine import Bodies, Cancelled, Clock, Passes, Sink, ViewOf, Views
 from headrace.machines.run import Run, RunTicket
 from headrace.machines.trace import SweepTrace
 from headrace.schedule.task import Schedule
@@ -22,7 +22,10 @@ from headrace.schedule.waits import Hazards, Placed
 
 class Threads:
     """Runs each lane on a thread of its own; ``inline`` maps a lane to the one whose thread it
-    shares (``{"host": "cpu"}``). ``on_start(lane)`` runs first on each thread.
+    shares (``{"host": "cpu"}``). ``on_start(lane)`` runs first on each thread. ``passes(task,
+    sweep)``, if given, is asked when a task may start and says whether its body would do nothing:
+    then it is over there and then, in a fraction of what a body costs. It is asked with a lock
+    held, so it must be quick and must not call the machine. The last task of a sweep always runs.
 
     After a body raised, nothing more runs until a ticket's wait has re-raised it or ``cancel``
     was called; then the machine starts afresh. Its methods must not be called from bodies.
@@ -37,6 +40,7 @@ class Threads:
         inline: Mapping[str, str] | None = None,
         on_start: Callable[[str], None] | None = None,
         sink: Sink | None = None,
+        passes: Passes | None = None,
     ) -> None:
         self._bodies = bodies
         self._view_of = view_of
@@ -44,6 +48,7 @@ class Threads:
         self._inline = inline or {}
         self._on_start = on_start
         self._sink = sink
+        self._passes = passes
         self._appending = threading.Lock()  # guards what append derives, outside the lock of all
         self._hazards = Hazards()
         self._appended = 0
@@ -188,7 +193,7 @@ class Threads:
         """Part and place of the worker's next task, once there is one; None when the machine
         closes."""
         with self._lock:
-            while (queue := worker.ready(self._done)) is None:
+            while (queue := self._ready(worker)) is None:
                 worker.asleep = True
                 if self._closed:
                     return None
@@ -201,6 +206,36 @@ class Threads:
             if part.advance():
                 queue.popleft()
             return part, place
+
+    def _ready(self, worker: _Worker) -> deque[_Part] | None:
+        """The queue of the worker's next task with something to do; what has nothing to do before
+        it is over now."""
+        passed = False
+        while (queue := worker.ready(self._done)) is not None and self._passed(queue):
+            passed = True
+        if passed:
+            self._wake_ready()
+        return queue
+
+    def _passed(self, queue: deque[_Part]) -> bool:
+        """Whether the next task of ``queue`` was passed over."""
+        part = queue[0]
+        run, place = part.run, part.next
+        if self._passes is None or run.left == 1:  # to end a run takes more than this lock
+            return False
+        task = run.schedule.tasks[place]
+        try:
+            passes = self._passes(task, run.sweep)
+        except Exception:  # its body looks at the same, and what that raises reaches whoever waits
+            passes = False
+        if not passes:
+            return False
+        now = self._clock()
+        self._done[task.lane] = self._done.get(task.lane, 0) + 1
+        run.record(place, now, now)
+        if part.advance():
+            queue.popleft()
+        return True
 
     def _run(self, part: _Part, place: int) -> None:
         run, clock = part.run, self._clock

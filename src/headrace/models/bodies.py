@@ -21,7 +21,7 @@ from headrace.machines.machine import Body, Views
 from headrace.memory.pages import PageTable
 from headrace.models.ahead import Ahead
 from headrace.models.ffn import Ffn
-from headrace.models.sweep import Indexer, RowIndex, Sweep
+from headrace.models.sweep import Indexer, RowIndex, Sweep, nothing_to_do
 from headrace.models.weights import Weight, Weights
 from headrace.schedule.task import Buffer, Op, Task
 from headrace.specs.model import ModelSpec
@@ -88,7 +88,7 @@ class _Bodies:
         """One page into its slot; nothing when the routing is known and spares the expert."""
         assert task.page is not None
         moved = 0
-        if not _spared(task, sweep):
+        if not nothing_to_do(task, sweep):
             slot = next(views[b] for b in task.writes if b.name == "slot")
             moved = self.table.read(task.page, memoryview(slot.numpy()))
         sweep.binding.page_bytes[task.page] = moved
@@ -226,14 +226,6 @@ def _page_view(task: Task, views: Views) -> Tensor:
 def _mb(task: Task) -> int:
     assert task.mb is not None
     return task.mb
-
-
-def _spared(task: Task, sweep: Sweep) -> bool:
-    """Whether a read waited for routers and none sent a row to its expert. Of few rows most are
-    spared, while another lane wants the interpreter: only what routers counted is looked at."""
-    if task.expert is None or all(b.name != "routing" for b in task.reads):
-        return False
-    return not sweep.binding.routed[_layer(task)][task.expert]
 
 
 def _layer(task: Task) -> int:

@@ -16,7 +16,7 @@ from headrace.kernels.select import Kernels
 from headrace.machines.machine import Views
 from headrace.memory.pages import PageTable
 from headrace.models.ahead import Ahead
-from headrace.models.sweep import Indexer, Sweep
+from headrace.models.sweep import Indexer, Sweep, nothing_to_do
 from headrace.models.weights import Weights
 from headrace.schedule.task import Buffer, Task
 from headrace.specs.model import ModelSpec
@@ -53,8 +53,7 @@ class Ffn:
     def page(self, task: Task, views: Views, sweep: Sweep) -> None:
         """One page of one expert, unless no row goes to it."""
         assert task.page is not None
-        counts = sweep.binding.routed.get(task.layer or 0) if self.model.is_moe else None
-        if counts is not None and not counts[task.expert or 0]:
+        if nothing_to_do(task, sweep):
             return
         memory = next(views[b] for b in task.reads if b.name in ("page", "slot"))
         self._apply(self.pages[task.page], memory, self._batches(views, sweep), views)

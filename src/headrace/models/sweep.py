@@ -16,6 +16,7 @@ from headrace.batching.batch import Batch, MicroBatch, Segment
 from headrace.kernels.reference import Piece, inverse_frequencies
 from headrace.kernels.select import Kernels
 from headrace.schedule.binding import Binding
+from headrace.schedule.task import Op, Task
 from headrace.specs.model import ModelSpec
 from headrace.specs.policy import Policy
 from headrace.specs.scratch import attention_tile
@@ -63,6 +64,17 @@ class Sweep(Protocol):
     def indices(self) -> MutableMapping[int, RowIndex]:
         """Micro-batch -> index."""
         ...
+
+
+def nothing_to_do(task: Task, sweep: Sweep) -> bool:
+    """Whether ``task`` is of an expert to which the routers sent no row: there is nothing to
+    multiply, and nothing to read if the read waited for them. Of few rows most are, while another
+    lane wants the interpreter: only what routers counted is looked at."""
+    expert = task.expert
+    if expert is None or (task.op is Op.READ_PAGE and not task.reads):
+        return False
+    counts = sweep.binding.routed.get(task.layer or 0)
+    return counts is not None and not counts[expert]
 
 
 class Indexer:
