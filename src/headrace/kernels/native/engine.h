@@ -56,6 +56,7 @@ constexpr std::int64_t MAX_ROWS = 512;
 const Engine *plain_engine(Format format);
 const Engine *neon_engine(Format format);
 const Engine *avx2_engine(Format format);
+const Engine *avx2_int_engine(Format format);  // what that one is for integers
 const Engine *avx512_engine(Format format);
 const Engine *avx_vnni_engine(Format format);     // integers only
 const Engine *avx512_vnni_engine(Format format);  // integers only

@@ -5,14 +5,11 @@
 #include "vec_avx2.h"
 
 #include "fma_exact.h"
-#include "int_avx2.h"
-
-#include "int_engine.h"
 
 namespace headrace {
 
 const Engine *avx2_engine(Format format) {
-    return is_float(format) ? engine_of(format, "avx2") : int_engine_of(format, "avx2");
+    return is_float(format) ? engine_of(format, "avx2") : avx2_int_engine(format);
 }
 
 const Engine *avx2_exact_engine(Format format) {

@@ -9,7 +9,13 @@ namespace headrace {
 namespace {
 
 constexpr std::int64_t K_BLOCK = 1024;  // columns summed before the lanes are
-constexpr int FEW_TILES = 4;            // up to which weights are widened again for each tile
+
+// Tiles up to which weights are widened again for each: fewer where a tile has fewer weight rows.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int FEW_TILES = 4;
+#else
+constexpr int FEW_TILES = 2;
+#endif
 
 struct F32 {
     using Item = float;

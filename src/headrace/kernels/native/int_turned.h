@@ -12,9 +12,6 @@
 namespace headrace {
 namespace {
 
-// What is added to a stored integer, and so to its zero.
-constexpr int shift(Format format) { return format == Format::i8 ? 128 : 0; }
-
 constexpr std::size_t bytes_of(Format format, std::int64_t columns) {
     return static_cast<std::size_t>(format == Format::u4 ? (columns + 1) / 2 : columns);
 }
@@ -67,7 +64,7 @@ std::size_t int_panel_bytes(std::int64_t rows, const Weight &w) {
 // Block b of row m, whose values begin at x.
 inline void pack_block(const Panel &panel, const Weight &w, std::int64_t m, std::int64_t b,
                        const float *x) {
-    const int zero = w.zeros != nullptr ? 1 : zero_of(w.format) + shift(w.format);
+    const int zero = w.zeros != nullptr ? 1 : zero_of(w.format) + Ints::shift(w.format);
     const std::int64_t i = panel.at(m, b);
     const Quantised q = quantise(x, panel.columns(b, w.columns), panel.room,
                                  w.format == Format::u4, panel.bytes + i * panel.room);
@@ -115,7 +112,7 @@ struct Stretch {
 // Adds to (or, from the first block on, sets) sums[H][N_BLOCK] the products of H rows of x from the
 // m-th on with V vectors, from the n-th weight row on, of a stretch of OF. Asks for LINES lines with
 // every quad.
-template <int ROOM, int H, int V, int OF, int LINES>
+template <Format F, int ROOM, int H, int V, int OF, int LINES, class I = Ints>
 void int_tile(const Panel &panel, std::int64_t m, const Weight &w, const Stretch &s, int n,
               Ahead &ahead, float *sums) {
     constexpr int group = OF * Vec::width;
@@ -135,16 +132,45 @@ void int_tile(const Panel &panel, std::int64_t m, const Weight &w, const Stretch
             }
         }
         const int quads = static_cast<int>(up_to(panel.columns(b, w.columns), 32) / 4);
-        for (int q = 0; q < quads; ++q, words += 4 * group) {
-            if constexpr (LINES > 0) ahead.ask(LINES);
-            Ints::W weight[V];
+        if constexpr (I::narrow(F)) {
+            for (int q = 0; q < quads; q += I::NARROW_STEPS) {
+                Ints::T some[H][V] = {};
+                for (int i = 0; i < I::NARROW_STEPS; ++i, words += 4 * group) {
+                    if constexpr (LINES > 0) ahead.ask(LINES);
+                    Ints::W weight[V];
 #pragma GCC unroll 4
-            for (int v = 0; v < V; ++v) weight[v] = Ints::words(words + 4 * v * Vec::width);
+                    for (int v = 0; v < V; ++v) weight[v] = Ints::words(words + 4 * v * Vec::width);
 #pragma GCC unroll 16
-            for (int h = 0; h < H; ++h) {
-                const Ints::W value = Ints::four(x + h * ROOM + 4 * q);
+                    for (int h = 0; h < H; ++h) {
+                        const Ints::W value = Ints::four(x + h * ROOM + 4 * (q + i));
 #pragma GCC unroll 4
-                for (int v = 0; v < V; ++v) acc[h][v] = Ints::dot(acc[h][v], weight[v], value);
+                        for (int v = 0; v < V; ++v) {
+                            some[h][v] = I::dot_narrow(some[h][v], weight[v], value);
+                        }
+                    }
+                }
+#pragma GCC unroll 16
+                for (int h = 0; h < H; ++h) {
+#pragma GCC unroll 4
+                    for (int v = 0; v < V; ++v) {
+                        acc[h][v] = Ints::add(acc[h][v], I::widened(some[h][v]));
+                    }
+                }
+            }
+        } else {
+            for (int q = 0; q < quads; ++q, words += 4 * group) {
+                if constexpr (LINES > 0) ahead.ask(LINES);
+                Ints::W weight[V];
+#pragma GCC unroll 4
+                for (int v = 0; v < V; ++v) weight[v] = Ints::words(words + 4 * v * Vec::width);
+#pragma GCC unroll 16
+                for (int h = 0; h < H; ++h) {
+                    const Ints::W value = Ints::four(x + h * ROOM + 4 * q);
+#pragma GCC unroll 4
+                    for (int v = 0; v < V; ++v) {
+                        acc[h][v] = Ints::template dot<F>(acc[h][v], weight[v], value);
+                    }
+                }
             }
         }
 #pragma GCC unroll 16
@@ -168,6 +194,7 @@ constexpr std::int64_t STRETCH = 128;       // columns that are multiplied as th
 constexpr std::int64_t TURNED = 256;        // columns that are turned at a time, for many rows
 constexpr int UNIT = 32;                    // columns that every block is a multiple of
 constexpr int UNIT_QUADS = UNIT / 4;
+constexpr int LINE_BYTES = 64;  // that are asked for at once
 
 // The same, hidden from the compiler, which else keeps an address of its own in memory for each word
 // that is read near it.
@@ -178,8 +205,12 @@ inline const std::int8_t *one_address(const std::int8_t *at) {
 
 template <Format F>
 struct IntProducts {
-    static constexpr int FEW = 8;
+    static constexpr int FEW = TALL;
     static constexpr int MANY = N_BLOCK / Vec::width;  // a tile of x meets them all: it is read once
+
+    // Bytes of four columns of a vector of rows; blocks' units of columns in a turned line.
+    static constexpr int QUAD_BYTES = Vec::width * (F == Format::u4 ? 2 : 4);
+    static constexpr int UNITS_OF_LINE = static_cast<int>(LINE) * (F == Format::u4 ? 2 : 1) / UNIT;
 
     struct Memory {
         alignas(64) std::uint8_t words[TURNED * MANY * Vec::width];
@@ -257,7 +288,7 @@ struct IntProducts {
     [[gnu::noinline]] static void few_turned(const Weight &w, const Part &p, const Panel &panel,
                                              std::int64_t columns, std::int64_t n, Ahead &ahead,
                                              const std::int32_t *zeros, float *sums) {
-        constexpr int chains = H > 4 ? 1 : H > 2 ? 2 : 4;
+        constexpr int chains = Ints::chains(H);
         constexpr int line_words = F == Format::u4 ? UNIT_QUADS / 2 : UNIT_QUADS;  // of a unit
         const std::int64_t first = panel.at(p.m0, 0), height = panel.height(p.m0);
         const std::int64_t blocks = columns / ROOM, in_group = w.group / ROOM;
@@ -284,7 +315,7 @@ struct IntProducts {
                 const auto meet = [&](int q, Ints::W weight) {
                     for (int m = 0; m < H; ++m) {
                         Ints::T &sum = acc[m][q % chains];
-                        sum = Ints::dot_four(sum, weight, at + m * ROOM + 4 * q);
+                        sum = Ints::template dot_four<F>(sum, weight, at + m * ROOM + 4 * q);
                     }
                 };
 #pragma GCC unroll 8
@@ -295,7 +326,7 @@ struct IntProducts {
                         meet(j, Turn::low_nibbles(word));
                         meet(j + line_words, Turn::high_nibbles(word));
                     } else {
-                        meet(j, F == Format::i8 ? Turn::shifted(word) : word);
+                        meet(j, F == Ints::moved ? Turn::shifted(word) : word);
                     }
                 }
             }
@@ -323,8 +354,8 @@ struct IntProducts {
     template <int ROOM, int H>
     static void few(const Weight &w, const Part &p, const Panel &panel, std::int64_t columns,
                     const Rows<1> &values, Ahead &ahead, const Memory &memory, float *sums) {
-        constexpr int chains = H > 4 ? 1 : H > 2 ? 2 : 4;
-        constexpr int units = ROOM / UNIT, line_units = F == Format::u4 ? 4 : 2;
+        constexpr int chains = Ints::chains(H);
+        constexpr int units = ROOM / UNIT, line_units = UNITS_OF_LINE;
         Vec::T total[H];
         Ints::T acc[H][chains];
         Ints::W words[Turn::words];
@@ -349,11 +380,11 @@ struct IntProducts {
                 const std::int8_t *x = one_address(panel.bytes + i * ROOM + u % units * UNIT);
 #pragma GCC unroll 8
                 for (int q = 0; q < UNIT_QUADS; ++q) {
-                    if (line_units == 2 || q % 2 == 0) ahead.ask(1);
+                    if (q * QUAD_BYTES % LINE_BYTES == 0) ahead.ask(1);
                     const Ints::W weight = quad(words, u % line_units, q);
                     for (int m = 0; m < H; ++m) {
                         Ints::T &sum = acc[m][q % chains];
-                        sum = Ints::dot_four(sum, weight, x + m * ROOM + 4 * q);
+                        sum = Ints::template dot_four<F>(sum, weight, x + m * ROOM + 4 * q);
                     }
                 }
                 if (u % units < units - 1) continue;
@@ -375,18 +406,19 @@ struct IntProducts {
             return q < 4 ? Turn::low_nibbles(word) : Turn::high_nibbles(word);
         }
         const Turn::T word = words[UNIT_QUADS * u + q];
-        return F == Format::i8 ? Turn::shifted(word) : word;
+        return F == Ints::moved ? Turn::shifted(word) : word;
     }
 
     template <int ROOM, int V>
     static void meet(const Panel &panel, const Part &p, const Weight &w, const Stretch &stretch,
                      int rows, Ahead &ahead, float *sums) {
-        constexpr int wide = V < PAIR ? V : PAIR, lines = F == Format::u4 ? 1 : wide;
+        constexpr int wide = V < PAIR ? V : PAIR, bytes = wide * QUAD_BYTES;
+        constexpr int lines = bytes < LINE_BYTES ? 1 : bytes / LINE_BYTES;
         for (std::int64_t m = p.m0; m < p.m1; m += TALL, sums += TALL * N_BLOCK) {
             with_height(p.m1 - m, [&](auto height) {
                 if constexpr (V > 1 || height.value <= FEW) {
-                    const auto tile = m == p.m0 ? int_tile<ROOM, height.value, wide, V, lines>
-                                                : int_tile<ROOM, height.value, wide, V, 0>;
+                    const auto tile = m == p.m0 ? int_tile<F, ROOM, height.value, wide, V, lines>
+                                                : int_tile<F, ROOM, height.value, wide, V, 0>;
                     for (int n = 0; n < rows; n += wide * Vec::width) {
                         tile(panel, m, w, stretch, n, ahead, sums + n);
                     }
@@ -408,7 +440,7 @@ struct IntProducts {
                 Turn::store(to, Turn::low_nibbles(word));
                 Turn::store(to + 4 * stride, Turn::high_nibbles(word));
             } else {
-                Turn::store(to + j * stride, F == Format::i8 ? Turn::shifted(word) : word);
+                Turn::store(to + j * stride, F == Ints::moved ? Turn::shifted(word) : word);
             }
         });
     }
@@ -476,7 +508,7 @@ struct IntProducts {
     template <int GROUP>
     static void zeros(const Weight &w, std::int64_t n, int rows, std::int32_t *to) {
         for (std::int64_t g = 0; g < w.groups(); ++g) {
-            for (int i = 0; i < rows; ++i) to[g * GROUP + i] = w.zero(n + i, g) + shift(F);
+            for (int i = 0; i < rows; ++i) to[g * GROUP + i] = w.zero(n + i, g) + Ints::shift(F);
         }
     }
 };
@@ -485,7 +517,7 @@ template <Format F>
 constexpr Engine int_engine(const char *name) {
     using S = IntProducts<F>;
     return {name,        TALL,     PAIR * Vec::width, int_panel_bytes, int_pack,     task_rows,
-            multiply<S>, gated<S>, true,              true,            int_pack_part};
+            multiply<S>, gated<S>, Turn::kept,        true,            int_pack_part};
 }
 
 inline const Engine *int_engine_of(Format format, const char *name) {

@@ -21,10 +21,16 @@ inline void ask_row(const float *row, std::int64_t count) {
 inline void prefetch_rows(const void *first, std::size_t stride, std::int64_t rows,
                           std::size_t bytes, std::int64_t part, std::int64_t parts) {
     const auto lines = static_cast<std::int64_t>((bytes + 63) / 64);
-    const std::int64_t last = rows * lines * (part + 1) / parts;
-    for (std::int64_t i = rows * lines * part / parts; i < last; ++i) {
-        prefetch(static_cast<const char *>(first) + static_cast<std::size_t>(i / lines) * stride +
-                 static_cast<std::size_t>(i % lines) * 64);
+    const std::int64_t begin = rows * lines * part / parts;
+    std::int64_t left = rows * lines * (part + 1) / parts - begin;
+    if (left <= 0) return;
+    const auto *row = static_cast<const char *>(first) + static_cast<std::size_t>(begin / lines) * stride;
+    for (std::int64_t line = begin % lines; left > 0; --left, ++line) {
+        if (line == lines) {
+            line = 0;
+            row += stride;
+        }
+        prefetch(row + line * 64);
     }
 }
 

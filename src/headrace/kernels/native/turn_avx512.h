@@ -9,6 +9,8 @@ namespace {
 struct Turn {
     static constexpr int rows = 16;
     static constexpr int words = 16;  // of each row at a time
+    static constexpr int tall = 8;    // rows of x in a register tile: there are 32 registers
+    static constexpr bool kept = true;  // weights may lie turned (turned.h)
     using T = __m512i;
 
     // out[j]: the j-th 32-bit word of every row. Each row is touched once: rows a multiple of

@@ -13,8 +13,8 @@ namespace {
 
 // A register tile is TALL rows of x by PAIR vectors of weight rows. For the few rows of x that an
 // engine names, weights come from memory as fast as they can: one vector of rows at a time.
-constexpr int TALL = 8, PAIR = 2;
-constexpr int N_BLOCK = 4 * Vec::width;        // weight rows whose results are kept together
+constexpr int TALL = Turn::tall, PAIR = 2;
+constexpr int N_BLOCK = 64;                    // weight rows whose results are kept together
 constexpr int LONG_TASK = 10 * N_BLOCK;        // most weight rows of a task, up to ...
 constexpr std::int64_t LONG_FOR = 64;          // ... so many rows of x; above, N_BLOCK
 constexpr std::int64_t ROWS_AHEAD = 2;         // of x, asked for while one is packed
@@ -202,11 +202,17 @@ void with_height(std::int64_t rows, const F &f) {
         case 2: return f(Constant<2>());
         case 3: return f(Constant<3>());
         case 4: return f(Constant<4>());
-        case 5: return f(Constant<5>());
-        case 6: return f(Constant<6>());
-        case 7: return f(Constant<7>());
-        default: return f(Constant<TALL>());
+        default: break;
     }
+    if constexpr (TALL > 4) {
+        switch (rows) {
+            case 5: return f(Constant<5>());
+            case 6: return f(Constant<6>());
+            case 7: return f(Constant<7>());
+            default: break;
+        }
+    }
+    f(Constant<TALL>());
 }
 
 // S says how products are summed: S::FEW rows of x are few, S::MANY vectors of weight rows meet more

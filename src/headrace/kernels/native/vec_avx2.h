@@ -15,9 +15,18 @@ struct Vec {
     static T zero() { return _mm256_setzero_ps(); }
     static T set(float value) { return _mm256_set1_ps(value); }
     static T load(const float *p) { return _mm256_loadu_ps(p); }
-    static T load_some(const float *p, int n) { return _mm256_maskload_ps(p, lanes(n)); }
+    static T load_some(const float *p, int n) {
+        return n >= width ? load(p) : _mm256_maskload_ps(p, lanes(n));
+    }
     static void store(float *p, T a) { _mm256_storeu_ps(p, a); }
-    static void store_some(float *p, T a, int n) { _mm256_maskstore_ps(p, lanes(n), a); }
+    // Some processors take forty times as long to store under a mask.
+    static void store_some(float *p, T a, int n) {
+        if (n >= width) {
+            store(p, a);
+        } else {
+            _mm256_maskstore_ps(p, lanes(n), a);
+        }
+    }
     static T add(T a, T b) { return _mm256_add_ps(a, b); }
     static T sub(T a, T b) { return _mm256_sub_ps(a, b); }
     static T mul(T a, T b) { return _mm256_mul_ps(a, b); }
