@@ -1,9 +1,10 @@
-// Integer products with turned weights: four neighbouring bytes of a weight row to a lane, sixteen
-// rows to a vector, and four bytes of a row of x broadcast to all lanes.
+// Integer products with turned weights: four neighbouring bytes of a weight row to a lane, as many
+// rows as there are lanes to a vector, and four bytes of a row of x broadcast to all lanes. Include
+// after a vector layer, its Turn and its Ints.
 //
 // A block (the columns that share both scales) is summed exactly in 32 bits, the blocks in fp32 in
-// order of columns. The instruction takes unsigned by signed bytes: signed weights are moved up by
-// 128, and each sum starts from what that (or the zero) is worth.
+// order of columns. Weights of one format are moved by 128 to what the instructions take
+// (Ints::moved), and each sum starts from what that (or the zero) is worth.
 #pragma once
 
 #include "quantise.h"
@@ -208,7 +209,7 @@ struct IntProducts {
     static constexpr int FEW = TALL;
     static constexpr int MANY = N_BLOCK / Vec::width;  // a tile of x meets them all: it is read once
 
-    // Bytes of four columns of a vector of rows; blocks' units of columns in a turned line.
+    // Bytes of four columns of a vector of rows; units of columns in a turned line.
     static constexpr int QUAD_BYTES = Vec::width * (F == Format::u4 ? 2 : 4);
     static constexpr int UNITS_OF_LINE = static_cast<int>(LINE) * (F == Format::u4 ? 2 : 1) / UNIT;
 
