@@ -295,12 +295,15 @@ def test_what_has_nothing_to_do_is_over_when_its_turn_comes_without_its_body() -
         assert trace.spans[2].start == trace.spans[2].end >= trace.spans[1].end
 
 
-def test_the_last_task_of_a_sweep_is_never_passed_over() -> None:
+def test_the_last_task_that_is_left_of_a_sweep_is_never_passed_over() -> None:
+    """COMMIT or USE: they are of lanes of their own, and do not wait for each other."""
     ran: list[Task] = []
     with threads(lambda task, views, sweep: ran.append(task), passes=lambda *_: True) as machine:
-        trace = machine.append(schedule(READ, USE, COMMIT), None).wait(SECONDS)
-    assert len(trace.spans) == 3
-    assert ran == [COMMIT]
+        for count in range(1, 201):
+            trace = machine.append(schedule(READ, USE, COMMIT), None).wait(SECONDS)
+            assert len(trace.spans) == 3
+            assert len(ran) == count
+    assert set(ran) <= {USE, COMMIT}
 
 
 def test_where_it_cannot_be_said_whether_a_task_passes_it_runs() -> None:
@@ -311,4 +314,5 @@ def test_where_it_cannot_be_said_whether_a_task_passes_it_runs() -> None:
 
     with threads(lambda task, views, sweep: ran.append(task), passes=passes) as machine:
         machine.append(schedule(READ, USE, COMMIT), None).wait(SECONDS)
-    assert ran == [READ, USE, COMMIT]
+    assert len(ran) == 3
+    assert set(ran) == {READ, USE, COMMIT}

@@ -25,7 +25,7 @@ class Threads:
     shares (``{"host": "cpu"}``). ``on_start(lane)`` runs first on each thread. ``passes(task,
     sweep)``, if given, is asked when a task may start and says whether its body would do nothing:
     then it is over there and then, in a fraction of what a body costs. It is asked with a lock
-    held, so it must be quick and must not call the machine. The last task of a sweep always runs.
+    held, so it must be quick and must not call the machine. The last one left of a sweep runs.
 
     After a body raised, nothing more runs until a ticket's wait has re-raised it or ``cancel``
     was called; then the machine starts afresh. Its methods must not be called from bodies.
