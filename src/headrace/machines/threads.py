@@ -201,11 +201,7 @@ class Threads:
                     self._changed.notify_all()
                 worker.condition.wait()
                 worker.asleep = False
-            part = queue[0]
-            place = part.next
-            if part.advance():
-                queue.popleft()
-            return part, place
+            return _popped(queue)
 
     def _ready(self, worker: _Worker) -> deque[_Part] | None:
         """The queue of the worker's next task with something to do; what has nothing to do before
@@ -219,22 +215,18 @@ class Threads:
 
     def _passed(self, queue: deque[_Part]) -> bool:
         """Whether the next task of ``queue`` was passed over."""
-        part = queue[0]
-        run, place = part.run, part.next
+        run, place = queue[0].run, queue[0].next
         if self._passes is None or run.left == 1:  # to end a run takes more than this lock
             return False
-        task = run.schedule.tasks[place]
         try:
-            passes = self._passes(task, run.sweep)
+            passes = self._passes(run.schedule.tasks[place], run.sweep)
         except Exception:  # its body looks at the same, and what that raises reaches whoever waits
             passes = False
         if not passes:
             return False
         now = self._clock()
-        self._done[task.lane] = self._done.get(task.lane, 0) + 1
-        run.record(place, now, now)
-        if part.advance():
-            queue.popleft()
+        self._ended(run, place, now, now)
+        _popped(queue)
         return True
 
     def _run(self, part: _Part, place: int) -> None:
@@ -245,8 +237,7 @@ class Threads:
         body(task, views, run.sweep)
         end = clock()
         with self._lock:
-            self._done[task.lane] = self._done.get(task.lane, 0) + 1
-            last = run.record(place, start, end)
+            last = self._ended(run, place, start, end)
             self._wake_ready()
         if last:
             trace = run.finished()
@@ -257,6 +248,12 @@ class Threads:
                 if run in self._runs:
                     self._runs.remove(run)
                 self._changed.notify_all()
+
+    def _ended(self, run: Run, place: int, start: float, end: float) -> bool:
+        """Count a task as done; True when it was the last of its run."""
+        lane = run.schedule.tasks[place].lane
+        self._done[lane] = self._done.get(lane, 0) + 1
+        return run.record(place, start, end)
 
     def _wake_ready(self) -> None:
         for worker in self._workers.values():
@@ -337,6 +334,15 @@ class _Part:
             return True
         self.next = self._places[self._at]
         return False
+
+
+def _popped(queue: deque[_Part]) -> tuple[_Part, int]:
+    """Part and place of the next task of ``queue``, taken from it."""
+    part = queue[0]
+    place = part.next
+    if part.advance():
+        queue.popleft()
+    return part, place
 
 
 class _Worker:
