@@ -195,7 +195,6 @@ constexpr std::int64_t STRETCH = 128;       // columns that are multiplied as th
 constexpr std::int64_t TURNED = 256;        // columns that are turned at a time, for many rows
 constexpr int UNIT = 32;                    // columns that every block is a multiple of
 constexpr int UNIT_QUADS = UNIT / 4;
-constexpr int LINE_BYTES = 64;  // that are asked for at once
 
 // The same, hidden from the compiler, which else keeps an address of its own in memory for each word
 // that is read near it.
@@ -381,7 +380,7 @@ struct IntProducts {
                 const std::int8_t *x = one_address(panel.bytes + i * ROOM + u % units * UNIT);
 #pragma GCC unroll 8
                 for (int q = 0; q < UNIT_QUADS; ++q) {
-                    if (q * QUAD_BYTES % LINE_BYTES == 0) ahead.ask(1);
+                    if (q * QUAD_BYTES % Ahead::LINE_BYTES == 0) ahead.ask(1);
                     const Ints::W weight = quad(words, u % line_units, q);
                     for (int m = 0; m < H; ++m) {
                         Ints::T &sum = acc[m][q % chains];
@@ -414,7 +413,7 @@ struct IntProducts {
     static void meet(const Panel &panel, const Part &p, const Weight &w, const Stretch &stretch,
                      int rows, Ahead &ahead, float *sums) {
         constexpr int wide = V < PAIR ? V : PAIR, bytes = wide * QUAD_BYTES;
-        constexpr int lines = bytes < LINE_BYTES ? 1 : bytes / LINE_BYTES;
+        constexpr int lines = bytes < Ahead::LINE_BYTES ? 1 : bytes / Ahead::LINE_BYTES;
         for (std::int64_t m = p.m0; m < p.m1; m += TALL, sums += TALL * N_BLOCK) {
             with_height(p.m1 - m, [&](auto height) {
                 if constexpr (V > 1 || height.value <= FEW) {

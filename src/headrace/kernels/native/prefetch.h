@@ -24,7 +24,8 @@ inline void prefetch_rows(const void *first, std::size_t stride, std::int64_t ro
     const std::int64_t begin = rows * lines * part / parts;
     std::int64_t left = rows * lines * (part + 1) / parts - begin;
     if (left <= 0) return;
-    const auto *row = static_cast<const char *>(first) + static_cast<std::size_t>(begin / lines) * stride;
+    const auto *row =
+        static_cast<const char *>(first) + static_cast<std::size_t>(begin / lines) * stride;
     for (std::int64_t line = begin % lines; left > 0; --left, ++line) {
         if (line == lines) {
             line = 0;

@@ -58,17 +58,6 @@ struct Turn {
         const T packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(half, half), 0xd8);
         return _mm256_cvtph_ps(_mm256_castsi256_si128(packed));
     }
-
-    // All columns of a word: one vector, or two that are `stride` apart.
-    static void from_f32(T a, float *to, int) { _mm256_storeu_ps(to, f32(a)); }
-    static void from_bf16(T a, float *to, int stride) {
-        _mm256_storeu_ps(to, bf16(a, 0));
-        _mm256_storeu_ps(to + stride, bf16(a, 1));
-    }
-    static void from_f16(T a, float *to, int stride) {
-        _mm256_storeu_ps(to, f16(a, 0));
-        _mm256_storeu_ps(to + stride, f16(a, 1));
-    }
 };
 
 }  // namespace

@@ -58,17 +58,6 @@ struct Turn {
         return _mm512_cvtph_ps(c == 0 ? _mm512_castsi512_si256(halves)
                                       : _mm512_extracti64x4_epi64(halves, 1));
     }
-
-    // All columns of a word: one vector, or two that are `stride` apart.
-    static void from_f32(T a, float *to, int) { _mm512_storeu_ps(to, f32(a)); }
-    static void from_bf16(T a, float *to, int stride) {
-        _mm512_storeu_ps(to, bf16(a, 0));
-        _mm512_storeu_ps(to + stride, bf16(a, 1));
-    }
-    static void from_f16(T a, float *to, int stride) {
-        _mm512_storeu_ps(to, f16(a, 0));
-        _mm512_storeu_ps(to + stride, f16(a, 1));
-    }
 };
 
 }  // namespace

@@ -86,9 +86,9 @@ class Ahead {
     }
 
     static constexpr std::ptrdiff_t DISTANCE = 4096;
+    static constexpr int LINE_BYTES = 64;  // that are asked for at once
 
   private:
-    static constexpr int LINE_BYTES = 64;
     const char *at_, *end_, *then_ = nullptr, *then_end_ = nullptr;
 
     void go_on() {
@@ -161,29 +161,28 @@ struct Rows {
 
 // --- float formats ---
 
+// Column c of a word as floats, and of how many bytes a column is.
 struct F32 {
     static constexpr int size = 4;
-    static void widen(Turn::T word, float *to, int stride) { Turn::from_f32(word, to, stride); }
     static Vec::T column(Turn::T word, int) { return Turn::f32(word); }
 };
 struct Bf16 {
     static constexpr int size = 2;
-    static void widen(Turn::T word, float *to, int stride) { Turn::from_bf16(word, to, stride); }
     static Vec::T column(Turn::T word, int c) { return Turn::bf16(word, c); }
 };
 struct F16 {
     static constexpr int size = 2;
-    static void widen(Turn::T word, float *to, int stride) { Turn::from_f16(word, to, stride); }
     static Vec::T column(Turn::T word, int c) { return Turn::f16(word, c); }
 };
 
 // Columns k .. k + columns as fp32 [column][V vectors of rows]; may write one column more.
 template <class F, int V>
 void widen(const Rows<V> &rows, std::int64_t k, std::int64_t columns, float *to) {
-    constexpr int stride = Rows<V>::size;
+    constexpr int stride = Rows<V>::size, per_word = 4 / F::size;
     rows.turn(static_cast<std::size_t>(k * F::size), static_cast<std::size_t>(columns * F::size),
               [&](int v, Turn::T word, int j) {
-                  F::widen(word, to + j * (4 / F::size) * stride + v * Vec::width, stride);
+                  float *at = to + j * per_word * stride + v * Vec::width;
+                  for (int c = 0; c < per_word; ++c) Vec::store(at + c * stride, F::column(word, c));
               });
 }
 
