@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := .demo/model
 
-.PHONY: install demo demo-model test check check-native check-neon check-older docs bench conformance fuzz soak clean
+.PHONY: install demo demo-model test check check-native check-neon check-older check-avx512 docs bench conformance fuzz soak clean
 
 install: $(INSTALLED)
 
@@ -51,6 +51,10 @@ check-neon: install
 # The dispatch on emulated processors without AVX-512, and without AVX; needs cmake and qemu.
 check-older: install
 	$(BIN)/python tools/check_native.py older
+
+# The kernel tests with AVX-512 emulated, for processors that end at AVX2; needs cmake and SIMDe.
+check-avx512: install
+	$(BIN)/python tools/check_native.py avx512
 
 docs: install
 	$(BIN)/python tools/docs.py build site

@@ -3,6 +3,7 @@
     python tools/check_native.py              # AddressSanitizer + UBSan, then ThreadSanitizer
     python tools/check_native.py neon         # compile every source for aarch64
     python tools/check_native.py older        # dispatch on processors without AVX-512, without AVX
+    python tools/check_native.py avx512       # what AVX-512 computes, on a processor with AVX2
 
 The address run is the kernel tests in Python with the sanitizer's runtime loaded first. Python
 and torch are not instrumented, so threads are checked without them: ``pool_stress.cpp`` drives
@@ -24,12 +25,15 @@ BUILD = ROOT / "build/sanitize"
 TESTS = ("tests/kernels",)
 CROSS = "aarch64-linux-gnu-g++"
 EMULATOR = "qemu-aarch64-static"
+EMULATION = ROOT / "tests/kernels/native/emulated/compile.py"
 OLDER, PROCESSORS = "qemu-x86_64-static", ("Nehalem", "Haswell-noTSX", "max")
 
 
 def main(arguments: list[str]) -> int:
-    """Run the checks named (address, thread, neon, older); the first two when none is."""
-    checks = {"address": address, "thread": thread, "neon": neon, "older": older}
+    """Run the checks named (address, thread, neon, older, avx512); the first two when none is."""
+    checks = {
+        "address": address, "thread": thread, "neon": neon, "older": older, "avx512": avx512,
+    }  # fmt: skip
     unknown = set(arguments) - set(checks)
     if unknown:
         print(f"unknown check: {', '.join(sorted(unknown))}; known: {', '.join(checks)}")
@@ -45,41 +49,38 @@ def main(arguments: list[str]) -> int:
 def address() -> int:
     """The kernel tests on a module built with AddressSanitizer and UBSan."""
     site = BUILD / "address"
-    package = site / "headrace"
     _build(
         site / "cmake",
         "-DCMAKE_BUILD_TYPE=None",
         "-DCMAKE_CXX_FLAGS=-O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined "
         "-fno-sanitize-recover=undefined",
     )
-    shutil.rmtree(package, ignore_errors=True)
-    shutil.copytree(ROOT / "src/headrace", package)
-    for module in (site / "cmake").glob("_native*.so"):
-        shutil.copy(module, package / "kernels/native")
     environment = {
-        **os.environ,
         # Exceptions thrown by the module need the C++ runtime beside the sanitizer's.
         "LD_PRELOAD": " ".join(_runtime(name) for name in ("libasan.so", "libstdc++.so")),
         # From GCC 13 on, frames that are looked for after their return lie on a stack of the
         # sanitizer's own, where a spilled vector of 64 bytes may be misaligned, and faults.
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:detect_stack_use_after_return=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
-        "PYTHONPATH": os.pathsep.join((str(site), sysconfig.get_paths()["purelib"])),
     }
-    # -S: the editable install would put the ordinary module in place of this one.
-    probe = "from headrace.kernels.native import native_module as n; print(n().__file__)"
-    loaded = subprocess.run(
-        [sys.executable, "-S", "-c", probe],
-        env=environment, cwd=site, check=True, capture_output=True, text=True,
-    ).stdout.strip()  # fmt: skip
-    if Path(loaded).parent != package / "kernels/native":
-        print(f"the module under test is not the instrumented one: {loaded}")
+    return _kernel_tests(site, environment)
+
+
+def avx512() -> int:
+    """The kernel tests on a module whose AVX-512 (F, BW, DQ, VL, BF16; neither VNNI nor AMX) is
+    emulated: bits and tolerances hold or do not whatever executes them. Needs SIMDe."""
+    if not Path("/usr/include/simde").is_dir():
+        print("SIMDe is missing (Debian: apt install libsimde-dev); nothing checked")
         return 1
-    pytest = (
-        sys.executable, "-S", "-m", "pytest", "-q", "-x", "--timeout", "600",
-        "-p", "no:cacheprovider", "-o", f"pythonpath={site} . tests", *TESTS,
-    )  # fmt: skip
-    return subprocess.run(pytest, env=environment, cwd=ROOT, check=False).returncode
+    site = BUILD / "avx512"
+    _build(
+        site / "cmake",
+        "-DCMAKE_BUILD_TYPE=None",
+        "-DCMAKE_CXX_FLAGS=-O1",
+        f"-DCMAKE_CXX_COMPILER_LAUNCHER={sys.executable};{EMULATION}",
+    )
+    # What measures roofs runs the processor's own instructions.
+    return _kernel_tests(site, {}, "--ignore", "tests/kernels/native/test_roofs.py")
 
 
 def thread() -> int:
@@ -147,6 +148,34 @@ def older() -> int:
         if done.returncode:
             return 1
     return 0
+
+
+def _kernel_tests(site: Path, environment: dict[str, str], *options: str) -> int:
+    """``tests/kernels`` on the module built in ``site/cmake``; 0 if they pass."""
+    package = site / "headrace"
+    shutil.rmtree(package, ignore_errors=True)
+    shutil.copytree(ROOT / "src/headrace", package)
+    for module in (site / "cmake").glob("_native*.so"):
+        shutil.copy(module, package / "kernels/native")
+    environment = {
+        **os.environ,
+        **environment,
+        "PYTHONPATH": os.pathsep.join((str(site), sysconfig.get_paths()["purelib"])),
+    }
+    # -S: the editable install would put the ordinary module in place of this one.
+    probe = "from headrace.kernels.native import native_module as n; print(n().__file__)"
+    loaded = subprocess.run(
+        [sys.executable, "-S", "-c", probe],
+        env=environment, cwd=site, check=True, capture_output=True, text=True,
+    ).stdout.strip()  # fmt: skip
+    if Path(loaded).parent != package / "kernels/native":
+        print(f"the module under test is not the one built for it: {loaded}")
+        return 1
+    pytest = (
+        sys.executable, "-S", "-m", "pytest", "-q", "-x", "--timeout", "600",
+        "-p", "no:cacheprovider", "-o", f"pythonpath={site} . tests", *options, *TESTS,
+    )  # fmt: skip
+    return subprocess.run(pytest, env=environment, cwd=ROOT, check=False).returncode
 
 
 def _build(site: Path, *options: str) -> None:
