@@ -10,6 +10,8 @@ namespace {
 
 struct Vec {
     static constexpr int width = 8;
+    static constexpr int registers = 16;
+    static constexpr int bf16_vectors = 2;  // that a load of bf16 gives
     using T = __m256;
 
     static T zero() { return _mm256_setzero_ps(); }
@@ -42,6 +44,25 @@ struct Vec {
         return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
     }
     static T widen_bf16(const std::uint16_t *p) { return from_bf16(halves(p)); }
+    // Sixteen columns: a word holds two, the first in its low half. As assembly the odd ones are loaded
+    // where they are met: else the compiler keeps words, and the mask, in registers that sums need.
+    static T even_bf16(const std::uint16_t *p) {
+        const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+    }
+    static T odd_bf16(const std::uint16_t *p) {
+        T out;
+        __asm__("vmovups %1, %0\n\tvandps %2, %0, %0"
+                : "=x"(out)
+                : "m"(*reinterpret_cast<const __m256i_u *>(p)), "m"(high_halves));
+        return out;
+    }
+    // Sixteen floats in order to the even and the odd ones of them.
+    static void part(T &low, T &high) {
+        const T even = _mm256_shuffle_ps(low, high, 0x88), odd = _mm256_shuffle_ps(low, high, 0xdd);
+        low = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(even), 0xd8));
+        high = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(odd), 0xd8));
+    }
     static T widen_f16(const std::uint16_t *p) { return _mm256_cvtph_ps(halves(p)); }
     static T widen_bf16_some(const std::uint16_t *p, int n) { return from_bf16(some(p, n)); }
     static T widen_f16_some(const std::uint16_t *p, int n) { return _mm256_cvtph_ps(some(p, n)); }
@@ -119,6 +140,10 @@ struct Vec {
     static Quad add4(Quad a, Quad b) { return _mm_add_ps(a, b); }
 
  private:
+    alignas(32) static constexpr std::uint32_t high_halves[width] = {
+        0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
+        0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u};
+
     static __m256i lanes(int n) {
         return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     }

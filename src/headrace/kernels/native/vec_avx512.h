@@ -12,6 +12,8 @@ namespace {
 
 struct Vec {
     static constexpr int width = 16;
+    static constexpr int registers = 32;
+    static constexpr int bf16_vectors = 1;  // that a load of bf16 gives
     using T = __m512;
 
     static T zero() { return _mm512_setzero_ps(); }

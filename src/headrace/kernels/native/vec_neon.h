@@ -10,6 +10,8 @@ namespace {
 
 struct Vec {
     static constexpr int width = 4;
+    static constexpr int registers = 32;
+    static constexpr int bf16_vectors = 1;  // that a load of bf16 gives
     using T = float32x4_t;
 
     static T zero() { return vdupq_n_f32(0.0f); }

@@ -14,6 +14,8 @@ namespace {
 
 struct Vec {
     static constexpr int width = 4;
+    static constexpr int registers = 16;
+    static constexpr int bf16_vectors = 1;  // that a load of bf16 gives
     struct T {
         float v[4];
     };
