@@ -2,7 +2,8 @@
 // vector layer included before it; each instruction set compiles its own copy.
 //
 // A result is a sum over blocks of K_BLOCK columns; a block is summed in `width` lanes, column
-// c in lane c mod width, and the lanes by one fixed tree. So neither the tile that a row falls
+// c in lane c mod width (where two vectors come from one word: c / 2 mod width, even columns of a step
+// before odd ones), and the lanes by one fixed tree. So neither the tile that a row falls
 // in, nor how many rows there are, can change a bit.
 #pragma once
 
@@ -13,133 +14,88 @@
 namespace headrace {
 namespace {
 
-// Some columns of a block of K: the first, how many, vectors of them in the panel, and whether they
-// are the first and the last of their block.
-struct Piece {
+// A block of K: its first column, columns, and vectors of them in a panel whose rows are padded to
+// whole steps.
+struct Block {
     std::int64_t k, columns, vectors;
-    bool first, last;
 
-    Piece(std::int64_t k, std::int64_t end, std::int64_t most, int step)
+    Block(std::int64_t k, std::int64_t K, int step)
         : k(k),
-          columns(end - k < most ? end - k : most),
-          vectors(up_to(columns, step) / Vec::width),
-          first(k % K_BLOCK == 0),
-          last((k + columns) % K_BLOCK == 0 || k + columns == end) {}
-
-    Sums to(float *lanes, float *sums) const { return {lanes, first, last, k < K_BLOCK, sums}; }
+          columns(K - k < K_BLOCK ? K - k : K_BLOCK),
+          vectors(up_to(columns, step) / Vec::width) {}
 };
 
 // Columns of one weight row, a vector every `stride` floats.
 template <class F>
-void widen_row(F, const Weight &w, std::int64_t n, const Piece &p, int stride, float *to) {
-    const auto *from = reinterpret_cast<const typename F::Item *>(w.row(n)) + p.k;
+void widen_row(F, const Weight &w, std::int64_t n, const Block &b, int stride, float *to) {
+    const auto *from = reinterpret_cast<const typename F::Item *>(w.row(n)) + b.k;
     const auto put = [&](const typename F::Item *at) {
         Vec::store(to, F::template load<0>(at));
         if constexpr (F::vectors == 2) Vec::store(to + stride, F::template load<1>(at));
         to += F::vectors * stride;
     };
     std::int64_t c = 0;
-    for (; c + STEP<F> <= p.columns; c += STEP<F>) put(from + c);
-    if (c < p.columns) {
+    for (; c + STEP<F> <= b.columns; c += STEP<F>) put(from + c);
+    if (c < b.columns) {
         typename F::Item padded[STEP<F>] = {};
-        std::memcpy(padded, from + c, static_cast<std::size_t>(p.columns - c) * sizeof *from);
+        std::memcpy(padded, from + c, static_cast<std::size_t>(b.columns - c) * sizeof *from);
         put(padded);
     }
 }
 
 // Groups of WIDE_NR weight rows as fp32, [vector][row][width]; rows beyond the last are zeros.
 template <class F>
-void widen(const Weight &w, std::int64_t n, int rows, const Piece &p, float *to) {
+void widen(const Weight &w, std::int64_t n, int rows, const Block &b, float *to) {
     constexpr int width = Vec::width, group = WIDE_NR * width;
     for (int i = 0; i < WIDE_NR; ++i, to += width) {
         if (i < rows) {
-            widen_row(F(), w, n + i, p, group, to);
+            widen_row(F(), w, n + i, b, group, to);
         } else {
-            for (std::int64_t s = 0; s < p.vectors; ++s) Vec::store(to + s * group, Vec::zero());
+            for (std::int64_t s = 0; s < b.vectors; ++s) Vec::store(to + s * group, Vec::zero());
         }
     }
 }
 
-// A task's memory: one group of weight rows widened, and sums that wait for their next piece.
-struct Waiting {
-    float wide[WIDE_NR * K_BLOCK];
-    alignas(64) float lanes[AT_ONCE == 0 ? 1 : AT_ONCE * N_BLOCK * MR * Vec::width];
-};
-
-// Some tiles of x, a piece of K: a group of weight rows is widened into the first-level cache and
-// meets all of them.
+// Many tiles: a group of weight rows is widened into the first-level cache and meets all of them.
 template <class F>
-void meet_widened(const Weight &w, const Part &p, const Piece &piece, Waiting &memory, float *sums) {
+void sum_widened(const Weight &w, const Part &p, float *wide, float *sums) {
     const std::int64_t padded = up_to(w.columns, STEP<F>);
-    for (int n = 0; n < p.rows; n += WIDE_NR) {
-        const int group = p.rows - n < WIDE_NR ? p.rows - n : WIDE_NR;
-        widen<F>(w, p.n0 + n, group, piece, memory.wide);
-        const int next = p.rows - n - group < WIDE_NR ? p.rows - n - group : WIDE_NR;
-        for (std::int64_t g = p.g0; g < p.g1; ++g) {
-            const int height = tile_rows(g, p.count);
-            prefetch_rows(w.row(p.n0 + n + group) + F::bytes(piece.k), w.row_bytes, next,
-                          F::bytes(piece.columns), g - p.g0, p.g1 - p.g0);
-            const std::int64_t at = (g - p.g0) * N_BLOCK * MR;
-            wide_tile(height, tile_of(p.panel, g, padded) + piece.k * height, memory.wide,
-                      piece.vectors, piece.to(memory.lanes + at * Vec::width, sums + at).from(n));
-        }
-    }
-}
-
-// The same, and weights go straight from where they lie into registers, for one tile after another.
-// What is asked for are the next weight rows: to the processor new streams.
-template <class F>
-void meet_stored(const Weight &w, const Part &p, const Piece &piece, int n, int group, float *lanes,
-                 float *sums) {
-    const std::int64_t K = w.columns, padded = up_to(K, STEP<F>);
-    const auto *first = reinterpret_cast<const typename F::Item *>(w.row(p.n0)) + piece.k;
-    const int here = p.rows - n < group ? p.rows - n : group;
-    const std::int64_t ahead = p.rows - n < 2 * group ? 0 : group * K;
-    for (std::int64_t g = p.g0; g < p.g1; ++g) {
-        const int height = tile_rows(g, p.count);
-        const float *x = tile_of(p.panel, g, padded) + piece.k * height;
-        const std::int64_t at = (g - p.g0) * N_BLOCK * MR;
-        const Sums to = piece.to(lanes + at * Vec::width, sums + at);
-        if (height == MR && here == WIDE_NR) {
-            stored_tile<F, MR, WIDE_NR>(x, first + n * K, K, piece.columns, ahead, to.from(n));
-            continue;
-        }
-        for (int i = 0; i < here;) {
-            i += stored_tile<F>(height, x, first + (n + i) * K, K, here - i, piece.columns, ahead,
-                                to.from(n + i));
-        }
-    }
-}
-
-// Many tiles of x.
-template <class F, bool WIDEN>
-void sum_pieces(const Weight &w, const Part &p, Waiting &memory, float *sums) {
-    const std::int64_t tiles = AT_ONCE == 0 ? p.g1 - p.g0 : AT_ONCE;
-    for (Part some = p; some.g0 < p.g1; some.g0 = some.g1) {
-        some.g1 = some.g0 + tiles < p.g1 ? some.g0 + tiles : p.g1;
-        const std::int64_t most = piece_for(some.g1 - some.g0);
-        float *out = sums + (some.g0 - p.g0) * N_BLOCK * MR;
-        for (std::int64_t k = 0; k < w.columns;) {
-            const Piece piece(k, w.columns, most, STEP<F>);
-            if constexpr (WIDEN) {
-                meet_widened<F>(w, some, piece, memory, out);
-            } else {
-                for (int n = 0; n < p.rows; n += WIDE_NR) {
-                    meet_stored<F>(w, some, piece, n, WIDE_NR, memory.lanes, out);
-                }
+    for (std::int64_t k = 0; k < w.columns; k += K_BLOCK) {
+        const Block b(k, w.columns, STEP<F>);
+        for (int n = 0; n < p.rows; n += WIDE_NR) {
+            const int group = p.rows - n < WIDE_NR ? p.rows - n : WIDE_NR;
+            widen<F>(w, p.n0 + n, group, b, wide);
+            const int next = p.rows - n - group < WIDE_NR ? p.rows - n - group : WIDE_NR;
+            for (std::int64_t g = p.g0; g < p.g1; ++g) {
+                const int height = tile_rows(g, p.count);
+                prefetch_rows(w.row(p.n0 + n + group) + F::bytes(k), w.row_bytes, next,
+                              F::bytes(b.columns), g - p.g0, p.g1 - p.g0);
+                wide_tile(height, tile_of(p.panel, g, padded) + k * height, wide, b.vectors, k == 0,
+                          sums + (g - p.g0) * N_BLOCK * MR + n * MR);
             }
-            k += piece.columns;
         }
     }
 }
 
-// Few tiles: weight rows from beginning to end.
+// Few tiles: weights go straight from where they lie into registers, for one tile after another.
 template <class F>
-void sum_rows(const Weight &w, const Part &p, float *sums) {
+void sum_stored(const Weight &w, const Part &p, float *sums) {
+    const std::int64_t K = w.columns, padded = up_to(K, STEP<F>);
+    const auto *first = reinterpret_cast<const typename F::Item *>(w.row(p.n0));
     const int group = NR[p.g1 - p.g0 > 1 ? MR : tile_rows(p.g0, p.count)];
     for (int n = 0; n < p.rows; n += group) {
-        for (std::int64_t k = 0; k < w.columns; k += K_BLOCK) {
-            meet_stored<F>(w, p, Piece(k, w.columns, K_BLOCK, STEP<F>), n, group, nullptr, sums);
+        const int here = p.rows - n < group ? p.rows - n : group;
+        for (std::int64_t k = 0; k < K; k += K_BLOCK) {
+            const Block b(k, K, STEP<F>);
+            for (std::int64_t g = p.g0; g < p.g1; ++g) {
+                const int height = tile_rows(g, p.count);
+                const float *x = tile_of(p.panel, g, padded) + k * height;
+                float *out = sums + (g - p.g0) * N_BLOCK * MR + n * MR;
+                for (int i = 0; i < here;) {
+                    i += stored_tile<F>(height, x, first + (n + i) * K + k, K, here - i,
+                                        p.rows - n - i, b.columns, k == 0, out + i * MR);
+                }
+            }
         }
     }
 }
@@ -147,18 +103,15 @@ void sum_rows(const Weight &w, const Part &p, float *sums) {
 // The same bits either way.
 template <class F>
 struct Products {
-    using Memory = Waiting;
+    using Memory = float[WIDE_NR * K_BLOCK];
 
-    static void sum(const Weight &w, const Part &p, Memory &memory, float *sums) {
-        const std::int64_t tiles = p.g1 - p.g0;
+    static void sum(const Weight &w, const Part &p, Memory &wide, float *sums) {
         if (w.columns == 0) {
-            std::memset(sums, 0, sizeof(float) * N_BLOCK * MR * static_cast<size_t>(tiles));
-        } else if (tiles <= FEW_TILES) {
-            sum_rows<F>(w, p, sums);
-        } else if (tiles <= STORED_TILES<F>) {
-            sum_pieces<F, false>(w, p, memory, sums);
+            std::memset(sums, 0, sizeof(float) * N_BLOCK * MR * static_cast<size_t>(p.g1 - p.g0));
+        } else if (p.g1 - p.g0 > FEW_TILES<F>) {
+            sum_widened<F>(w, p, wide, sums);
         } else {
-            sum_pieces<F, true>(w, p, memory, sums);
+            sum_stored<F>(w, p, sums);
         }
     }
 };

@@ -8,7 +8,6 @@ namespace headrace {
 namespace {
 
 struct I8 {
-    using Item = std::uint8_t;
     static constexpr int vectors = 1;
     static std::size_t bytes(std::int64_t columns) { return static_cast<std::size_t>(columns); }
     static void spread(const char *from, std::int64_t columns, std::uint8_t *to) {
@@ -24,7 +23,6 @@ struct U8 : I8 {
 };
 
 struct U4 {
-    using Item = std::uint8_t;
     static constexpr int vectors = 1;
     static std::size_t bytes(std::int64_t columns) { return static_cast<std::size_t>(columns) / 2; }
     static void spread(const char *from, std::int64_t columns, std::uint8_t *to) {
@@ -39,7 +37,7 @@ struct U4 {
 
 // Integer columns of one weight row: scale (q - zero). Found by argument, as for floats.
 template <class F>
-void widen_integers(const Weight &w, std::int64_t n, const Piece &b, int stride, float *to) {
+void widen_integers(const Weight &w, std::int64_t n, const Block &b, int stride, float *to) {
     std::uint8_t integers[K_BLOCK + Vec::width] = {};
     F::spread(w.row(n) + F::bytes(b.k), b.columns, integers);
     for (std::int64_t first = b.k; first < b.k + b.columns;) {
@@ -57,22 +55,22 @@ void widen_integers(const Weight &w, std::int64_t n, const Piece &b, int stride,
     }
 }
 
-void widen_row(I8, const Weight &w, std::int64_t n, const Piece &b, int stride, float *to) {
+void widen_row(I8, const Weight &w, std::int64_t n, const Block &b, int stride, float *to) {
     widen_integers<I8>(w, n, b, stride, to);
 }
-void widen_row(U8, const Weight &w, std::int64_t n, const Piece &b, int stride, float *to) {
+void widen_row(U8, const Weight &w, std::int64_t n, const Block &b, int stride, float *to) {
     widen_integers<U8>(w, n, b, stride, to);
 }
-void widen_row(U4, const Weight &w, std::int64_t n, const Piece &b, int stride, float *to) {
+void widen_row(U4, const Weight &w, std::int64_t n, const Block &b, int stride, float *to) {
     widen_integers<U4>(w, n, b, stride, to);
 }
 
 template <class F>
 struct ExactProducts {
-    using Memory = Waiting;
+    using Memory = float[WIDE_NR * K_BLOCK];
 
-    static void sum(const Weight &w, const Part &p, Memory &memory, float *sums) {
-        sum_pieces<F, true>(w, p, memory, sums);
+    static void sum(const Weight &w, const Part &p, Memory &wide, float *sums) {
+        sum_widened<F>(w, p, wide, sums);
     }
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "prefetch.h"
 #include "rounded.h"
@@ -11,16 +12,6 @@ namespace headrace {
 namespace {
 
 constexpr std::int64_t K_BLOCK = 1024;  // columns summed before the lanes are
-
-// Few tiles of x meet weight rows from beginning to end. More: x is met in pieces of K that stay in
-// the first-level cache while all weight rows of a task pass by, AT_ONCE tiles of it (0: all, in
-// whole blocks of K, where a tile has so many weight rows that x may come from further away).
-constexpr bool NARROW = Vec::registers == 16;
-constexpr std::int64_t FEW_TILES = NARROW ? 1 : 4, AT_ONCE = NARROW ? 4 : 0;
-
-constexpr std::int64_t piece_for(std::int64_t tiles) {
-    return !NARROW || tiles == 1 ? K_BLOCK : tiles == 2 ? 512 : 256;
-}
 
 // A format: the items of a weight row, and how many vectors of floats one step of them gives, the
 // V-th by `load<V>`. Where there are two, the first has the even columns of a step and the second the
@@ -63,12 +54,12 @@ struct Bf16 : Bf16Of<Vec, Vec::bf16_vectors> {
     static std::size_t bytes(std::int64_t columns) { return 2 * static_cast<size_t>(columns); }
 };
 
-// Tiles up to which weights are widened anew for each: to widen bf16 in registers costs nothing where
-// two vectors come from one word.
+// Tiles up to which weights are widened again for each, and not once into the first-level cache for
+// all: it costs next to nothing where one word gives two vectors, and more where a tile has few
+// weight rows.
 template <class F>
-constexpr std::int64_t STORED_TILES = NARROW &&(F::vectors == 2 || sizeof(typename F::Item) == 4)
-                                          ? MAX_ROWS
-                                          : 2;
+constexpr std::int64_t FEW_TILES =
+    Vec::registers == 32 || F::vectors == 2 || std::is_same<typename F::Item, float>::value ? 4 : 2;
 
 // Columns of a step.
 template <class F>
@@ -138,18 +129,6 @@ void pack(const float *const *rows, std::int64_t count, const Weight &w, std::in
 
 // --- the register tile ---
 
-// Where sums of a tile go. A block of K may be met in pieces: between them the lanes' sums wait in
-// `lanes`, [n][MR] vectors, and behind the last they are added up and go to `sums`, [n][MR].
-struct Sums {
-    float *lanes;
-    bool first, last;  // piece of a block
-    bool set;          // or add to what is there
-    float *sums;
-
-    // The same from the n-th weight row on.
-    Sums from(int n) const { return {lanes + n * MR * Vec::width, first, last, set, sums + n * MR}; }
-};
-
 // acc[n][m] += the V-th vector of a step of weight row n, times row m of x. The loops are unrolled
 // and the smaller side is held in registers: there are sixteen, and twelve hold sums.
 template <class F, int V, int HEIGHT, int NR>
@@ -191,19 +170,17 @@ template <class F, int HEIGHT, int NR>
     return x;
 }
 
-// The products of HEIGHT rows of x and NR rows of w over a piece of a block of K: `steps` of them,
-// STRIDE items apart in w. Beyond HEIGHT, sums repeat. Weights where they lie are asked for `ahead`
-// items before they are used. Returns where x goes on.
-template <class F, int HEIGHT, int NR, int STRIDE>
-inline const float *tile(const float *x, const typename F::Item *const *w, std::int64_t steps,
-                         const Sums &to, std::int64_t ahead = 0) {
+// Adds to (or sets) sums[n][MR] the products of HEIGHT rows of x and NR rows of w over one block of
+// K: `steps` of them, STRIDE items apart in w, then one of `some` where it is not null. Beyond
+// HEIGHT, sums repeat. Weights where they lie are asked for `ahead` items before they are used.
+template <class F, int HEIGHT, int NR, int STRIDE, bool SOME = false>
+inline void tile(const float *x, const typename F::Item *const *w, std::int64_t steps, bool set,
+                 float *sums, std::int64_t ahead = 0, const typename F::Item *const *some = nullptr) {
     Vec::T acc[NR][HEIGHT];
 #pragma GCC unroll 8
     for (int n = 0; n < NR; ++n) {
 #pragma GCC unroll 8
-        for (int m = 0; m < HEIGHT; ++m) {
-            acc[n][m] = to.first ? Vec::zero() : Vec::load(to.lanes + (n * MR + m) * Vec::width);
-        }
+        for (int m = 0; m < HEIGHT; ++m) acc[n][m] = Vec::zero();
     }
     for (std::int64_t at = 0; at < steps * STRIDE; at += STRIDE) {
         if (STRIDE == STEP<F>) {
@@ -212,22 +189,15 @@ inline const float *tile(const float *x, const typename F::Item *const *w, std::
         }
         x = step<F>(x, w, at, acc);
     }
+    if constexpr (SOME) step<F>(x, some, 0, acc);
 #pragma GCC unroll 8
     for (int n = 0; n < NR; ++n) {
-        if (to.last) {
-            constexpr int last = HEIGHT - 1;
-            const Vec::Quad part = Vec::sum4(acc[n][0], acc[n][last < 1 ? last : 1],
-                                             acc[n][last < 2 ? last : 2], acc[n][last]);
-            float *out = to.sums + n * MR;
-            Vec::store4(out, to.set ? part : Vec::add4(Vec::load4(out), part));
-        } else {
-#pragma GCC unroll 8
-            for (int m = 0; m < HEIGHT; ++m) {
-                Vec::store(to.lanes + (n * MR + m) * Vec::width, acc[n][m]);
-            }
-        }
+        constexpr int last = HEIGHT - 1;
+        const Vec::Quad part = Vec::sum4(acc[n][0], acc[n][last < 1 ? last : 1],
+                                         acc[n][last < 2 ? last : 2], acc[n][last]);
+        float *to = sums + n * MR;
+        Vec::store4(to, set ? part : Vec::add4(Vec::load4(to), part));
     }
-    return x;
 }
 
 // Weight rows in a register tile. Tall tiles are as wide as the registers allow, low ones wide
@@ -239,74 +209,69 @@ static_assert(N_BLOCK % WIDE_NR == 0, "a task is cut into whole register tiles")
 
 // One group of WIDE_NR weight rows that were widened: vector by vector, padded with zeros.
 template <int HEIGHT>
-void wide_tile(const float *x, const float *w, std::int64_t vectors, const Sums &to) {
+void wide_tile(const float *x, const float *w, std::int64_t vectors, bool set, float *sums) {
     const float *at[WIDE_NR];
     for (int i = 0; i < WIDE_NR; ++i) at[i] = w + i * Vec::width;
-    tile<F32, HEIGHT, WIDE_NR, WIDE_NR * Vec::width>(x, at, vectors, to);
+    tile<F32, HEIGHT, WIDE_NR, WIDE_NR * Vec::width>(x, at, vectors, set, sums);
 }
 
-void wide_tile(int height, const float *x, const float *w, std::int64_t vectors, const Sums &to) {
+void wide_tile(int height, const float *x, const float *w, std::int64_t vectors, bool set,
+               float *sums) {
     switch (height) {
-        case 1: return wide_tile<1>(x, w, vectors, to);
-        case 2: return wide_tile<2>(x, w, vectors, to);
-        case 3: return wide_tile<3>(x, w, vectors, to);
-        default: return wide_tile<4>(x, w, vectors, to);
+        case 1: return wide_tile<1>(x, w, vectors, set, sums);
+        case 2: return wide_tile<2>(x, w, vectors, set, sums);
+        case 3: return wide_tile<3>(x, w, vectors, set, sums);
+        default: return wide_tile<4>(x, w, vectors, set, sums);
     }
 }
 
-// Some steps, then one of `tail` columns.
+// The last step of NR weight rows lacks some columns.
 template <class F, int HEIGHT, int NR>
 [[gnu::noinline]] void last_tile(const float *x, const typename F::Item *const *w,
-                                 std::int64_t steps, int tail, const Sums &to) {
-    float lanes[NR * MR * Vec::width];
-    Sums some{lanes, to.first, false, to.set, to.sums};
-    if (!to.first) std::memcpy(lanes, to.lanes, sizeof lanes);
-    x = tile<F, HEIGHT, NR, STEP<F>>(x, w, steps, some);
+                                 std::int64_t columns, bool set, float *sums) {
+    const std::int64_t whole = columns / STEP<F>, left = columns % STEP<F>;
     typename F::Item padded[NR][STEP<F>] = {};
-    const typename F::Item *at[NR];
+    const typename F::Item *some[NR];
     for (int n = 0; n < NR; ++n) {
-        std::memcpy(padded[n], w[n] + steps * STEP<F>, sizeof padded[n][0] * static_cast<unsigned>(tail));
-        at[n] = padded[n];
+        std::memcpy(padded[n], w[n] + whole * STEP<F>,
+                    static_cast<std::size_t>(left) * sizeof padded[n][0]);
+        some[n] = padded[n];
     }
-    some.first = false;
-    some.last = true;
-    tile<F, HEIGHT, NR, STEP<F>>(x, at, 1, some);
+    tile<F, HEIGHT, NR, STEP<F>, true>(x, w, whole, set, sums, 0, some);
 }
 
-// The same of `columns` columns of weight rows where they lie; the last step may lack some.
 template <class F, int HEIGHT, int NR>
-inline void stored_tile(const float *x, const typename F::Item *w, std::int64_t stride,
-                        std::int64_t columns, std::int64_t ahead, const Sums &to) {
+void stored_tile(const float *x, const typename F::Item *w, std::int64_t stride,
+                 std::int64_t columns, bool set, float *sums, std::int64_t ahead) {
     const typename F::Item *at[NR];
     for (int i = 0; i < NR; ++i) at[i] = w + i * stride;
-    const std::int64_t steps = columns / STEP<F>;
-    if (columns % STEP<F> == 0) {
-        tile<F, HEIGHT, NR, STEP<F>>(x, at, steps, to, ahead);
-    } else {
-        last_tile<F, HEIGHT, NR>(x, at, steps, static_cast<int>(columns % STEP<F>), to);
-    }
+    if (columns % STEP<F> != 0) return last_tile<F, HEIGHT, NR>(x, at, columns, set, sums);
+    tile<F, HEIGHT, NR, STEP<F>>(x, at, columns / STEP<F>, set, sums, ahead);
 }
 
-// `rows` weight rows, or the first that fit a register tile; returns how many.
+// HEIGHT rows of x with `rows` weight rows where they lie, or the first that fit a register tile;
+// returns how many. `left` more lie behind them: to the processor new streams, so ask for them.
 template <class F, int HEIGHT>
-int stored_tile(const float *x, const typename F::Item *w, std::int64_t stride, int rows,
-                std::int64_t columns, std::int64_t ahead, const Sums &to) {
-    if (rows < NR[HEIGHT]) {
-        stored_tile<F, HEIGHT, 1>(x, w, stride, columns, 0, to);
+int stored_tile(const float *x, const typename F::Item *w, std::int64_t stride, int rows, int left,
+                std::int64_t columns, bool set, float *sums) {
+    constexpr int most = NR[HEIGHT];
+    if (rows < most) {
+        stored_tile<F, HEIGHT, 1>(x, w, stride, columns, set, sums, 0);
         return 1;
     }
-    stored_tile<F, HEIGHT, NR[HEIGHT]>(x, w, stride, columns, ahead, to);
-    return NR[HEIGHT];
+    stored_tile<F, HEIGHT, most>(x, w, stride, columns, set, sums,
+                                 left < 2 * most ? 0 : most * stride);
+    return most;
 }
 
 template <class F>
 int stored_tile(int height, const float *x, const typename F::Item *w, std::int64_t stride,
-                int rows, std::int64_t columns, std::int64_t ahead, const Sums &to) {
+                int rows, int left, std::int64_t columns, bool set, float *sums) {
     switch (height) {
-        case 1: return stored_tile<F, 1>(x, w, stride, rows, columns, ahead, to);
-        case 2: return stored_tile<F, 2>(x, w, stride, rows, columns, ahead, to);
-        case 3: return stored_tile<F, 3>(x, w, stride, rows, columns, ahead, to);
-        default: return stored_tile<F, 4>(x, w, stride, rows, columns, ahead, to);
+        case 1: return stored_tile<F, 1>(x, w, stride, rows, left, columns, set, sums);
+        case 2: return stored_tile<F, 2>(x, w, stride, rows, left, columns, set, sums);
+        case 3: return stored_tile<F, 3>(x, w, stride, rows, left, columns, set, sums);
+        default: return stored_tile<F, 4>(x, w, stride, rows, left, columns, set, sums);
     }
 }
 

@@ -414,9 +414,9 @@ struct IntProducts {
                      int rows, Ahead &ahead, float *sums) {
         constexpr int wide = V < PAIR ? V : PAIR, bytes = wide * QUAD_BYTES;
         constexpr int lines = bytes < Ahead::LINE_BYTES ? 1 : bytes / Ahead::LINE_BYTES;
-        for (std::int64_t m = p.m0; m < p.m1; m += TALL, sums += TALL * N_BLOCK) {
-            with_height(p.m1 - m, [&](auto height) {
-                if constexpr (V > 1 || height.value <= FEW) {
+        for (std::int64_t m = p.m0; m < p.m1; m += LOW, sums += LOW * N_BLOCK) {
+            with_height(p.m1 - m < LOW ? p.m1 - m : LOW, [&](auto height) {
+                if constexpr (height.value <= LOW) {
                     const auto tile = m == p.m0 ? int_tile<F, ROOM, height.value, wide, V, lines>
                                                 : int_tile<F, ROOM, height.value, wide, V, 0>;
                     for (int n = 0; n < rows; n += wide * Vec::width) {

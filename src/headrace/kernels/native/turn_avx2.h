@@ -11,7 +11,9 @@ namespace {
 struct Turn {
     static constexpr int rows = 8;
     static constexpr int words = 8;  // of each row at a time
-    static constexpr int tall = 4;   // rows of x in a register tile: there are sixteen registers
+    // Up to eight rows of x meet one vector of weight rows as it is turned; of more, four meet two
+    // vectors: there are sixteen registers.
+    static constexpr int tall = 8, low = 4;
     static constexpr bool kept = false;  // memory is slower than turning
     using T = __m256i;
 

@@ -10,6 +10,7 @@ struct Turn {
     static constexpr int rows = 16;
     static constexpr int words = 16;  // of each row at a time
     static constexpr int tall = 8;    // rows of x in a register tile: there are 32 registers
+    static constexpr int low = tall;  // the same, of integers that many rows of x meet
     static constexpr bool kept = true;  // weights may lie turned (turned.h)
     using T = __m512i;
 

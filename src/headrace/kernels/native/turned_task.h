@@ -11,9 +11,9 @@
 namespace headrace {
 namespace {
 
-// A register tile is TALL rows of x by PAIR vectors of weight rows. For the few rows of x that an
-// engine names, weights come from memory as fast as they can: one vector of rows at a time.
-constexpr int TALL = Turn::tall, PAIR = 2;
+// A register tile is TALL rows of x (LOW, of integers) by PAIR vectors of weight rows. For the few rows
+// of x that an engine names, weights come from memory as fast as they can: one vector of rows at a time.
+constexpr int TALL = Turn::tall, LOW = Turn::low, PAIR = 2;
 constexpr int N_BLOCK = 64;                    // weight rows whose results are kept together
 constexpr int LONG_TASK = 10 * N_BLOCK;        // most weight rows of a task, up to ...
 constexpr std::int64_t LONG_FOR = 64;          // ... so many rows of x; above, N_BLOCK
