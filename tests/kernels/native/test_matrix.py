@@ -95,11 +95,11 @@ def test_a_row_has_the_same_bits_in_any_company(kind, m, n, k, data):
 
 
 @pytest.mark.parametrize(("dtype", "path"), KINDS)
-@pytest.mark.parametrize("k", [576, 1024, 2080])
+@pytest.mark.parametrize("k", [576, 1024, 1037, 2080])
 def test_bits_do_not_depend_on_rows_for_any_tile_shape(dtype, path, k):
     x, weight = made(300, k), made(101, k, seed=1).to(dtype)
     whole = product(x, weight, path=path, threads=2, scratch=300 * 2 * k)
-    for m in (1, 2, 3, 4, 5, 8, 15, 16, 17, 20, 32, 33, 48, 49, 130):
+    for m in (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 20, 32, 33, 48, 49, 130):
         assert same_bits(product(x[:m], weight, path=path), whole[:m]), m
 
 

@@ -188,7 +188,7 @@ def test_bits_do_not_depend_on_rows(scheme, path, blocks):
     k = columns_of(scheme, blocks) if scheme[1] else 70 * blocks
     x, weight = made(150, k), weight_of(83, k, scheme)
     whole = product(x, weight, path=path, threads=2, scratch=400 * k)
-    for m in (1, 2, 3, 4, 5, 15, 16, 17, 20, 32, 33, 48):
+    for m in (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 20, 32, 33, 48):
         assert same_bits(product(x[:m], weight, path=path, scratch=64 * k + 8192), whole[:m]), m
     for row in (7, 149):
         assert same_bits(product(x[row : row + 1], weight, path=path), whole[row : row + 1])

@@ -100,13 +100,9 @@ struct Packing<Kept, Layer, 2> {
     static void row(const float *from, std::int64_t columns, std::int64_t stride, float *to) {
         constexpr int width = Layer::width, step = 2 * width;
         for (std::int64_t c = 0; c < columns; c += step, to += 2 * stride) {
-            float padded[step] = {};
-            const float *at = from + c;
-            if (columns - c < step) {
-                std::memcpy(padded, at, static_cast<std::size_t>(columns - c) * sizeof *at);
-                at = padded;
-            }
-            typename Layer::T even = Kept::of(Layer::load(at)), odd = Kept::of(Layer::load(at + width));
+            const auto left = static_cast<int>(columns - c < step ? columns - c : step);
+            typename Layer::T even = Kept::of(Layer::load_some(from + c, left)), odd = Layer::zero();
+            if (left > width) odd = Kept::of(Layer::load_some(from + c + width, left - width));
             Layer::part(even, odd);
             Layer::store(to, even);
             Layer::store(to + stride, odd);
