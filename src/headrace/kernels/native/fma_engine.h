@@ -25,21 +25,25 @@ struct Block {
           vectors(up_to(columns, step) / Vec::width) {}
 };
 
-// Columns of one weight row, a vector every `stride` floats.
+// A step of one weight row, a vector every `stride` floats.
+template <class F>
+inline void widen_step(const typename F::Item *from, int stride, float *to) {
+    Vec::store(to, F::template load<0>(from));
+    if constexpr (F::vectors == 2) Vec::store(to + stride, F::template load<1>(from));
+}
+
+// Columns of one weight row.
 template <class F>
 void widen_row(F, const Weight &w, std::int64_t n, const Block &b, int stride, float *to) {
     const auto *from = reinterpret_cast<const typename F::Item *>(w.row(n)) + b.k;
-    const auto put = [&](const typename F::Item *at) {
-        Vec::store(to, F::template load<0>(at));
-        if constexpr (F::vectors == 2) Vec::store(to + stride, F::template load<1>(at));
-        to += F::vectors * stride;
-    };
-    std::int64_t c = 0;
-    for (; c + STEP<F> <= b.columns; c += STEP<F>) put(from + c);
-    if (c < b.columns) {
+    const std::int64_t steps = b.columns / STEP<F>, left = b.columns % STEP<F>;
+    for (std::int64_t s = 0; s < steps; ++s) {
+        widen_step<F>(from + s * STEP<F>, stride, to + s * F::vectors * stride);
+    }
+    if (left != 0) {
         typename F::Item padded[STEP<F>] = {};
-        std::memcpy(padded, from + c, static_cast<std::size_t>(b.columns - c) * sizeof *from);
-        put(padded);
+        std::memcpy(padded, from + steps * STEP<F>, static_cast<std::size_t>(left) * sizeof *from);
+        widen_step<F>(padded, stride, to + steps * F::vectors * stride);
     }
 }
 
@@ -108,7 +112,7 @@ struct Products {
     static void sum(const Weight &w, const Part &p, Memory &wide, float *sums) {
         if (w.columns == 0) {
             std::memset(sums, 0, sizeof(float) * N_BLOCK * MR * static_cast<size_t>(p.g1 - p.g0));
-        } else if (p.g1 - p.g0 > FEW_TILES<F>) {
+        } else if (p.g1 - p.g0 > FEW_TILES) {
             sum_widened<F>(w, p, wide, sums);
         } else {
             sum_stored<F>(w, p, sums);

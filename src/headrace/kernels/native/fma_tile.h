@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstring>
-#include <type_traits>
 
 #include "prefetch.h"
 #include "rounded.h"
@@ -54,12 +53,7 @@ struct Bf16 : Bf16Of<Vec, Vec::bf16_vectors> {
     static std::size_t bytes(std::int64_t columns) { return 2 * static_cast<size_t>(columns); }
 };
 
-// Tiles up to which weights are widened again for each, and not once into the first-level cache for
-// all: it costs next to nothing where one word gives two vectors, and more where a tile has few
-// weight rows.
-template <class F>
-constexpr std::int64_t FEW_TILES =
-    Vec::registers == 32 || F::vectors == 2 || std::is_same<typename F::Item, float>::value ? 4 : 2;
+constexpr std::int64_t FEW_TILES = 4;  // up to which weights are widened again for each
 
 // Columns of a step.
 template <class F>
