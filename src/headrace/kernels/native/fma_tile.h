@@ -57,7 +57,7 @@ constexpr std::int64_t FEW_TILES = 4;  // up to which weights are widened again 
 
 // Columns of a step.
 template <class F>
-constexpr int STEP = F::vectors *Vec::width;
+constexpr int STEP = F::vectors * Vec::width;
 
 // --- the panel: tiles of MR rows (the last may have fewer), K padded with zeros, [vector][row] ---
 
