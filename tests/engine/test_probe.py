@@ -62,7 +62,6 @@ def test_a_rehearsal_times_what_a_run_does(checkpoint_of, case, streams):
         once = {one.load: len(one.tasks) for one in kept.play(0.0)}
         played = {one.load: one for one in kept.play(0.1)}
         assert kept.sample() == kept.policy.max_seqs
-        assert kept.idle_tasks() > kept.model.layers
         kept.close()
     model = kept.model
     assert model.layers >= 2

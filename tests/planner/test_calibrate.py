@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from headrace.planner.calibrate import SPARED, Probes, Timed, curves, measure
+from headrace.planner.calibrate import BETWEEN, PASSED, Probes, Timed, curves, measure
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST
 
 
@@ -36,7 +36,6 @@ class Toy:
             rehearse=lambda: (
                 [[timed(rows, slower)] * 3 for slower in (1.9, 2.0, 2.1)] for rows in (1, 16, 256)
             ),
-            task=lambda: self.spend(0.001, 50),
             sample=lambda: int(self.spend(0.002, 100)),
         )
 
@@ -51,7 +50,6 @@ def test_roofs_and_efficiencies_are_recovered():
     assert found.roofs[HOST] == 1.0
     assert found.lane_rate == 0.6e9
     assert found.row_seconds == pytest.approx(20e-6)
-    assert found.task_seconds == pytest.approx(20e-6)
     assert found.capacity == {"host": 5}
     for rows in (1, 16, 256):
         assert found.efficiency_of("expert", rows) == pytest.approx(0.5)
@@ -198,14 +196,31 @@ def test_what_no_roof_explains_is_timed_by_row_and_task():
     loads = [
         [[Timed("read_rows", 20, {DISK: 1.0, "lane:rows": 1.0}, 0.04)] * 3],
         [[Timed("read_rows", 1, {DISK: 1.0, "lane:rows": 1.0}, 0.5)] * 9],
-        [[Timed(SPARED, 1.0, {}, 30e-6), Timed("expert", 1, {DRAM: 1e8}, 1.0)]],
+        [[Timed(BETWEEN, 1.0, {}, 15e-6), Timed("expert", 1, {DRAM: 1e8}, 1.0)]],
+        [[Timed(f"{BETWEEN} of on_demand", 1.0, {}, 1.0)]],
+        [[Timed(PASSED, 1.0, {}, 1.0)]],  # where reads are not waited for it would be a wait
+        [[Timed(f"{PASSED} of on_demand", 1.0, {}, s * 1e-6) for s in (6, 6, 6, 500)]],
     ]
     probes = replace(toy.probes(), rehearse=lambda: loads)
     found = measure(probes, toy.clock)
     assert found.row_read_seconds == pytest.approx(0.002)
     assert found.efficiency_of("read_rows", 20) == pytest.approx(1.0)
     assert found.efficiency_of("read_rows", 1) == pytest.approx(0.002 / 0.5), "it waits alone"
-    assert found.task_seconds == pytest.approx(20e-6 + 30e-6)
-    assert SPARED not in found.efficiency
-    again = measure(replace(probes, rehearse=lambda: loads), toy.clock, known=found)
-    assert again.task_seconds == found.task_seconds, "it was in there already"
+    assert found.task_seconds == pytest.approx(15e-6)
+    assert found.passed_seconds == pytest.approx((6 + 6 + 6 + 12) / 4 * 1e-6), "waits as slow ones"
+    assert not {BETWEEN, PASSED, f"{PASSED} of on_demand"} & found.efficiency.keys()
+    stock = replace(found, task_seconds=1.0, passed_seconds=2.0)
+    again = measure(replace(probes, rehearse=tuple), toy.clock, known=stock)
+    assert (again.task_seconds, again.passed_seconds) == (1.0, 2.0), "where none was seen"
+
+
+def test_one_request_reaches_what_it_reached_in_the_rehearsal():
+    """However slow it was alone: its time is not counted twice."""
+    toy = Toy()
+    reads = [[[Timed("read_page", 4, {DISK: 8e8, "lane:": 8e8}, 1.0)]]]  # one at a time
+    found = measure(replace(toy.probes(), rehearse=lambda: reads), toy.clock)
+    assert found.lane_rate == pytest.approx(0.8e9)
+    assert found.efficiency_of("read_page", 4) == pytest.approx(1.0)
+    slower = [[[Timed("read_page", 4, {DISK: 3e8, "lane:": 3e8}, 1.0)]]]
+    found = measure(replace(toy.probes(), rehearse=lambda: slower), toy.clock)
+    assert found.lane_rate * found.efficiency_of("read_page", 4) == pytest.approx(0.3e9)

@@ -92,7 +92,6 @@ def measure_machine(
                     sweep_memory=memory,
                     rehearse=lambda: (one.tasks for one in kept.play(_PLAY_SHARE * seconds)),
                     sample=kept.sample,
-                    task=kept.idle_tasks,
                 ),
                 clock,
                 name="this machine",

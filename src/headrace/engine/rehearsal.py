@@ -26,9 +26,10 @@ from headrace.machines.trace import SweepTrace
 from headrace.memory.arena import Arena
 from headrace.models.bodies import make_bodies
 from headrace.models.workspace import Workspace
-from headrace.planner.calibrate import OTHERS, SPARED, Timed, name_of
+from headrace.planner.calibrate import BETWEEN, OTHERS, PASSED, Timed, name_of
 from headrace.planner.memory_map import arena_bytes
 from headrace.schedule.generate import generate, next_phase
+from headrace.schedule.lanes import CPU
 from headrace.schedule.sizes import buffer_sizes
 from headrace.schedule.task import Buffer, Op, Schedule, Task
 from headrace.schedule.work import WorkModel
@@ -58,11 +59,9 @@ MOST_HELD, LEAST_SLOTS, MOST_SPARED = 64, 3, 4
 """Sequences with keys and values of their own; slots of the ring where there is little room; and
 experts that stay at most, so that the ring goes round evenly."""
 
-FEWER = (
-    *(f"{n} decodes" for n in (1, 4, 16, 64)),
-    *("1 chunk of 64", "4 chunks of 64", "2 prompts of 256"),
-)
-"""Loads that are played under other schedules, too."""
+FEWER = (*(f"{n} decodes" for n in (1, 4, 16, 64)), "1 chunk of 64")
+"""Loads that are played under other schedules, too: of many rows all schedules read and multiply
+alike."""
 
 ROUNDS = 4
 """Times that every load gets its turn: a machine that others share is faster in one second than in
@@ -71,10 +70,6 @@ the next, and a load played in a single stretch would see one of them only."""
 LEAST_REPEATS, MOST_REPEATS = 2, 8
 """Sweeps of one load in a round; two at least, since the second one is beside what a run does about
 the first."""
-
-MOST_SECONDS = 10
-"""Times the seconds of a load that it may take for the sake of all rounds: where a sweep takes
-seconds, a round must do."""
 
 
 class Rehearsal:
@@ -143,13 +138,10 @@ class Rehearsal:
         self._schedules: dict[tuple[str, int], Schedule] = {}
         bodies = {**make_bodies(self.model, self.table, self.policy, chosen), **self._own_bodies()}
         self._machine: Machine = lanes_as_threads(bodies, self._workspace, clock)
-        idle = dict.fromkeys(bodies, _nothing)
-        self._idle: Machine = lanes_as_threads(idle, self._workspace, clock)
 
     def close(self) -> None:
         """Stop the lanes and give the memory back."""
         self._machine.close()
-        self._idle.close()
         del self._workspace
         self.table.close()
         self._arena.close()
@@ -157,15 +149,19 @@ class Rehearsal:
     def play(self, seconds_each: float) -> Iterator[Rehearsed]:
         """Every load for about ``seconds_each``: decodes, then prompt chunks; where experts pass
         through a ring, some of them under the other schedules that do so. In ROUNDS, after one
-        sweep of each that does not count."""
+        sweep of each that does not count. Of a load whose sweep takes longer than ``seconds_each``
+        that one counts, and one more does."""
         turns, own = self._turns(), self.policy.schedule
         self._play(turns[-1], 1)  # the first touch of most memory is in no sweep that is timed
-        once = [self._once(turn) for turn in turns]
+        once = [self._once(turn, seconds_each) for turn in turns]
         for number in range(ROUNDS):
             for turn, seconds in zip(turns, once, strict=True):
-                if number == 0 or number < MOST_SECONDS * seconds_each / (LEAST_REPEATS * seconds):
+                if seconds <= seconds_each:
                     count = int(seconds_each / ROUNDS / seconds)
-                    self._add(turn, max(LEAST_REPEATS, min(MOST_REPEATS, count)))
+                    count = max(LEAST_REPEATS, min(MOST_REPEATS, count))
+                    self._count(turn, self._play(turn, count), _ALONE)
+                elif number == ROUNDS // 2:
+                    self._count(turn, self._play(turn, 1))
         for turn in turns:
             name = turn.load if turn.schedule == own else f"{turn.load}, {turn.schedule}"
             yield Rehearsed(name, self._tasks_of(turn), turn.read_bytes, turn.read_seconds)
@@ -176,12 +172,6 @@ class Rehearsal:
         logits.zero_()
         self._draw(logits)
         return float(len(logits))
-
-    def idle_tasks(self) -> float:
-        """Run a sweep of tasks that do nothing; returns their number."""
-        schedule = self._schedule(self.policy.schedule, 0)
-        self._idle.append(schedule, Sweep(0)).wait()
-        return float(len(schedule.tasks))
 
     def _streamed(self, room_bytes: int, held: float) -> set[int]:
         """Pages that pass through the ring: tables, and experts but a share of ``held``, evenly
@@ -228,19 +218,23 @@ class Rehearsal:
             turns += [(schedule, load) for load in FEWER if load in loads]
         return [Turn(schedule, load, loads[load], batches[load]) for schedule, load in turns]
 
-    def _once(self, turn: Turn) -> float:
-        """Seconds that a sweep of ``turn`` takes."""
+    def _once(self, turn: Turn, most: float) -> float:
+        """Seconds that a sweep of ``turn`` takes; one of more than ``most`` counts."""
         began = self._clock()
-        self._play(turn, 1)
-        return max(self._clock() - began, 1e-6)
+        traces = self._play(turn, 1)
+        seconds = max(self._clock() - began, 1e-6)
+        if seconds > most:
+            self._count(turn, traces)
+        return seconds
 
-    def _add(self, turn: Turn, count: int) -> None:
-        """``count`` sweeps more of ``turn``."""
-        traces = self._play(turn, count)
+    def _count(
+        self, turn: Turn, traces: Sequence[SweepTrace], alone: frozenset[Op] = frozenset()
+    ) -> None:
+        """Note what was timed; of the first of ``traces`` without the tasks of ``alone``."""
         for number, trace in enumerate(traces):
-            apart = _ALONE if number == 0 else frozenset[Op]()
+            apart = alone if number == 0 else frozenset[Op]()
             turn.tasks.append(tuple(self._timed(trace, apart)))
-        turn.add_reads(traces, sum(_bytes_read(trace) for trace in traces))
+        turn.add_reads(traces)
 
     def _tasks_of(self, turn: Turn) -> tuple[tuple[Timed, ...], ...]:
         """What was timed, sweep by sweep, with all reads in each."""
@@ -280,18 +274,22 @@ class Rehearsal:
         return self._schedules[name, phase]
 
     def _timed(self, trace: SweepTrace, apart: frozenset[Op]) -> Iterator[Timed]:
-        """The tasks of a sweep, except those of ``apart``."""
+        """The tasks of a sweep, except those of ``apart``; and what lies before those of the
+        arithmetic's lane that wait for no other, or were passed over."""
         sweep = trace.sweep
         assert isinstance(sweep, Sweep)
+        until: float | None = None
         for span in trace.spans:
             task = trace.schedule.tasks[span.task]
-            if task.op in apart:
-                continue
+            if task.lane == CPU:
+                if until is not None and span.start == span.end:
+                    yield Timed(PASSED, 1.0, {}, span.end - until)
+                elif until is not None and task.op in _BEHIND_ANOTHER:
+                    yield Timed(BETWEEN, 1.0, {}, span.start - until)
+                until = span.end
             amounts, rows = self._work.work(task, sweep.binding)[:2]
-            if any(amounts.values()) and task.op is not Op.READ_PAGE:
+            if any(amounts.values()) and task.op not in (*apart, Op.READ_PAGE):
                 yield Timed(task.op.value, rows, amounts, span.end - span.start)
-            elif task.expert is not None and task.op is not Op.READ_PAGE:
-                yield Timed(SPARED, 1.0, {}, span.end - span.start)
 
     def _own_bodies(self) -> dict[Op, Body]:
         """What the engine does around the arithmetic, for a batch that never ends."""
@@ -322,12 +320,11 @@ class Rehearsal:
 _ALONE = frozenset((Op.EMBED,))
 """What waits for the interpreter while the sweep before is recorded: not so in the first one."""
 
+_BEHIND_ANOTHER = frozenset((Op.ATTN, Op.POST_ATTN, Op.ROUTER))
+"""What follows a task of its own lane with nothing else to wait for."""
+
 _EVEN = Hardware("any", dict.fromkeys((CPU_FLOPS, DRAM, DISK, HOST), 1.0))
 """What times are recorded for is of no interest here."""
-
-
-def _nothing(task: Task, views: Views, sweep: Sweep) -> None:
-    pass
 
 
 def _layers(loaded: Loaded, room_bytes: int) -> int:
@@ -342,8 +339,3 @@ def _layers(loaded: Loaded, room_bytes: int) -> int:
         if count >= 2 and (total >= COLD_BYTES or total + sizes[layer] > room_bytes):
             return count
     return len(sizes)
-
-
-def _bytes_read(trace: SweepTrace) -> int:
-    assert isinstance(trace.sweep, Sweep)
-    return sum(trace.sweep.binding.page_bytes.values())

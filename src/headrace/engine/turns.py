@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple
 
 from headrace.batching.batch import Batch, MicroBatch, Segment
+from headrace.engine.sweep import Sweep
 from headrace.machines.hand_overs import hand_over_seconds
 from headrace.machines.trace import SweepTrace
 from headrace.planner.calibrate import OTHERS, Timed
-from headrace.schedule.task import Op
+from headrace.schedule.task import Op, Task
+from headrace.schedule.work_vector import LANE
 from headrace.specs.hardware import DISK
 
 CONTEXT = 192
@@ -23,9 +25,7 @@ VARIANTS = 8
 PROMPTS: dict[str, list[tuple[int, int]]] = {
     "4 prompts of 16": [(16, 16)] * 4,
     "1 chunk of 64": [(64, 64)],
-    "16 prompts of 16": [(16, 16)] * 16,
     "4 chunks of 64": [(64, 64), (64, 128), (64, 192), (64, 64)],
-    "8 chunks of 64": [(64, 64), (64, 128), (64, 192), (64, 64)] * 2,
     "2 prompts of 256": [(256, 256)] * 2,
 }
 """Name -> (rows, tokens after them) of each sequence."""
@@ -58,38 +58,61 @@ class Turn:
     tasks: list[tuple[Timed, ...]] = field(default_factory=list)
     read_bytes: int = 0
     read_seconds: float = 0.0
+    request_seconds: float = 0.0
     handing_over: float = 0.0
 
-    def add_reads(self, traces: Sequence[SweepTrace], moved: int) -> None:
-        """``moved`` bytes were read in ``traces``."""
-        self.read_bytes += moved
-        self.read_seconds += seconds_in(Op.READ_PAGE, traces)
+    def counts(self, task: Task) -> bool:
+        """Whether ``task`` is a read that says how fast pages come: where reads wait for the
+        router, or for their turn, only those that do. (Pages of the head are larger, and come in
+        one go: beside them it would not be seen what an expert takes that is waited for.)"""
+        return task.op is Op.READ_PAGE and (self.schedule not in OTHERS or bool(task.reads))
+
+    def add_reads(self, traces: Sequence[SweepTrace]) -> None:
+        """The reads of ``traces`` that count."""
+        for trace in traces:
+            assert isinstance(trace.sweep, Sweep)
+            moved = trace.sweep.binding.page_bytes
+            pages = (task.page for task in trace.schedule.tasks if self.counts(task))
+            self.read_bytes += sum(moved.get(page, 0) for page in pages if page is not None)
+        seconds, requests = seconds_of(self.counts, traces)
+        self.read_seconds += seconds
+        self.request_seconds += requests
         if self.schedule in OTHERS:
-            self.handing_over += hand_over_seconds(traces)
+            self.handing_over += hand_over_seconds(traces, self.counts)
 
     def reads(self) -> Iterator[Timed]:
         """All reads as one, none if there are none: lanes of a disk are busy together, and a
         sweep's first reads beside the last ones of the sweep before. Where reads are waited for,
-        nothing goes on while a lane wakes the next one: this time is theirs as well."""
+        nothing goes on while a lane wakes the next one: this time is theirs as well. How many
+        requests were in flight says what the lanes allowed."""
         if self.read_bytes:
             seconds = self.read_seconds + self.handing_over
             rows = sum(rows for rows, _ in self.extents)
-            yield Timed(Op.READ_PAGE.value, rows, {DISK: self.read_bytes}, seconds)
+            each = self.read_bytes * self.read_seconds / self.request_seconds
+            amounts = {DISK: float(self.read_bytes), LANE: each}
+            yield Timed(Op.READ_PAGE.value, rows, amounts, seconds)
 
 
-def seconds_in(op: Op, traces: Sequence[SweepTrace]) -> float:
-    """Seconds in which a task of ``op`` was going on."""
+class Seconds(NamedTuple):
+    """Seconds in which some task of a kind went on, and of all of them together."""
+
+    busy: float
+    total: float
+
+
+def seconds_of(counts: Callable[[Task], bool], traces: Sequence[SweepTrace]) -> Seconds:
+    """Of the tasks that ``counts`` names."""
     spans = sorted(
         (span.start, span.end)
         for trace in traces
         for span in trace.spans
-        if trace.schedule.tasks[span.task].op is op
+        if counts(trace.schedule.tasks[span.task])
     )
-    until = seconds = 0.0
+    until = busy = 0.0
     for start, end in spans:
-        seconds += max(0.0, end - max(start, until))
+        busy += max(0.0, end - max(start, until))
         until = max(until, end)
-    return seconds
+    return Seconds(busy, sum(end - start for start, end in spans))
 
 
 def batches_of(

@@ -172,7 +172,7 @@ class _Running:
         self.item = item
         self.start = start
         self.alone = found.seconds + max(behind.values(), default=0.0)
-        self.alone += hardware.fixed_seconds_of(op)
+        self.alone += hardware.fixed_seconds_of(op, work.chance)
         for roof, time in behind.items():
             seconds[roof] = seconds.get(roof, 0.0) + time
         self.left = self.alone

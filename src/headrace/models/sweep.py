@@ -71,10 +71,16 @@ def nothing_to_do(task: Task, sweep: Sweep) -> bool:
     multiply, and nothing to read if the read waited for them. Of few rows most are, while another
     lane wants the interpreter: only what routers counted is looked at."""
     expert = task.expert
-    if expert is None or (task.op is Op.READ_PAGE and not task.reads):
+    if expert is None or (task.op is Op.READ_PAGE and not waits_for_routers(task)):
         return False
     counts = sweep.binding.routed.get(task.layer or 0)
     return counts is not None and not counts[expert]
+
+
+def waits_for_routers(task: Task) -> bool:
+    """Whether the read ``task`` waits until its layer's rows have chosen, so that it may be spared.
+    (One that waits for its turn only is made whoever chose it.)"""
+    return any(buffer.name == "routing" for buffer in task.reads)
 
 
 class Indexer:

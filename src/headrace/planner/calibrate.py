@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from headrace.schedule.work_vector import TOKENS
+from headrace.schedule.work_vector import LANE, TOKENS
 from headrace.specs.hardware import ATTENTION, CPU_FLOPS, DISK, DRAM, HOST, Curve, Hardware
 
 Clock = Callable[[], float]
@@ -43,8 +43,7 @@ class Probes:
     ``sgemm()`` multiplies once at M = 512 and returns its FLOPs; ``sweep_memory()`` passes
     over memory well beyond the caches once and returns the bytes it touched. ``rehearse()``
     plays sweeps of several loads as a run would, and gives one load after the other. ``sample``,
-    if given, samples once and returns the rows sampled. ``task()``, if given, runs some tasks that
-    do nothing and returns their number.
+    if given, samples once and returns the rows sampled.
     """
 
     read_rate: Callable[[int], float]
@@ -52,7 +51,6 @@ class Probes:
     sweep_memory: Callable[[], float]
     rehearse: Callable[[], Iterable[Sweeps]] = tuple
     sample: Callable[[], float] | None = None
-    task: Callable[[], float] | None = None
 
 
 def measure(
@@ -76,12 +74,12 @@ def measure(
         base = _checked(probes, known, max(depths[:2]))
     loads = list(probes.rehearse())
     base = _raised(base, loads)
-    spared = _spared(loads) if known is None else 0.0  # known tasks have it in them
     row_seconds, rows = _row_reads(loads)
     base = replace(
         base,
         capacity=dict(capacity or {}),
-        task_seconds=base.task_seconds + spared,
+        task_seconds=_typical(BETWEEN, loads) or base.task_seconds,
+        passed_seconds=_typical(name_of(PASSED, "on_demand"), loads) or base.passed_seconds,
         attention_seconds=_attention_seconds(loads, base.roofs),
         row_seconds=min(base.row_seconds, _least_per(HOST, loads) or math.inf),
         token_seconds=_least_per(TOKENS, loads) or base.token_seconds,
@@ -97,9 +95,10 @@ def near_best_rate(once: Callable[[], float], clock: Clock, seconds: float) -> f
 
 
 def _rates(hardware: Hardware) -> dict[str, float]:
-    """Units per second that shares are of: roofs, and host work in tokens."""
+    """Units per second that shares are of: roofs, a request to the disk, host work in tokens."""
     host = {HOST: hardware.row_seconds, TOKENS: hardware.token_seconds}
-    return {**hardware.roofs, **{roof: 1 / each for roof, each in host.items() if each}}
+    rates = {roof: 1 / each for roof, each in host.items() if each}
+    return {**hardware.roofs, LANE: hardware.lane_rate, **rates}
 
 
 def _least_per(unit: str, loads: Iterable[Sweeps]) -> float:
@@ -147,24 +146,29 @@ def _raised(base: Hardware, loads: Iterable[Sweeps]) -> Hardware:
     """``base`` with the roofs of arithmetic and of the disk, and what one request reaches of it, at
     least where tasks of the rehearsal were: they may have been measured while the machine was slow,
     and a share of one is 1 at most. (What comes from memory may have come from a cache.)"""
-    roofs = dict(base.roofs)
+    rates = {**base.roofs, LANE: 0.0}
     for sweeps in loads:
         for roof, rate in _reached(sweeps, base.roofs).items():
-            roofs[roof] = max(roofs[roof], rate)
-    faster = roofs[DISK] / base.roofs[DISK]
-    return replace(base, roofs=roofs, lane_rate=base.lane_rate * faster)
+            rates[roof] = max(rates[roof], rate)
+    request = rates.pop(LANE)
+    faster = rates[DISK] / base.roofs[DISK]
+    lane_rate = min(max(base.lane_rate * faster, request), rates[DISK])
+    return replace(base, roofs=rates, lane_rate=lane_rate)
 
 
 def _reached(sweeps: Sweeps, roofs: Mapping[str, float]) -> dict[str, float]:
-    """Rate at arithmetic of the op that reached the most, of those bound by it; and at the disk of
-    reads of pages."""
+    """Rate at arithmetic of the op that reached the most, of those bound by it; and of reads of
+    pages at the disk, and of each request."""
     sums: dict[tuple[str, str], list[float]] = {}
     for op, _, amounts, seconds in (task for sweep in sweeps for task in sweep):
         known = {roof: amount / roofs[roof] for roof, amount in amounts.items() if roof in roofs}
         bound = max(known, key=lambda roof: known[roof], default="")
-        if bound == CPU_FLOPS or op_of(op) == PAGE_READ_OP:
-            total = sums.setdefault((bound, op), [0.0, 0.0])
-            total[0] += amounts[bound]
+        reached = [bound] if bound == CPU_FLOPS else []
+        if op_of(op) == PAGE_READ_OP:
+            reached = [roof for roof in (DISK, LANE) if roof in amounts]
+        for roof in reached:
+            total = sums.setdefault((roof, op), [0.0, 0.0])
+            total[0] += amounts[roof]
             total[1] += seconds
     found: dict[str, float] = {}
     for (bound, _), (amount, seconds) in sums.items():
@@ -173,10 +177,10 @@ def _reached(sweeps: Sweeps, roofs: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
-def _spared(loads: Iterable[Sweeps]) -> float:
-    """Seconds of a task of an expert that nobody came to, on average."""
+def _typical(name: str, loads: Iterable[Sweeps]) -> float:
+    """Seconds of the tasks called ``name``, on average in all loads; 0 without any."""
     tasks = (task for sweeps in loads for sweep in sweeps for task in sweep)
-    return _mean([task.seconds for task in tasks if task.op == SPARED] or [0.0])
+    return _mean([task.seconds for task in tasks if task.op == name] or [0.0])
 
 
 def _row_reads(loads: Iterable[Sweeps]) -> tuple[float, dict[str, Curve]]:
@@ -207,9 +211,10 @@ def _row_reads(loads: Iterable[Sweeps]) -> tuple[float, dict[str, Curve]]:
 ROW_READ_OP, PAGE_READ_OP = "read_rows", "read_page"
 """Fetches rows of a table; a page."""
 
-SPARED = "spared"
-"""Tasks of experts that nobody came to: they cost what every body costs, whatever it does."""
-
+BETWEEN, PASSED = "between", "passed"
+"""From a task's end to the start of the next one of its lane, which waits for nothing else; to the
+next one of an expert that nobody came to: it is passed over. In the midst of sweeps, whose weights
+drive the interpreter out of the caches: both are two or three times shorter with idle bodies."""
 
 OTHERS = ("one_by_one", "on_demand")
 """Schedules with curves of their own: one reads beside nothing, the other now and then."""
@@ -249,7 +254,7 @@ def _roofs(probes: Probes, watch: _Watch, name: str, depths: tuple[int, ...]) ->
         roofs=roofs,
         lane_rate=min(rates[min(depths)], disk),
         row_seconds=stock.row_seconds if probes.sample is None else watch.seconds(probes.sample),
-        task_seconds=stock.task_seconds if probes.task is None else watch.seconds(probes.task),
+        task_seconds=stock.task_seconds,
         measured=True,
         noise=watch.noise,
     )

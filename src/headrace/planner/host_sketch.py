@@ -173,7 +173,7 @@ class HostSketch:
         for task, count in self._tally:
             work = self._work.work(task, binding)
             each = alone(work, self.hardware, task.op.value)
-            fixed = self.hardware.fixed_seconds_of(task.op.value)
+            fixed = self.hardware.fixed_seconds_of(task.op.value, work.chance)
             fixed += each.seconds - max(each.roofs.values(), default=0.0)  # roofs in turn
             totals = found.setdefault(self._key(task), {_FIXED: 0.0})
             totals[_FIXED] += count * fixed

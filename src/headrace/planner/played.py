@@ -159,7 +159,8 @@ class SteadyPlay:
         name = task.op.value if task.lane != GPU else f"gpu.{task.op.value}"
         work = self._work.work(task, binding)
         found = alone(work, self._hardware, name)
-        return Cost(found.seconds + self._hardware.fixed_seconds_of(name), found.roofs)
+        fixed = self._hardware.fixed_seconds_of(name, work.chance)
+        return Cost(found.seconds + fixed, found.roofs)
 
 
 def _experts_read(pages: tuple[Page, ...], policy: Policy) -> dict[int, frozenset[int]]:

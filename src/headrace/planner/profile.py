@@ -17,13 +17,14 @@ from headrace.planner.interval import half_width
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, Curve, Hardware
 from headrace.specs.model import ModelSpec
 
-FORMAT = 3
+FORMAT = 4
 
 MEASURED = (CPU_FLOPS, DRAM, DISK)
 """Roofs of a machine that are measured."""
 
 SECONDS = (
     "task_seconds",
+    "passed_seconds",
     "attention_seconds",
     "row_seconds",
     "token_seconds",
@@ -60,6 +61,7 @@ class ShapeCurves:
     roofs: Mapping[str, float]
     lane_rate: float
     task_seconds: float
+    passed_seconds: float
     attention_seconds: float
     row_seconds: float
     token_seconds: float
@@ -82,6 +84,7 @@ class ShapeCurves:
             *(weights_of(model), *sizes, kv_dtype, streams, dict(hardware.efficiency), roofs),
             lane_rate=hardware.lane_rate,
             task_seconds=hardware.task_seconds,
+            passed_seconds=hardware.passed_seconds,
             attention_seconds=hardware.attention_seconds,
             row_seconds=hardware.row_seconds,
             token_seconds=hardware.token_seconds,
@@ -263,6 +266,7 @@ def _hardware(data: object) -> Hardware:
         sequence_seconds=seconds["sequence_seconds"],
         row_read_seconds=seconds["row_read_seconds"],
         task_seconds=seconds["task_seconds"],
+        passed_seconds=seconds["passed_seconds"],
         attention_seconds=seconds["attention_seconds"],
         measured=switch(found["measured"], "measured"),
         noise=number(found["noise"], "noise", 0.0, 1000.0),

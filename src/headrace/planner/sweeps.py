@@ -89,8 +89,9 @@ class SweepTimes:
         attention = [each for each in counted if each.task.op is Op.ATTN]
         self._attn = [each for each in attention if not each.task.mb]
         self._body = [each for each in counted if each.task.op not in (*_PER_SAMPLE, Op.ATTN)]
-        fixed = self.hardware.fixed_seconds_of
-        self._overhead = sum(each.count * fixed(each.task.op.value) for each in counted)
+        self._fixed = self.hardware.fixed_seconds_of
+        apart = (*self._head, *attention)
+        self._overhead = sum(each.count * self._fixed(each.task.op.value) for each in apart)
 
     @property
     def disk_rate(self) -> float:
@@ -151,6 +152,7 @@ class SweepTimes:
             cpu = disk = 0.0
             for task, count in self._body:
                 work = self._work.work(task, binding)
+                cpu += count * self._fixed(task.op.value, work.chance)
                 if DISK in work.amounts:
                     disk += count * work.amounts[DISK] / self._disk_rate(rows)
                 else:
@@ -204,12 +206,24 @@ class SweepTimes:
 
 
 def as_run(hardware: Hardware, schedule: str) -> Hardware:
-    """The machine as sweeps of ``schedule`` meet it: with its own curves, where it has any."""
+    """The machine as sweeps of ``schedule`` meet it: with its own curves, where it has any, as far
+    as they go; where more rows were seen, of many rows all are alike."""
     if schedule not in OTHERS:
         return hardware
     own = {op: hardware.efficiency.get(name_of(op, schedule)) for op in hardware.efficiency}
-    known = {op: curve for op, curve in own.items() if curve is not None}
+    known = {
+        op: (
+            *curve,
+            *(point for point in hardware.efficiency[op] if point[0] > _BEYOND * curve[-1][0]),
+        )
+        for op, curve in own.items()
+        if curve is not None
+    }
     return replace(hardware, efficiency={**hardware.efficiency, **known}) if known else hardware
+
+
+_BEYOND = 1.25
+"""Times the rows of a curve's last point from which on another's points continue it."""
 
 
 def _between(at: Callable[[int], float], value: int) -> float:

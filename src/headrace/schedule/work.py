@@ -162,14 +162,12 @@ class WorkModel:
         return Work({**amounts, ROW_READS: binding.rows}, binding.rows)
 
     def _read_page(self, task: Task, binding: Binding) -> Work:
-        page = self._page(task)
-        moved: float | None = binding.page_bytes.get(page.id)
-        if moved is None:
-            chance = 1.0
-            if self.policy.schedule == "on_demand" and self._waits_for_router(page):
-                chance = self._chance(binding, page)
-            moved = page.bytes * chance
-        return _disk(task.lane, moved, binding.rows)
+        """A read that waits for the router is passed over where it sent no row."""
+        page, chance = self._page(task), 1.0
+        if self.policy.schedule == "on_demand" and self._waits_for_router(page):
+            chance = self._chance(binding, page)
+        moved = binding.page_bytes.get(page.id, page.bytes * chance)
+        return _disk(task.lane, moved, binding.rows)._replace(chance=chance)
 
     def _waits_for_router(self, page: Page) -> bool:
         if page.layer is None or page.expert is None:
@@ -249,7 +247,12 @@ class WorkModel:
         return _matmul(on, _mb_rows(task, binding), elements, elements * self._item, row_bytes)
 
     def _expert(self, task: Task, binding: Binding) -> Work:
-        return self._expert_page(self._processor(task), binding, self._page(task), task.mb)
+        """One that nobody visits is passed over, but beside an accelerator, which starts all."""
+        page = self._page(task)
+        found = self._expert_page(self._processor(task), binding, page, task.mb)
+        if self.policy.on_device:
+            return found
+        return found._replace(chance=self._chance(binding, page, task.mb))
 
     def _moe(self, task: Task, binding: Binding) -> Work:
         on, layer = self._processor(task), task.layer or 0

@@ -33,12 +33,14 @@ class Work(NamedTuple):
     """Amounts per roof (FLOPs, bytes; for the ``host`` roof, rows), and the rows that decide
     how close to its roofs the task gets. ``exchanged`` bytes go from device to device behind all
     that: through memory of the host, over the links both ways. ``parts``, if there are any, are
-    what it consists of, one after the other, each as close to the roofs as its own rows let it."""
+    what it consists of, one after the other, each as close to the roofs as its own rows let it.
+    ``chance``: that there is something to do at all; else the machine passes the task over."""
 
     amounts: Mapping[str, float]
     rows: float
     exchanged: float = 0.0
     parts: tuple[Work, ...] = ()
+    chance: float = 1.0
 
     def times(self, count: float) -> Work:
         """As many of the same, each as close to its roofs."""

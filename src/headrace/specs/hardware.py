@@ -59,8 +59,9 @@ class Hardware:
     of drawing one token, ``token_seconds`` of turning it into text (where it was measured, with
     the choice of the next batch), ``sequence_seconds`` of placing one sequence in a batch,
     ``row_read_seconds`` of fetching one row of a table from disk, ``task_seconds`` the machine's
-    own cost per task, and ``attention_seconds`` what a task of attention on the processor takes on
-    top, however little it attends to.
+    own cost per task, ``passed_seconds`` that of one with nothing to do, which it passes over, and
+    ``attention_seconds`` what a task of attention on the processor takes on top, however little it
+    attends to.
     ``measured`` tells a measurement from a stock figure; ``noise`` is how much slower than
     near-best a typical timing was while measuring (0: quiet machine). ``error`` is how far runs
     ended from their predictions here, as half the 90 % interval of ln(measured / predicted);
@@ -77,6 +78,7 @@ class Hardware:
     sequence_seconds: float = 0.0
     row_read_seconds: float = 0.0
     task_seconds: float = 20e-6
+    passed_seconds: float = 10e-6
     attention_seconds: float = 0.0
     devices: int = 1
     measured: bool = False
@@ -88,9 +90,11 @@ class Hardware:
         curve = self.efficiency.get(op)
         return 1.0 if not curve else share_at(curve, max(rows, 1.0))
 
-    def fixed_seconds_of(self, op: str) -> float:
-        """What a task of ``op`` takes whatever it has to do: the machine's part, and its own."""
-        return self.task_seconds + self.own_seconds_of(op)
+    def fixed_seconds_of(self, op: str, chance: float = 1.0) -> float:
+        """What a task of ``op`` takes whatever it has to do: the machine's part, and its own. With
+        ``chance`` there is something to do; else it is passed over."""
+        done = self.task_seconds + self.own_seconds_of(op)
+        return chance * done + (1 - chance) * self.passed_seconds
 
     def own_seconds_of(self, op: str) -> float:
         """The part that is the task's own, not the machine's."""
@@ -99,7 +103,9 @@ class Hardware:
     @property
     def ideal(self) -> Hardware:
         """The same roofs where every task reaches them and costs nothing else."""
-        return replace(self, efficiency={}, task_seconds=0.0, attention_seconds=0.0)
+        return replace(
+            self, efficiency={}, task_seconds=0.0, passed_seconds=0.0, attention_seconds=0.0
+        )
 
     @property
     def has_device(self) -> bool:
