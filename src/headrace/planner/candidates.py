@@ -34,6 +34,7 @@ RESIDENT_ROWS = 512  # prompt rows beside decodes when nothing is read: enough f
 _NEAR = (0.5, 1.0, 2.0)  # times the sequences of a plan for nearly the same machine
 _FREE_CHUNKS = 4  # of prompts in a sweep, where arithmetic sets no limit
 _RING_SHARE = 0.5  # of what is left for weights, at most
+_SPARED = 0.005  # of the pages that stream: as many may do so for the ring's sake
 
 
 @dataclass(frozen=True)
@@ -344,8 +345,26 @@ def _fill(at: Situation, policy: Policy, slots: int) -> Policy | None:
             continue
         ring = count * at.residency.slot_bytes(resident)
         if ring <= _RING_SHARE * room or count == counts[-1]:
-            return with_residency(at, policy, resident, count)
+            return _in_rounds(at, with_residency(at, policy, resident, count))
     return None
+
+
+def _in_rounds(at: Situation, policy: Policy) -> Policy:
+    """``policy`` with a ring of which every slot takes as many of a sweep's pages, where a quarter
+    of its slots and _SPARED of the pages that stream make that possible. Then all sweeps have one
+    list of tasks; else there is one for each place of the ring, and to make one costs other threads
+    the interpreter for tens of milliseconds (of many pages more of them than are kept)."""
+    streamed = sum(len(ids) for _, ids in at.kinds.streamed(policy))
+    most = policy.ring_slots
+    if not streamed or not most:
+        return policy
+    least = most if at.overrides.ring_slots else max(LEAST_SLOTS, -(-3 * most // 4))
+    more, slots = min((-streamed % n, -n) for n in range(min(least, most), most + 1))
+    held = [p.id for p in at.residency.experts if p.id in policy.resident]
+    if more > min(_SPARED * streamed, len(held)):
+        return policy
+    through = [i for i in held if at.residency.bytes_of[i] <= policy.slot_bytes][:more]
+    return replace(policy, ring_slots=-slots, resident=policy.resident.difference(through))
 
 
 def _halvings(slots: int) -> list[int]:
