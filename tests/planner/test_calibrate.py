@@ -127,7 +127,7 @@ def test_rows_are_read_as_fast_as_alone_where_that_was_seen():
 def test_a_task_of_attention_has_a_cost_of_its_own():
     def decodes(count: int) -> list[list[Timed]]:
         amounts = {CPU_FLOPS: 1e5 * count, DRAM: 2e5 * count}
-        return [[Timed("attn", 1, amounts, 5e-6 + 20e-6 * count)] * 3]  # at half its roof
+        return [[Timed("attn", 1, amounts, 5e-6 + 20e-6 * count, count)] * 3]  # at half its roof
 
     toy = Toy()
     prompt = [[Timed("attn", 30, {CPU_FLOPS: 1e6, DRAM: 0.0}, 45e-6)]]
@@ -140,10 +140,24 @@ def test_a_task_of_attention_has_a_cost_of_its_own():
     assert found.fixed_seconds_of("attn") == fixed > found.fixed_seconds_of("expert")
 
 
+def test_sequences_that_attend_to_little_show_what_each_takes_anyway():
+    def decodes(count: int, tokens: int) -> list[list[Timed]]:
+        amounts = {DRAM: 4e3 * tokens * count}
+        seconds = 5e-6 + count * (10e-6 + 0.4e-6 * tokens)  # at half its roof
+        return [[Timed("attn", 1, amounts, seconds, count)] * 3]
+
+    toy = Toy()
+    loads = [decodes(1, 192), decodes(4, 192), decodes(16, 32), decodes(64, 192), decodes(256, 32)]
+    found = measure(replace(toy.probes(), rehearse=lambda: loads), toy.clock)
+    assert found.attention_seconds == pytest.approx(5e-6)
+    assert found.attended_seconds == pytest.approx(10e-6)
+    assert found.efficiency_of("attn", 1) == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize(("counts", "seconds"), [((1,), 1.0), ((1, 4), 0.25)])
 def test_attention_keeps_a_part_of_what_it_took(counts: tuple[int, ...], seconds: float):
     """One load tells nothing; two that differ the wrong way are not all call."""
-    loads = [[[Timed("attn", 1, {DRAM: 20e9 * n}, 4.0 * seconds)]] for n in counts]
+    loads = [[[Timed("attn", 1, {DRAM: 20e9 * n}, 4.0 * seconds, n)]] for n in counts]
     toy = Toy()
     found = measure(replace(toy.probes(), rehearse=lambda: loads), toy.clock)
     assert found.attention_seconds == pytest.approx(0.0 if len(counts) == 1 else 0.9)

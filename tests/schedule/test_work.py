@@ -78,8 +78,8 @@ def test_a_device_counts_a_task_of_attention_as_one() -> None:
 
 
 def test_a_window_bounds_what_a_row_sees() -> None:
-    assert BINDING.attention(0, window=4) == Attention(4 + (3 + 4 + 4 + 4), 4 + 6)
-    assert BINDING.attention(0, window=2) == Attention(2 + 4 * 2, 2 + 5)
+    assert BINDING.attention(0, window=4) == Attention(4 + (3 + 4 + 4 + 4), 4 + 6, 1)
+    assert BINDING.attention(0, window=2) == Attention(2 + 4 * 2, 2 + 5, 1)
     assert BINDING.attention(0) == BINDING.attention(0, window=99)
     assert BINDING.attention(7) == Attention(0, 0)
 

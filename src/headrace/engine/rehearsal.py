@@ -287,9 +287,9 @@ class Rehearsal:
                 elif until is not None and task.op in _BEHIND_ANOTHER:
                     yield Timed(BETWEEN, 1.0, {}, span.start - until)
                 until = span.end
-            amounts, rows = self._work.work(task, sweep.binding)[:2]
-            if any(amounts.values()) and task.op not in (*apart, Op.READ_PAGE):
-                yield Timed(task.op.value, rows, amounts, span.end - span.start)
+            work, seconds = self._work.work(task, sweep.binding), span.end - span.start
+            if any(work.amounts.values()) and task.op not in (*apart, Op.READ_PAGE):
+                yield Timed(task.op.value, work.rows, work.amounts, seconds, work.sequences)
 
     def _own_bodies(self) -> dict[Op, Body]:
         """What the engine does around the arithmetic, for a batch that never ends."""

@@ -16,8 +16,9 @@ from headrace.schedule.task import Op, Task
 from headrace.schedule.work_vector import LANE
 from headrace.specs.hardware import DISK
 
-CONTEXT = 192
-"""Tokens that each decode attends to."""
+CONTEXT, SHORT = 192, 32
+"""Tokens that each decode attends to; in every other load but the two smallest: what a sequence
+takes whatever it attends to shows where it attends to little."""
 
 VARIANTS = 8
 """Batches of different tokens of one load: rows of the embedding table are cold in a run, too."""
@@ -33,8 +34,9 @@ PROMPTS: dict[str, list[tuple[int, int]]] = {
 
 def loads_of(max_seqs: int) -> dict[str, list[tuple[int, int]]]:
     """All loads, as far as ``max_seqs`` allows: decodes, then prompt chunks."""
-    decodes = (n for n in (1, 4, 16, 64, 256) if n <= max_seqs)
-    return {**{f"{n} decodes": [(1, CONTEXT)] * n for n in decodes}, **PROMPTS}
+    contexts = {1: CONTEXT, 4: CONTEXT, 16: SHORT, 64: CONTEXT, 256: SHORT}
+    decodes = {n: [(1, kv)] * n for n, kv in contexts.items() if n <= max_seqs}
+    return {**{f"{n} decodes": extents for n, extents in decodes.items()}, **PROMPTS}
 
 
 class Rehearsed(NamedTuple):

@@ -22,13 +22,14 @@ LEAST_CALLS = 5
 
 
 class Timed(NamedTuple):
-    """One task as it ran: its op, the rows and amounts (by roof) that the work model counts for
-    it, so that prediction and calibration agree, and the seconds it took."""
+    """One task as it ran: its op, the rows, amounts (by roof) and sequences that the work model
+    counts for it, so that prediction and calibration agree, and the seconds it took."""
 
     op: str
     rows: float
     amounts: Mapping[str, float]
     seconds: float
+    sequences: float = 0.0
 
 
 Sweeps = Sequence[Sequence[Timed]]
@@ -74,13 +75,15 @@ def measure(
         base = _checked(probes, known, max(depths[:2]))
     loads = list(probes.rehearse())
     base = _raised(base, loads)
+    call = _attention_call(loads, base.roofs)
     row_seconds, rows = _row_reads(loads)
     base = replace(
         base,
         capacity=dict(capacity or {}),
         task_seconds=_typical(BETWEEN, loads) or base.task_seconds,
         passed_seconds=_typical(name_of(PASSED, "on_demand"), loads) or base.passed_seconds,
-        attention_seconds=_attention_seconds(loads, base.roofs),
+        attention_seconds=call.task,
+        attended_seconds=call.sequence,
         row_seconds=min(base.row_seconds, _least_per(HOST, loads) or math.inf),
         token_seconds=_least_per(TOKENS, loads) or base.token_seconds,
         row_read_seconds=row_seconds or base.row_read_seconds,
@@ -109,37 +112,72 @@ def _least_per(unit: str, loads: Iterable[Sweeps]) -> float:
     return min((_mean(each) for each in found if each), default=0.0)
 
 
-def _attention_seconds(loads: Iterable[Sweeps], roofs: Mapping[str, float]) -> float:
-    """What a task of attention takes before it attends to anything: where the line through the two
-    smallest loads of decodes meets nothing. Of the rehearsal's own schedule, for all."""
-    found: list[tuple[float, float]] = []
+class _Call(NamedTuple):
+    """What attention takes whatever it attends to: a task, and each sequence in it that decodes."""
+
+    task: float = 0.0
+    sequence: float = 0.0
+
+
+class _Attended(NamedTuple):
+    """A load of decodes: sequences, least seconds at the roofs, seconds of a task."""
+
+    sequences: float
+    least: float
+    seconds: float
+
+
+def _attention_call(loads: Iterable[Sweeps], roofs: Mapping[str, float]) -> _Call:
+    """A task: where the line through the two smallest loads of decodes, which attend to as many
+    tokens each, meets nothing. A sequence: where the line through those that attend to few tokens
+    and to many does. Of the rehearsal's own schedule, for all."""
+    found: list[_Attended] = []
     for sweeps in loads:
-        tasks = [t for sweep in sweeps for t in sweep if t.op == ATTENTION and t.rows == 1]
+        tasks = [t for sweep in sweeps for t in sweep if t.op == ATTENTION and t.sequences]
         if tasks and tasks[0].amounts.keys() <= roofs.keys():
             least = max(amount / roofs[roof] for roof, amount in tasks[0].amounts.items())
-            found.append((least, _mean([task.seconds for task in tasks])))
+            seconds = _mean([task.seconds for task in tasks])
+            found.append(_Attended(tasks[0].sequences, least, seconds))
     if len(found) < 2:
+        return _Call()
+    found.sort()
+    first, second = found[:2]
+    task = _at_nothing([(first.least, first.seconds), (second.least, second.seconds)])
+    each = [(a.least / a.sequences, (a.seconds - task) / a.sequences) for a in found[1:]]
+    return _Call(task, _at_nothing(each))
+
+
+def _at_nothing(points: Sequence[tuple[float, float]]) -> float:
+    """Where the line from the points of the smaller half of x to those of the larger meets x = 0;
+    at most _MOST_CALL of the first, and 0 where x hardly differs."""
+    if max(points)[0] <= _APART * min(points)[0]:
         return 0.0
-    (small, first), (large, second) = sorted(found)[:2]
-    if large <= small:
-        return 0.0
+    middle = (min(points)[0] + max(points)[0]) / 2
+    (small, first), (large, second) = (
+        tuple(statistics.fmean(values) for values in zip(*half, strict=True))
+        for half in ([p for p in points if p[0] <= middle], [p for p in points if p[0] > middle])
+    )
     return max(0.0, min((first * large - second * small) / (large - small), _MOST_CALL * first))
 
 
 def _less_calls(loads: Iterable[Sweeps], hardware: Hardware) -> list[Sweeps]:
     """``loads``, tasks of attention without what each takes whatever it attends to."""
-    fixed = hardware.attention_seconds
+    each, fixed = hardware.attended_seconds, hardware.attention_seconds
 
     def less(task: Timed) -> Timed:
         if op_of(task.op) != ATTENTION:
             return task
-        return task._replace(seconds=max(task.seconds - fixed, (1 - _MOST_CALL) * task.seconds))
+        rest = task.seconds - fixed - each * task.sequences
+        return task._replace(seconds=max(rest, (1 - _MOST_CALL) * task.seconds))
 
     return [[[less(task) for task in sweep] for sweep in sweeps] for sweeps in loads]
 
 
 _MOST_CALL = 0.9
 """Share of the least load's attention that may be the call's own."""
+
+_APART = 1.5
+"""Times as much that a larger load is at least."""
 
 
 def _raised(base: Hardware, loads: Iterable[Sweeps]) -> Hardware:
@@ -160,7 +198,7 @@ def _reached(sweeps: Sweeps, roofs: Mapping[str, float]) -> dict[str, float]:
     """Rate at arithmetic of the op that reached the most, of those bound by it; and of reads of
     pages at the disk, and of each request."""
     sums: dict[tuple[str, str], list[float]] = {}
-    for op, _, amounts, seconds in (task for sweep in sweeps for task in sweep):
+    for op, _, amounts, seconds, _ in (task for sweep in sweeps for task in sweep):
         known = {roof: amount / roofs[roof] for roof, amount in amounts.items() if roof in roofs}
         bound = max(known, key=lambda roof: known[roof], default="")
         reached = [bound] if bound == CPU_FLOPS else []
@@ -320,7 +358,7 @@ def _points(sweeps: Sweeps, roofs: Mapping[str, float]) -> dict[str, tuple[float
     found: dict[str, list[_Sum]] = {}
     for sweep in sweeps:
         sums: dict[str, list[float]] = {}
-        for op, rows, amounts, seconds in sweep:
+        for op, rows, amounts, seconds, _ in sweep:
             if rows and amounts and amounts.keys() <= roofs.keys():
                 least = max(amount / roofs[roof] for roof, amount in amounts.items())
                 total = sums.setdefault(op, [0.0, 0.0, 0.0])

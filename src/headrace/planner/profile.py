@@ -26,6 +26,7 @@ SECONDS = (
     "task_seconds",
     "passed_seconds",
     "attention_seconds",
+    "attended_seconds",
     "row_seconds",
     "token_seconds",
     "row_read_seconds",
@@ -63,6 +64,7 @@ class ShapeCurves:
     task_seconds: float
     passed_seconds: float
     attention_seconds: float
+    attended_seconds: float
     row_seconds: float
     token_seconds: float
     row_read_seconds: float
@@ -86,6 +88,7 @@ class ShapeCurves:
             task_seconds=hardware.task_seconds,
             passed_seconds=hardware.passed_seconds,
             attention_seconds=hardware.attention_seconds,
+            attended_seconds=hardware.attended_seconds,
             row_seconds=hardware.row_seconds,
             token_seconds=hardware.token_seconds,
             row_read_seconds=hardware.row_read_seconds,
@@ -268,6 +271,7 @@ def _hardware(data: object) -> Hardware:
         task_seconds=seconds["task_seconds"],
         passed_seconds=seconds["passed_seconds"],
         attention_seconds=seconds["attention_seconds"],
+        attended_seconds=seconds["attended_seconds"],
         measured=switch(found["measured"], "measured"),
         noise=number(found["noise"], "noise", 0.0, 1000.0),
     )

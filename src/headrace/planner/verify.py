@@ -77,17 +77,19 @@ class Run:
 
 def updated(profile: Profile, run: Run) -> Profile:
     """``profile`` with what ``run`` showed: the curve of each op that took LEAST_SHARE of the time
-    scaled by predicted over measured (and what a task of attention takes anyway, the other way),
+    scaled by predicted over measured (and what attention takes anyway, the other way),
     the disk's rates alike if the run was bound by it, and the run's residual."""
     rows = {(row.kind, row.name): row for row in run.compared()}
     scale = _scale(rows.get(("lane", "disk")), run) if run.summary["bound_by"] == "disk" else 1.0
+    attention = _scale(rows.get(("op", ATTENTION)), run)
     shape = replace(
         run.shape,
         efficiency={
             name: _scaled(curve, _scale(rows.get(("op", op_of(name))), run))
             for name, curve in run.shape.efficiency.items()
         },
-        attention_seconds=run.shape.attention_seconds / _scale(rows.get(("op", ATTENTION)), run),
+        attention_seconds=run.shape.attention_seconds / attention,
+        attended_seconds=run.shape.attended_seconds / attention,
         roofs=_faster(run.shape.roofs, scale),
         lane_rate=run.shape.lane_rate * scale,
     )

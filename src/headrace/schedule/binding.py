@@ -17,10 +17,11 @@ class Extent(NamedTuple):
 
 class Attention(NamedTuple):
     """What one micro-batch's attention looks at: (row, token seen) ``pairs``, and the ``tokens``
-    whose keys and values are read, once per sequence."""
+    whose keys and values are read, once per sequence; ``decodes`` sequences have a single row."""
 
     pairs: int
     tokens: int
+    decodes: int = 0
 
 
 @dataclass
@@ -69,7 +70,9 @@ class Binding:
         if (mb, window, causal) not in known:
             parts = [seen for _, seen in self.attention_parts(mb, window, causal)]
             known[mb, window, causal] = Attention(
-                pairs=sum(seen.pairs for seen in parts), tokens=sum(seen.tokens for seen in parts)
+                pairs=sum(seen.pairs for seen in parts),
+                tokens=sum(seen.tokens for seen in parts),
+                decodes=sum(seen.decodes for seen in parts),
             )
         return known[mb, window, causal]
 
@@ -88,6 +91,7 @@ class Binding:
                     Attention(
                         pairs=sum(_pairs(extent, window, causal) for extent in kind),
                         tokens=sum(_tokens(extent, window) for extent in kind),
+                        decodes=sum(extent.rows == 1 for extent in kind),
                     ),
                 )
                 for kind in kinds

@@ -222,8 +222,10 @@ class WorkModel:
         flops = 4 * seen.pairs * model.q_size
         shared = seen.pairs / max(1, seen.tokens)
         if model.mla:
-            flops = _latent_flops(model.mla, model.heads, m, *seen)
-        return Work({on.flops: flops, on.memory: kv_bytes + activations}, shared)
+            flops = _latent_flops(model.mla, model.heads, m, seen.pairs, seen.tokens)
+        decodes = 0 if self.policy.on_device else seen.decodes
+        amounts = {on.flops: flops, on.memory: kv_bytes + activations}
+        return Work(amounts, shared, sequences=decodes)
 
     def _post_attn(self, task: Task, binding: Binding) -> Work:
         model, on = self.model, self._processor(task)

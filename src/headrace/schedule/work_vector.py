@@ -34,17 +34,20 @@ class Work(NamedTuple):
     how close to its roofs the task gets. ``exchanged`` bytes go from device to device behind all
     that: through memory of the host, over the links both ways. ``parts``, if there are any, are
     what it consists of, one after the other, each as close to the roofs as its own rows let it.
-    ``chance``: that there is something to do at all; else the machine passes the task over."""
+    ``chance``: that there is something to do at all; else the machine passes the task over.
+    ``sequences`` that decode cost attention on a processor something each, whatever they see."""
 
     amounts: Mapping[str, float]
     rows: float
     exchanged: float = 0.0
     parts: tuple[Work, ...] = ()
     chance: float = 1.0
+    sequences: float = 0.0
 
     def times(self, count: float) -> Work:
         """As many of the same, each as close to its roofs."""
-        return self._replace(amounts={roof: count * a for roof, a in self.amounts.items()})
+        amounts = {roof: count * a for roof, a in self.amounts.items()}
+        return self._replace(amounts=amounts, sequences=count * self.sequences)
 
     @property
     def crossing(self) -> Mapping[str, float]:
@@ -79,7 +82,8 @@ def alone(work: Work, hardware: Hardware, op: str) -> Alone:
     unknown."""
     if not work.parts:
         roofs = work.seconds(hardware, hardware.efficiency_of(op, work.rows))
-        return Alone(max(roofs.values(), default=0.0), roofs)
+        each = work.sequences * hardware.attended_seconds
+        return Alone(max(roofs.values(), default=0.0) + each, roofs)
     seconds, total = 0.0, dict[str, float]()
     for part in work.parts:
         found = alone(part, hardware, op)

@@ -61,7 +61,7 @@ class Hardware:
     ``row_read_seconds`` of fetching one row of a table from disk, ``task_seconds`` the machine's
     own cost per task, ``passed_seconds`` that of one with nothing to do, which it passes over, and
     ``attention_seconds`` what a task of attention on the processor takes on top, however little it
-    attends to.
+    attends to; each sequence in it that decodes takes ``attended_seconds`` more.
     ``measured`` tells a measurement from a stock figure; ``noise`` is how much slower than
     near-best a typical timing was while measuring (0: quiet machine). ``error`` is how far runs
     ended from their predictions here, as half the 90 % interval of ln(measured / predicted);
@@ -80,6 +80,7 @@ class Hardware:
     task_seconds: float = 20e-6
     passed_seconds: float = 10e-6
     attention_seconds: float = 0.0
+    attended_seconds: float = 0.0
     devices: int = 1
     measured: bool = False
     noise: float = 0.0
@@ -103,9 +104,8 @@ class Hardware:
     @property
     def ideal(self) -> Hardware:
         """The same roofs where every task reaches them and costs nothing else."""
-        return replace(
-            self, efficiency={}, task_seconds=0.0, passed_seconds=0.0, attention_seconds=0.0
-        )
+        free = replace(self, task_seconds=0.0, passed_seconds=0.0)
+        return replace(free, attention_seconds=0.0, attended_seconds=0.0, efficiency={})
 
     @property
     def has_device(self) -> bool:
