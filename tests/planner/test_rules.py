@@ -17,6 +17,7 @@ from headrace.planner.memory_map import arena_bytes, memory_map
 from headrace.planner.plan import Overrides
 from headrace.planner.rules import make_plan
 from headrace.schedule.generate import generate
+from headrace.schedule.placement import streamed_pages
 from headrace.schedule.sizes import buffer_sizes
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Hardware
 from headrace.specs.model import ModelSpec
@@ -109,6 +110,20 @@ def test_a_tight_budget_streams_with_shared_pages_resident_and_covers_the_tail()
     assert made.bound_by == "disk"
     assert any("resident" in note for note in made.notes)
     assert made.prediction.low < made.prediction.seconds < made.prediction.high
+
+
+@pytest.mark.parametrize("budget", [63_000_000, 69_000_000, 81_000_000])
+def test_rings_go_round_evenly_where_that_costs_next_to_nothing(budget):
+    """Then all sweeps have the same list."""
+    model = replace(MODEL, experts=64, top_k=8, hidden=128, ffn_width=256, vocab=100_000)
+    pages = page_layout(model)
+    made = plan(budget=budget, model=model, pages=pages)
+    streamed = len(streamed_pages(pages, made.policy))
+    assert made.policy.ring_slots > 3
+    assert streamed % made.policy.ring_slots == 0
+    assert made.memory.total_bytes <= budget
+    asked = plan(budget=budget, model=model, pages=pages, overrides=Overrides(ring_slots=7))
+    assert asked.policy.ring_slots == 7
 
 
 def test_one_short_request_reads_routed_experts_only():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from headrace.batching.batcher import Batcher
 from headrace.batching.limits import Limits
 from headrace.batching.request import Request
+from headrace.planner.host_sketch import HostSketch
 from headrace.planner.played import PlayedOverlap, SteadyPlay
 from headrace.planner.prices import DevicePrices, price
 from headrace.planner.residency import Residency
@@ -20,6 +21,7 @@ from headrace.planner.sweeps import Load, SweepTimes
 from headrace.planner.tail import on_demand_rows
 from headrace.schedule.binding import Binding, Extent
 from headrace.schedule.generate import generate
+from headrace.schedule.tally import Kinds
 from headrace.schedule.work import WorkModel
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Hardware
 from headrace.specs.model import ModelSpec
@@ -284,6 +286,30 @@ def test_on_demand_never_pays_without_streamed_or_unrouted_experts():
     assert on_demand_rows(all_experts, page_layout(all_experts), policy(), MACHINE) == 0
     dense = replace(MODEL, experts=1, top_k=1)
     assert on_demand_rows(dense, page_layout(dense), policy(), MACHINE) == 0
+
+
+@pytest.mark.parametrize("schedule", ["stream", "on_demand", "one_by_one", "resident"])
+def test_what_nobody_visits_costs_what_passing_over_it_does(schedule):
+    """The same in every way to price a sweep."""
+    p, load = policy(schedule), Load(2, 100, samples=2)
+    slow = replace(MACHINE, task_seconds=0.0, passed_seconds=1.0)
+    quick = replace(slow, passed_seconds=0.0)
+    streamed = sum(1 for page in PAGES if page.expert is not None and page.id not in p.resident)
+    experts = 0 if schedule == "resident" else MODEL.layers * MODEL.experts
+    reads = streamed if schedule == "on_demand" else 0
+    missed = (1 - 2 / 8) ** 2
+    summed, least = (SweepTimes(MODEL, PAGES, p, each).lanes(load).cpu for each in (slow, quick))
+    assert summed - least == pytest.approx(missed * (experts + reads))
+    if schedule == "one_by_one":
+        kinds = Kinds(MODEL, PAGES)
+        drawn, least = (HostSketch(kinds, p, each).play(load) for each in (slow, quick))
+        assert drawn - least == pytest.approx(missed * experts)
+    played, least = (SteadyPlay(MODEL, PAGES, p, each).seconds(load) for each in (slow, quick))
+    if schedule == "on_demand":  # whole experts are visited, or none
+        missed = 1 - round(MODEL.experts * (1 - missed)) / MODEL.experts
+        assert missed * experts * 0.8 <= played - least <= missed * (experts + reads) * 1.2
+    else:
+        assert played - least == pytest.approx(missed * experts, abs=0.5)
 
 
 def test_on_demand_pays_up_to_its_threshold_and_not_beyond():

@@ -111,6 +111,32 @@ def test_on_demand_reads_count_only_if_routed_or_by_chance() -> None:
     assert unknown.amounts[DISK] == pytest.approx(PAGES[2].bytes * (1 - 0.5**6))
 
 
+@pytest.mark.parametrize(
+    ("schedule", "reads"), [("stream", [1, 1]), ("one_by_one", [1, 1]), ("on_demand", [1, 0])]
+)
+def test_what_nobody_visits_has_no_chance_to_be_done(schedule: str, reads: list[float]) -> None:
+    policy = replace(POLICY, schedule=schedule)
+    assert [work.chance for work in works(Op.EXPERT, policy)][:4] == [1, 0, 1, 1]
+    assert [work.chance for work in works(Op.READ_PAGE, policy)][1:3] == reads
+    unknown = replace(BINDING, routed={})
+    each = 1 - 0.5**6
+    assert works(Op.EXPERT, policy, unknown)[0].chance == pytest.approx(each)
+    known, read = works(Op.READ_PAGE, policy, unknown)[:2]
+    assert (known.chance, read.chance) == (1, pytest.approx(each if reads[1] == 0 else 1))
+    assert all(work.chance == 1 for work in works(Op.ROUTER, policy))
+
+
+def test_each_sequence_that_decodes_costs_attention_something() -> None:
+    machine = replace(RATES, attended_seconds=3.0)
+    policy = replace(POLICY, micro_batches=1)
+    (alike,) = works(Op.ATTN, policy, Binding(((Extent(1, 9),) * 4,)))
+    (both,) = works(Op.ATTN, policy, Binding(((Extent(1, 9), Extent(4, 6)),)))
+    for work, count in ((alike, 4), (both, 1)):
+        free = alone(work, RATES, "attn")
+        assert alone(work, machine, "attn").seconds == pytest.approx(free.seconds + 3.0 * count)
+    assert alike.times(2).sequences == 8
+
+
 def test_embedding_rows_are_read_in_whole_blocks() -> None:
     (work,) = works(Op.READ_ROWS)
     assert work.amounts[DISK] == 6 * 2 * 4096
