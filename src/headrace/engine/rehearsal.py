@@ -71,6 +71,9 @@ LEAST_REPEATS, MOST_REPEATS = 2, 8
 """Sweeps of one load in a round; two at least, since the second one is beside what a run does about
 the first."""
 
+MOST_TIMES = 4
+"""Times the seconds of a load that a sweep may take to be played twice."""
+
 
 class Rehearsal:
     """The first layers of a model, in memory of their own: close it before a run begins.
@@ -150,7 +153,7 @@ class Rehearsal:
         """Every load for about ``seconds_each``: decodes, then prompt chunks; where experts pass
         through a ring, some of them under the other schedules that do so. In ROUNDS, after one
         sweep of each that does not count. Of a load whose sweep takes longer than ``seconds_each``
-        that one counts, and one more does."""
+        that one counts, and one more does, unless it takes MOST_TIMES as long."""
         turns, own = self._turns(), self.policy.schedule
         self._play(turns[-1], 1)  # the first touch of most memory is in no sweep that is timed
         once = [self._once(turn, seconds_each) for turn in turns]
@@ -160,7 +163,7 @@ class Rehearsal:
                     count = int(seconds_each / ROUNDS / seconds)
                     count = max(LEAST_REPEATS, min(MOST_REPEATS, count))
                     self._count(turn, self._play(turn, count), _ALONE)
-                elif number == ROUNDS // 2:
+                elif number == ROUNDS // 2 and seconds <= MOST_TIMES * seconds_each:
                     self._count(turn, self._play(turn, 1))
         for turn in turns:
             name = turn.load if turn.schedule == own else f"{turn.load}, {turn.schedule}"
