@@ -177,9 +177,17 @@ class Rehearsal:
         return float(len(logits))
 
     def _streamed(self, room_bytes: int, held: float) -> set[int]:
-        """Pages that pass through the ring: tables, and experts but a share of ``held``, evenly
-        spread, as far as half the room holds them."""
-        room, due, through = room_bytes // 2, 0.0, set[int]()
+        """Pages that pass through the ring: the table, and experts but a share of ``held``, evenly
+        spread, as far as half the room holds them beside the head; where the head takes more than
+        half of that, it passes, too. (In a run it stays before any expert does.)"""
+        room, due = room_bytes // 2, 0.0
+        through = {p.id for p in self.table.pages if p.role is Role.EMBED}
+        head = [p.id for p in self.table.pages if p.role is Role.HEAD]
+        taken = sum(self.table.slot_bytes(page) for page in head)
+        if taken > room // 2:
+            through.update(head)
+        else:
+            room -= taken
         for page in (p for p in self.table.pages if p.expert is not None):
             due = min(1.0, due + held)
             if due < 1.0 or room < self.table.slot_bytes(page.id):
@@ -187,7 +195,7 @@ class Rehearsal:
             else:
                 due -= 1.0
                 room -= self.table.slot_bytes(page.id)
-        return through | {p.id for p in self.table.pages if p.role in ("embed", "head")}
+        return through
 
     def _in_rounds(self, through: set[int], most: int) -> tuple[set[int], int]:
         """``through`` less some experts, and slots of the ring, at least half of ``most``, of which
