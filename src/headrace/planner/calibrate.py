@@ -216,9 +216,12 @@ def _reached(sweeps: Sweeps, roofs: Mapping[str, float]) -> dict[str, float]:
 
 
 def _typical(name: str, loads: Iterable[Sweeps]) -> float:
-    """Seconds of the tasks called ``name``, on average in all loads; 0 without any."""
-    tasks = (task for sweeps in loads for sweep in sweeps for task in sweep)
-    return _mean([task.seconds for task in tasks if task.op == name] or [0.0])
+    """Median seconds of the tasks called ``name``, in the load where they are least; 0 without any.
+    (At the seams of sweeps, of which a rehearsal of few layers has many, they wait for the caller;
+    and passing over a task, for reads of others.)"""
+    tasks = [[t for sweep in sweeps for t in sweep if t.op == name] for sweeps in loads]
+    found = [statistics.median([task.seconds for task in each]) for each in tasks if each]
+    return min(found, default=0.0)
 
 
 def _row_reads(loads: Iterable[Sweeps]) -> tuple[float, dict[str, Curve]]:
