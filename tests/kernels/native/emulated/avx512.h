@@ -118,7 +118,6 @@ Part part(const From &from, int which) {
 #define _mm512_maskz_loadu_ps(mask, from) emulated::some<__m512, float>(mask, from)
 #define _mm512_maskz_loadu_epi8(mask, from) emulated::some<__m512i, std::uint8_t>(mask, from)
 #define _mm512_maskz_loadu_epi16(mask, from) emulated::some<__m512i, std::uint16_t>(mask, from)
-#define _mm256_maskz_loadu_epi8(mask, from) emulated::some<__m256i, std::uint8_t>(mask, from)
 #define _mm256_maskz_loadu_epi16(mask, from) emulated::some<__m256i, std::uint16_t>(mask, from)
 #define _mm512_mask_storeu_ps(to, mask, from) emulated::store_some(to, mask, from)
 #define _mm512_extracti64x2_epi64(from, which) emulated::part<__m128i>(from, which)
