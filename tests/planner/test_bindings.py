@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from headrace.planner.bindings import typical_routing
-from headrace.planner.calibrate import name_of
 from headrace.planner.played import PlayedOverlap
 from headrace.planner.sweeps import SweepTimes, as_run
+from headrace.planner.timed import name_of
 from headrace.schedule.routing import visit_chance
 from headrace.specs.hardware import Hardware
 from headrace.specs.pages import page_layout

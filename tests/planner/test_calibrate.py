@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from headrace.planner.calibrate import BETWEEN, PASSED, Probes, Timed, curves, measure
+from headrace.planner.calibrate import Probes, curves, measure
+from headrace.planner.timed import BETWEEN, PASSED, Timed
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST
 
 

@@ -26,8 +26,8 @@ from headrace.machines.trace import SweepTrace
 from headrace.memory.arena import Arena
 from headrace.models.bodies import make_bodies
 from headrace.models.workspace import Workspace
-from headrace.planner.calibrate import BETWEEN, OTHERS, PASSED, Timed, name_of
 from headrace.planner.memory_map import arena_bytes
+from headrace.planner.timed import BETWEEN, OTHERS, PASSED, Timed, name_of
 from headrace.schedule.generate import generate, next_phase
 from headrace.schedule.lanes import CPU
 from headrace.schedule.sizes import buffer_sizes

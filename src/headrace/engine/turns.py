@@ -11,7 +11,7 @@ from headrace.batching.batch import Batch, MicroBatch, Segment
 from headrace.engine.sweep import Sweep
 from headrace.machines.hand_overs import hand_over_seconds
 from headrace.machines.trace import SweepTrace
-from headrace.planner.calibrate import OTHERS, Timed
+from headrace.planner.timed import OTHERS, Timed
 from headrace.schedule.task import Op, Task
 from headrace.schedule.work_vector import LANE
 from headrace.specs.hardware import DISK

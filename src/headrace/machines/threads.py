@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from headrace.errors import ScheduleError, TaskError
+from headrace.machines import quick_turns
 from headrace.machines.machine import Bodies, Cancelled, Clock, Passes, Sink, ViewOf, Views
 from headrace.machines.run import Run, RunTicket
 from headrace.machines.trace import SweepTrace
@@ -62,6 +63,7 @@ class Threads:
         self._failure: TaskError | None = None
         self._dropped = False
         self._closed = False
+        quick_turns.begin()
 
     def append(self, schedule: Schedule, sweep: Any) -> RunTicket:
         """Add ``schedule`` behind all that was appended before; returns at once."""
@@ -105,6 +107,7 @@ class Threads:
         for worker in self._workers.values():
             worker.thread.join()
         self._known.clear()  # whoever keeps a schedule must not keep memory with it
+        quick_turns.end()
 
     def __enter__(self) -> Threads:
         return self

@@ -12,6 +12,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from headrace.planner.stalls import spread
+from headrace.planner.timed import (
+    BETWEEN,
+    EXPERTS,
+    PAGE_READ_OP,
+    PASSED,
+    PER_EXPERT,
+    ROW_READ_OP,
+    Sweeps,
+    Timed,
+    name_of,
+    op_of,
+)
 from headrace.schedule.work_vector import LANE, TOKENS
 from headrace.specs.hardware import ATTENTION, CPU_FLOPS, DISK, DRAM, HOST, Curve, Hardware
 
@@ -19,21 +32,6 @@ Clock = Callable[[], float]
 
 LEAST_CALLS = 5
 """Calls timed at least, however slow."""
-
-
-class Timed(NamedTuple):
-    """One task as it ran: its op, the rows, amounts (by roof) and sequences that the work model
-    counts for it, so that prediction and calibration agree, and the seconds it took."""
-
-    op: str
-    rows: float
-    amounts: Mapping[str, float]
-    seconds: float
-    sequences: float = 0.0
-
-
-Sweeps = Sequence[Sequence[Timed]]
-"""Repeated sweeps of one load, task by task."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,9 @@ def measure(
         base = _roofs(probes, watch, name, depths)
     else:
         base = _checked(probes, known, max(depths[:2]))
-    loads = list(probes.rehearse())
+    loads: list[Sweeps] = list(probes.rehearse())
     base = _raised(base, loads)
+    loads = spread(loads, base.roofs)
     call = _attention_call(loads, base.roofs)
     row_seconds, rows = _row_reads(loads)
     base = replace(
@@ -249,32 +248,6 @@ def _row_reads(loads: Iterable[Sweeps]) -> tuple[float, dict[str, Curve]]:
     return least, {op: curve for op, curve in curves.items() if curve}
 
 
-ROW_READ_OP, PAGE_READ_OP = "read_rows", "read_page"
-"""Fetches rows of a table; a page."""
-
-BETWEEN, PASSED = "between", "passed"
-"""From a task's end to the start of the next one of its lane, which waits for nothing else; to the
-next one of an expert that nobody came to: it is passed over. In the midst of sweeps, whose weights
-drive the interpreter out of the caches: both are two or three times shorter with idle bodies."""
-
-OTHERS = ("one_by_one", "on_demand")
-"""Schedules with curves of their own: one reads beside nothing, the other now and then."""
-
-
-def name_of(op: str, schedule: str) -> str:
-    """An op's name in curves: how close it comes to its roof depends on what goes on beside it,
-    which the schedule decides. Curves of ``stream``, which reads all the time, stand for all but
-    two: those of ``on_demand``, which reads now and then, and of ``one_by_one``, whose reads have
-    the disk to themselves (and, of pages, are as long as handing over to and from them makes them)
-    and whose arithmetic begins with threads that slept."""
-    return f"{op} of {schedule}" if schedule in OTHERS else op
-
-
-def op_of(name: str) -> str:
-    """The op of a curve's name."""
-    return name.partition(" of ")[0]
-
-
 STEADY = 0.25
 """How far a disk's rate may be from what it was before the rate of now counts instead."""
 
@@ -338,7 +311,7 @@ def _by_size(loads: Iterable[Sweeps], roofs: Mapping[str, float]) -> dict[str, C
     where few experts are visited, threads are woken for each.)"""
     sizes: dict[int, list[Timed]] = {}
     for task in (task for sweeps in loads for sweep in sweeps for task in sweep):
-        if op_of(task.op) in _PER_EXPERT and task.rows >= _FEW:
+        if op_of(task.op) in PER_EXPERT and task.rows >= _FEW:
             sizes.setdefault(int(math.log2(task.rows)), []).append(task)
     found: dict[str, list[tuple[float, float]]] = {}
     for _, tasks in sorted(sizes.items()):
@@ -347,11 +320,6 @@ def _by_size(loads: Iterable[Sweeps], roofs: Mapping[str, float]) -> dict[str, C
     return {op: tuple(points) for op, points in found.items()}
 
 
-EXPERTS = ("expert", "moe", "expert_up", "expert_down")
-"""Ops of which one stands for those that no task of the rehearsal had: a schedule has either a task
-per page or one per layer."""
-
-_PER_EXPERT = tuple(op for op in EXPERTS if op != "moe")
 _FEW = 2  # rows from which on tasks of experts are told apart by their size, not by load
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from headrace.batching.microbatch import used_micro_batches
-from headrace.planner.calibrate import OTHERS, name_of
+from headrace.planner.timed import OTHERS, name_of
 from headrace.schedule.binding import Binding, Extent
 from headrace.schedule.tally import Kinds, tally
 from headrace.schedule.task import Op, Task

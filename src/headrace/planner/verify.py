@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from headrace.errors import DocumentError, UsageError
-from headrace.planner.calibrate import op_of
 from headrace.planner.profile import Profile, ShapeCurves
+from headrace.planner.timed import op_of
 from headrace.specs.hardware import ATTENTION, DISK, Curve
 
 LEAST_SHARE = 0.01
