@@ -8,7 +8,9 @@ from pathlib import Path
 
 
 class Others:
-    """Processor seconds of everybody else on this machine, from now on."""
+    """Processor seconds of everybody else on this machine, from now on. What its host takes does
+    not count: it takes most of it for our own reads (lab, "a core that is taken away").
+    """
 
     def __init__(self) -> None:
         self._before = self._used()
@@ -22,5 +24,5 @@ class Others:
             fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
         except OSError:
             return 0.0
-        busy = sum(int(fields[i]) for i in (1, 2, 3, 6, 7, 8))  # idle and waiting left out
+        busy = sum(int(fields[i]) for i in (1, 2, 3, 6, 7))  # not: idle, waiting, stolen
         return busy / os.sysconf("SC_CLK_TCK") - time.process_time()
