@@ -276,3 +276,48 @@ def test_a_read_error_names_file_and_offset(file: Path) -> None:
         pytest.raises(StorageError, match=r"offset 4096.*Input/output error"),
     ):
         reader.read([FileRange(0, 4096, 10)], memory(1 << 19))
+
+
+SMALL = (FileRange(0, 8192, 5000, at=4096), FileRange(0, 294_912, SIZE - 294_912, at=65536))
+
+
+def native_together():
+    from headrace.kernels.native import read_together
+
+    found = read_together()
+    if found is None:
+        pytest.skip("built without native kernels")
+    return found
+
+
+@pytest.mark.parametrize("in_flight", [0, 1, 2, 8])
+def test_small_reads_land_as_others_do(file: Path, in_flight: int) -> None:
+    one, other = memory(1 << 19), memory(1 << 19)
+    with DiskReader([file], together=native_together()) as reader:
+        if reader.mode != "direct":
+            pytest.skip("no direct reads here")
+        got = reader.read_small(SMALL, one, in_flight)
+        assert got == reader.bytes_read == reader.read(SMALL, other)
+        assert reader.requests == 4
+    assert bytes(one) == bytes(other)
+
+
+def test_small_reads_are_left_to_others_where_they_cannot_be(file: Path) -> None:
+    into = memory(1 << 19)
+
+    def failing(requests: list[tuple[int, int, int, int, int]], in_flight: int) -> int:
+        return -1
+
+    with DiskReader([file]) as plain, DiskReader([file], together=failing) as broken:
+        assert plain.read_small(SMALL, into, 8) is None
+        assert broken.read_small(SMALL, into, 8) is None
+        assert broken.read_small((), into, 8) is None
+        assert broken.bytes_read == 0
+    with DiskReader([file], together=native_together()) as reader:
+        assert reader.read_small(SMALL, memory(4096), 8) is None  # too small a place
+        os.truncate(file, 10_000)
+        assert reader.read_small(SMALL, into, 8) is None
+        with pytest.raises(StorageError):
+            reader.read(SMALL, into)
+    with DiskReader([file], direct=False, together=native_together()) as buffered:
+        assert buffered.read_small(SMALL[:1], into, 8) is None

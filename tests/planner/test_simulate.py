@@ -17,6 +17,7 @@ from headrace.planner.played import PlayedOverlap, SteadyPlay
 from headrace.planner.prices import DevicePrices, price
 from headrace.planner.residency import Residency
 from headrace.planner.simulate import FewRows, predict, simulate
+from headrace.planner.stalls import together
 from headrace.planner.sweeps import Load, SweepTimes
 from headrace.planner.tail import on_demand_rows
 from headrace.schedule.binding import Binding, Extent
@@ -333,3 +334,31 @@ def test_ten_thousand_requests_are_played_in_seconds():
     before = time.process_time()
     simulate(t, job)
     assert time.process_time() - before < 10  # about one, on an idle machine
+
+
+@pytest.mark.parametrize("rows", [1, 16, 64])
+def test_lanes_in_each_others_way_take_longer_and_move_as_much(rows):
+    p, load = policy(), Load(rows, 100 * rows, samples=rows)
+    apart = SweepTimes(MODEL, PAGES, p, MACHINE)
+    close = SweepTimes(MODEL, PAGES, p, replace(MACHINE, contention=0.5))
+    before, after = apart.lanes(load), close.lanes(load)
+    longer = 0.5 * together(*before)
+    assert longer > 0
+    assert after.cpu - before.cpu == pytest.approx(longer)
+    assert after.disk - before.disk == pytest.approx(longer)
+    assert close.bytes_moved(load) == apart.bytes_moved(load)
+
+
+@pytest.mark.parametrize("schedule", ["resident", "one_by_one", "on_demand"])
+def test_nothing_is_in_the_way_where_reads_are_waited_for_or_there_are_none(schedule):
+    p, load = policy(schedule), Load(16, 1600, samples=16)
+    lanes = SweepTimes(MODEL, PAGES, p, MACHINE).lanes(load)
+    assert SweepTimes(MODEL, PAGES, p, replace(MACHINE, contention=0.5)).lanes(load) == lanes
+
+
+def test_a_job_of_lanes_in_each_others_way_is_slower_by_no_more_than_that():
+    job = Workload((30,) * 40, (20,) * 40)
+    apart = predict(MODEL, PAGES, policy(), MACHINE, job)
+    close = predict(MODEL, PAGES, policy(), replace(MACHINE, contention=0.3), job)
+    assert apart.seconds < close.seconds < 1.3 * apart.seconds
+    assert close.bytes_read == pytest.approx(apart.bytes_read)

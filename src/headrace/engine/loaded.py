@@ -9,6 +9,7 @@ from typing import Any
 
 from headrace.engine.tokenizer import Tokenizer
 from headrace.errors import ModelError
+from headrace.kernels.native import read_together
 from headrace.memory.checkpoint import Checkpoint
 from headrace.memory.disk import DiskReader
 from headrace.memory.pages import PageTable
@@ -48,7 +49,7 @@ class Loaded:
         model = checkpoint_spec(checkpoint)
         pages = checkpoint_pages(checkpoint, model)
         names = architecture(checkpoint.config).tensor_name
-        reader = DiskReader(checkpoint.files, direct, faults)
+        reader = DiskReader(checkpoint.files, direct, faults, read_together())
         try:
             table = PageTable(pages, checkpoint, names, model, reader)
         except ModelError:

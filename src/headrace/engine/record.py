@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from headrace.batching.counters import Counters
 from headrace.engine.sweep import Sweep
 from headrace.machines.trace import RunTotals, SweepTrace
 from headrace.memory.pages import PageTable
+from headrace.planner.stalls import together
 from headrace.planner.sweeps import as_run
 from headrace.schedule.binding import Binding
 from headrace.schedule.tally import Alike
@@ -153,10 +154,20 @@ class Record:
             self._last = shape, self._sum(schedule.name, kinds.by_rows, known)
         others = self._sum(schedule.name, kinds.others, known)
         each = self._expert_sums[key], self._last[1], others
+        longer = self._contended(schedule.name, each, binding)
         for found in each:
             for op, seconds in found.seconds.items():
-                self.predicted[op] = self.predicted.get(op, 0.0) + seconds
+                self.predicted[op] = self.predicted.get(op, 0.0) + longer * seconds
         return sum(found.flops for found in each)
+
+    def _contended(self, schedule: str, each: Sequence[_Sums], binding: Binding) -> float:
+        """Times as long that the arithmetic of a sweep takes beside what it read."""
+        hardware = None if self.hardware is None else self._met(schedule, self.hardware)
+        cpu = sum(seconds for found in each for seconds in found.seconds.values())
+        if hardware is None or not (hardware.contention and cpu and binding.bytes_read):
+            return 1.0
+        rate = hardware.roofs[DISK] * hardware.efficiency_of(Op.READ_PAGE.value, binding.rows)
+        return 1 + hardware.contention * together(cpu, binding.bytes_read / rate) / cpu
 
     def _sum(self, schedule: str, tasks: Iterable[Alike], binding: Binding) -> _Sums:
         flops, seconds = 0.0, dict[str, float]()

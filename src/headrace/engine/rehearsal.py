@@ -67,6 +67,10 @@ ROUNDS = 4
 """Times that every load gets its turn: a machine that others share is faster in one second than in
 the next, and a load played in a single stretch would see one of them only."""
 
+MEETING, STRETCH = ("16 decodes", "64 decodes", "4 prompts of 16", "1 chunk of 64"), 8
+"""Loads in which reads and arithmetic take about as long, and sweeps of them in a row (in every
+other round): what they lose to each other shows once all lanes have been busy for a while."""
+
 LEAST_REPEATS, MOST_REPEATS = 2, 8
 """Sweeps of one load in a round; two at least, since the second one is beside what a run does about
 the first."""
@@ -101,7 +105,9 @@ class Rehearsal:
         self.model, self.table = loaded.first_layers(_layers(loaded, room_bytes))
         pages = self.table.pages
         through = self._streamed(room_bytes, held)
-        slot = self.table.max_slot_bytes(through)
+        # rows of the table are read, it is no page of the ring: a larger slot would make it smaller
+        read = [p.id for p in pages if p.id in through and p.role is not Role.EMBED]
+        slot = self.table.max_slot_bytes(read or through)
         wanted = min(-(-RING_BYTES // slot), room_bytes // (4 * slot), len(through))
         most = max(RING_SLOTS if RING_SLOTS * slot <= room_bytes // 3 else LEAST_SLOTS, wanted)
         through, slots = self._in_rounds(through, most)
@@ -160,9 +166,9 @@ class Rehearsal:
         for number in range(ROUNDS):
             for turn, seconds in zip(turns, once, strict=True):
                 if seconds <= seconds_each:
-                    count = int(seconds_each / ROUNDS / seconds)
-                    count = max(LEAST_REPEATS, min(MOST_REPEATS, count))
-                    self._count(turn, self._play(turn, count), _ALONE)
+                    count = self._repeats(turn, number, seconds_each / seconds)
+                    if count:
+                        self._count(turn, self._play(turn, count), _ALONE)
                 elif number == ROUNDS // 2 and seconds <= MOST_TIMES * seconds_each:
                     self._count(turn, self._play(turn, 1))
         for turn in turns:
@@ -228,6 +234,12 @@ class Rehearsal:
         for schedule in OTHERS if self.policy.ring_slots else ():
             turns += [(schedule, load) for load in FEWER if load in loads]
         return [Turn(schedule, load, loads[load], batches[load]) for schedule, load in turns]
+
+    def _repeats(self, turn: Turn, number: int, fitting: float) -> int:
+        """Sweeps in round ``number``, of ``fitting`` in all."""
+        if turn.load in MEETING and turn.schedule == "stream":
+            return STRETCH if number % 2 else 0
+        return max(LEAST_REPEATS, min(MOST_REPEATS, int(fitting / ROUNDS)))
 
     def _once(self, turn: Turn, most: float) -> float:
         """Seconds that a sweep of ``turn`` takes; one of more than ``most`` counts."""

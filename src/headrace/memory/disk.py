@@ -7,11 +7,12 @@ dropped; ``mode`` and ``reason`` say so, for the summary.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,11 @@ ALIGN = 4096
 
 REQUEST_BYTES = 16 << 20
 """Largest single request: larger ones gain no rate and cannot be cancelled in between."""
+
+
+Together = Callable[[list[tuple[int, int, int, int, int]], int], int]
+"""Reads of (descriptor, offset, bytes that must come, bytes that may, address), so many at a time:
+the bytes that came, negative when a read failed or brought too little."""
 
 
 class FileRange(NamedTuple):
@@ -52,7 +58,8 @@ def align_up(count: int) -> int:
 class DiskReader:
     """Positioned reads from a fixed set of files, from any number of threads at once.
 
-    ``direct=None`` uses O_DIRECT where it works, ``True`` insists, ``False`` never does.
+    ``direct=None`` uses O_DIRECT where it works, ``True`` insists, ``False`` never does. If
+    ``together`` is given, it reads small ones.
     Raises StorageError when a file cannot be opened, or ``direct`` cannot be honoured.
     """
 
@@ -61,9 +68,11 @@ class DiskReader:
         files: Sequence[str | Path],
         direct: bool | None = None,
         faults: Faults = no_faults,
+        together: Together | None = None,
     ) -> None:
         self.files = tuple(Path(f) for f in files)
         self._faults = faults
+        self._together = together if faults is no_faults else None
         self.reason = "buffered reads were asked for" if direct is False else ""
         self._lock = threading.Lock()
         self._bytes = 0
@@ -126,6 +135,28 @@ class DiskReader:
         with self._lock:
             self._bytes += total
             self._requests += requests
+        return total
+
+    def read_small(
+        self, reads: Sequence[FileRange], into: memoryview, in_flight: int
+    ) -> int | None:
+        """The same of small reads, ``in_flight`` at a time, each a single request, without the
+        interpreter. None where nothing can, or one failed: ``read`` says why."""
+        room = len(into)
+        if self._together is None or self.mode != "direct" or not reads:
+            return None
+        if any(r.nbytes > REQUEST_BYTES or r.at + align_up(r.nbytes) > room for r in reads):
+            return None
+        start = ctypes.addressof(ctypes.c_char.from_buffer(into))
+        requests = [
+            (self._descriptors[file], offset, nbytes, align_up(nbytes), start + at)
+            for file, offset, nbytes, at in reads
+        ]
+        if (total := self._together(requests, in_flight)) < 0:
+            return None
+        with self._lock:
+            self._bytes += total
+            self._requests += len(requests)
         return total
 
     def check_unchanged(self) -> None:

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 BOUNCE_BYTES = 1 << 20
 """Memory taken beside the destination: blocks land here, rows are copied out."""
 
-IN_FLIGHT = 8
-"""Requests at once: reads of one block wait for the disk's latency, not for its rate."""
+IN_FLIGHT = 32
+"""Requests at once: reads of one block wait for the disk's latency, and behind pages that are being
+read, not for its rate."""
 
 
 class RowReader:
@@ -61,6 +62,8 @@ class RowReader:
             self._pool.shutdown()
 
     def _fetch(self, reads: list[FileRange], bounce: memoryview) -> int:
+        if (got := self._reader.read_small(reads, bounce, IN_FLIGHT)) is not None:
+            return got
         shares = [reads[i::IN_FLIGHT] for i in range(min(IN_FLIGHT, len(reads)))]
         if len(shares) < 2:
             return self._reader.read(reads, bounce)

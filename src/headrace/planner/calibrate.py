@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from headrace.planner.stalls import spread
+from headrace.planner.stalls import settled
 from headrace.planner.timed import (
     BETWEEN,
     EXPERTS,
@@ -73,7 +73,7 @@ def measure(
         base = _checked(probes, known, max(depths[:2]))
     loads: list[Sweeps] = list(probes.rehearse())
     base = _raised(base, loads)
-    loads = spread(loads, base.roofs)
+    loads, contention = settled(loads, base.roofs)
     call = _attention_call(loads, base.roofs)
     row_seconds, rows = _row_reads(loads)
     base = replace(
@@ -86,6 +86,7 @@ def measure(
         row_seconds=min(base.row_seconds, _least_per(HOST, loads) or math.inf),
         token_seconds=_least_per(TOKENS, loads) or base.token_seconds,
         row_read_seconds=row_seconds or base.row_read_seconds,
+        contention=contention,
         noise=max(base.noise, watch.noise),
     )
     return replace(base, efficiency={**curves(_less_calls(loads, base), _rates(base)), **rows})

@@ -110,7 +110,8 @@ class PlayedOverlap:
 
     @cached_property
     def _times(self) -> SweepTimes:
-        return SweepTimes(self.model, self.pages, self.policy, self.hardware, kinds=self._kinds)
+        apart = replace(self.hardware, contention=0.0)  # as what is played
+        return SweepTimes(self.model, self.pages, self.policy, apart, kinds=self._kinds)
 
     @cached_property
     def _sketch(self) -> HostSketch:

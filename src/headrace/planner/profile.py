@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 from headrace.errors import DocumentError, UsageError
 from headrace.planner.fields import known_fields, mapping, number, short, switch, text, whole
 from headrace.planner.interval import half_width
+from headrace.planner.stalls import MOST_CONTENTION
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, Curve, Hardware
 from headrace.specs.model import ModelSpec
 
-FORMAT = 4
+FORMAT = 5
 
 MEASURED = (CPU_FLOPS, DRAM, DISK)
 """Roofs of a machine that are measured."""
@@ -68,6 +69,7 @@ class ShapeCurves:
     row_seconds: float
     token_seconds: float
     row_read_seconds: float
+    contention: float
     activations: str
 
     @classmethod
@@ -92,6 +94,7 @@ class ShapeCurves:
             row_seconds=hardware.row_seconds,
             token_seconds=hardware.token_seconds,
             row_read_seconds=hardware.row_read_seconds,
+            contention=hardware.contention,
             activations=met(model, activations),
         )
 
@@ -135,6 +138,7 @@ class Profile:
             efficiency=nearest.efficiency,
             lane_rate=nearest.lane_rate,
             **{name: getattr(nearest, name) for name in SECONDS},
+            contention=nearest.contention,
             error=half_width(self.residuals, self.hardware.noise),
         )
 
@@ -211,8 +215,13 @@ def shape_from(data: object, where: str = "the shape") -> ShapeCurves:
         roofs={roof: _rate(roofs[roof], f"{roof} of {where}") for roof in MEASURED},
         lane_rate=_rate(found["lane_rate"], f"lane_rate of {where}"),
         **{name: _seconds(found[name], f"{name} of {where}") for name in SECONDS},
+        contention=_contention(found["contention"]),
         activations=text(found["activations"], f"activations of {where}"),
     )
+
+
+def _contention(data: object) -> float:
+    return number(data, "contention", 0.0, MOST_CONTENTION)
 
 
 _SIZES = ("hidden", "ffn_width", "q_size", "kv_size")
@@ -272,6 +281,7 @@ def _hardware(data: object) -> Hardware:
         passed_seconds=seconds["passed_seconds"],
         attention_seconds=seconds["attention_seconds"],
         attended_seconds=seconds["attended_seconds"],
+        contention=_contention(found["contention"]),
         measured=switch(found["measured"], "measured"),
         noise=number(found["noise"], "noise", 0.0, 1000.0),
     )

@@ -1,22 +1,21 @@
-"""Moments in which a core was somebody else's, spread over all arithmetic of a load.
+"""Time in which arithmetic stood still because a core was somebody else's.
 
 Where the machine is one of several on its host, a core is taken away for some ten milliseconds now
-and then: most often while pages are read, since the host copies them on cores that it counts as
-this machine's. (A virtual machine of two cores that reads 1.2 GB/s beside its arithmetic was seen
-to lose a fifth of it so, one that reads beside nothing lost none.) A load played for a second sees
-a few dozen such moments. They belong to no operation: of one that takes a millisecond a layer most
-rehearsals see none, and one of them a third more than a run will.
+and then. Mostly that is so while pages are read beside arithmetic that keeps all cores busy: the
+host copies pages in time that it counts as this machine's. Such moments belong to no operation (one
+that takes a millisecond a layer may see none in a rehearsal, or a third more than in a run), and
+come as often as reads and arithmetic go on together, which is another share in every plan.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from headrace.planner.timed import PER_EXPERT, Sweeps, Timed, op_of
-from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, Curve, share_at
+from headrace.planner.timed import PAGE_READ_OP, Sweeps, Timed
+from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM
 
 SLOWED = 2.0
 """Times the median of its like that a task takes by itself at most: the rest it stood still."""
@@ -25,63 +24,91 @@ MOST_AT_ONCE = 0.05
 """Share of a load's arithmetic that a single moment counts as at most: what stands still for longer
 is disturbed, as a long run seldom is."""
 
+MOST_CONTENTION = 1.0
 
-def spread(loads: Sequence[Sweeps], roofs: Mapping[str, float]) -> list[Sweeps]:
-    """``loads``, the time in which tasks of arithmetic stood still taken from those that did and
-    given to all of their load, each by its length. What an expert gets is that of loads whose
-    experts have as many rows as it has: in a load some have many and some few, but how long reads
-    go on beside them is a matter of all."""
+_SEEN = 0.5
+"""Of a load's arithmetic that its reads take at least, and the other way, to show contention."""
+
+
+class Settled(NamedTuple):
+    """Loads as they would have been without contention, and how much there was: ``Hardware`` says
+    what it means."""
+
+    loads: list[Sweeps]
+    contention: float
+
+
+def settled(loads: Sequence[Sweeps], roofs: Mapping[str, float]) -> Settled:
+    """Of loads in which pages are read all the time, arithmetic and reads less what they lost; of
+    the others, what tasks lost is shared by all arithmetic of their load, each by its length."""
     found = [_Load.of(sweeps, roofs) for sweeps in loads]
-    of_experts = _by_rows(found)
+    lost = beside = 0.0
+    for load in found:
+        if load.shows:
+            lost += load.lost
+            beside += together(load.moving, load.reading)
+    contention = min(MOST_CONTENTION, lost / beside) if beside else 0.0
+    return Settled([list(load.settled()) for load in found], contention)
 
-    def spread_task(task: Timed, moving: float, slower: float) -> Timed:
-        if not is_arithmetic(task):
-            return task
-        if task.op in of_experts:
-            slower = share_at(of_experts[task.op], max(task.rows, 1.0))
-        return task._replace(seconds=moving * slower)
 
-    return [
-        [
-            [spread_task(*both, load.slower) for both in zip(sweep, moving, strict=True)]
-            for sweep, moving in zip(load.sweeps, load.moving, strict=True)
-        ]
-        for load in found
-    ]
+def together(arithmetic: float, reads: float) -> float:
+    """Seconds in which reads meet arithmetic that keeps all cores busy, of a sweep that would take
+    them so long apart. Where arithmetic waits for reads, cores are free in between, the more the
+    longer it waits."""
+    return reads if arithmetic >= reads else arithmetic * arithmetic / reads
 
 
 class _Load(NamedTuple):
-    """Sweeps, what each of their tasks takes by itself, and how much slower arithmetic was than
-    that, all in all."""
+    """Sweeps and what each of their tasks takes by itself; all their arithmetic so, and what it
+    lost; reads less that, 0 where they do not go on all the time."""
 
     sweeps: Sweeps
-    moving: list[list[float]]
-    slower: float
+    alone: list[list[float]]
+    moving: float
+    lost: float
+    reading: float
 
     @classmethod
     def of(cls, sweeps: Sweeps, roofs: Mapping[str, float]) -> _Load:
-        moving = _moving(sweeps, roofs)
+        alone = _alone(sweeps, roofs)
         pairs = [
             (task.seconds, seconds)
-            for sweep, each in zip(sweeps, moving, strict=True)
+            for sweep, each in zip(sweeps, alone, strict=True)
             for task, seconds in zip(sweep, each, strict=True)
             if is_arithmetic(task)
         ]
-        total = math.fsum(seconds for _, seconds in pairs)
-        most = MOST_AT_ONCE * total
-        lost = math.fsum(min(took - seconds, most) for took, seconds in pairs)
-        return cls(sweeps, moving, 1 + lost / total if total else 1.0)
+        moving = math.fsum(seconds for _, seconds in pairs)
+        lost = math.fsum(min(took - seconds, MOST_AT_ONCE * moving) for took, seconds in pairs)
+        reads = next((t.seconds for sweep in sweeps for t in sweep if t.op == PAGE_READ_OP), 0.0)
+        return cls(sweeps, alone, moving, lost, max(reads - lost, reads / (1 + MOST_CONTENTION)))
+
+    @property
+    def shows(self) -> bool:
+        """Whether reads and arithmetic went on beside each other for long."""
+        return self.reading >= _SEEN * self.moving and self.moving >= _SEEN * self.reading
+
+    def settled(self) -> Iterator[list[Timed]]:
+        """Its sweeps; all reads are in each of them."""
+        slower = 1.0 if self.reading or not self.moving else 1 + self.lost / self.moving
+        for sweep, alone in zip(self.sweeps, self.alone, strict=True):
+            yield [
+                task._replace(seconds=seconds * slower)
+                if is_arithmetic(task)
+                else task._replace(seconds=self.reading)
+                if task.op == PAGE_READ_OP
+                else task
+                for task, seconds in zip(sweep, alone, strict=True)
+            ]
 
 
 def is_arithmetic(task: Timed) -> bool:
     """Whether a processor works on it all the time, by the roofs it uses."""
-    return task.amounts.get(CPU_FLOPS, 0.0) > 0 or (
-        task.amounts.get(DRAM, 0.0) > 0 and task.amounts.get(DISK, 0.0) == 0
-    )
+    amounts = task.amounts
+    return amounts.get(CPU_FLOPS, 0.0) > 0 or (amounts.get(DRAM, 0.0) > 0 and DISK not in amounts)
 
 
-def _moving(sweeps: Sweeps, roofs: Mapping[str, float]) -> list[list[float]]:
-    """Seconds that each task takes by itself: those of its like, if it took far longer."""
+def _alone(sweeps: Sweeps, roofs: Mapping[str, float]) -> list[list[float]]:
+    """Seconds that each task takes by itself: at most SLOWED times what its like take."""
     alike: dict[tuple[str, int], list[float]] = {}
     for task in (task for sweep in sweeps for task in sweep if is_arithmetic(task)):
         alike.setdefault(_like(task), []).append(task.seconds / _least(task, roofs))
@@ -101,20 +128,3 @@ def _like(task: Timed) -> tuple[str, int]:
 
 def _least(task: Timed, roofs: Mapping[str, float]) -> float:
     return max(amount / roofs[roof] for roof, amount in task.amounts.items() if roof in roofs)
-
-
-def _by_rows(loads: Iterable[_Load]) -> dict[str, Curve]:
-    """Op with a task per expert -> (mean rows of its tasks in a load, how much slower)."""
-    points: dict[str, dict[float, list[float]]] = {}
-    for load in loads:
-        rows: dict[str, list[float]] = {}
-        for task in (task for sweep in load.sweeps for task in sweep if task.rows):
-            if op_of(task.op) in PER_EXPERT:
-                rows.setdefault(task.op, []).append(task.rows)
-        for op, each in rows.items():
-            mean = round(max(1.0, statistics.fmean(each)), 2)
-            points.setdefault(op, {}).setdefault(mean, []).append(load.slower)
-    return {
-        op: tuple((rows, statistics.fmean(each)) for rows, each in sorted(found.items()))
-        for op, found in points.items()
-    }

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from headrace.batching.microbatch import used_micro_batches
+from headrace.planner.stalls import together
 from headrace.planner.timed import OTHERS, name_of
 from headrace.schedule.binding import Binding, Extent
 from headrace.schedule.tally import Kinds, tally
@@ -109,7 +110,13 @@ class SweepTimes:
         return lanes.busiest * self.overlap(load.rows)
 
     def lanes(self, load: Load) -> LaneSeconds:
-        """Busy seconds of each lane."""
+        """Busy seconds of each lane, contention included."""
+        cpu, disk = self._apart(load)
+        longer = self.hardware.contention * together(cpu, disk) if disk else 0.0
+        return LaneSeconds(cpu + longer, disk + longer)
+
+    def _apart(self, load: Load) -> LaneSeconds:
+        """The same where no lane is in another's way."""
         cpu = _between(lambda rows: self._rows_at(rows).cpu, load.rows)
         disk = _between(lambda rows: self._rows_at(rows).disk, load.rows)
         head = _between(self._samples_at, load.samples)
@@ -122,7 +129,7 @@ class SweepTimes:
 
     def bytes_moved(self, load: Load) -> Mapping[str, float]:
         """Bytes of a sweep: those of the disk."""
-        return {DISK: self.lanes(load).disk * self._disk_rate(load.rows)}
+        return {DISK: self._apart(load).disk * self._disk_rate(load.rows)}
 
     def tail_seconds(self, load: Load) -> float:
         """Arithmetic between the last expert of a sweep and the first of the next: head,
@@ -207,7 +214,8 @@ class SweepTimes:
 
 def as_run(hardware: Hardware, schedule: str) -> Hardware:
     """The machine as sweeps of ``schedule`` meet it: with its own curves, where it has any, as far
-    as they go; where more rows were seen, of many rows all are alike."""
+    as they go; where more rows were seen, of many rows all are alike. Their arithmetic waits for
+    reads so often that the two are hardly in each other's way."""
     if schedule not in OTHERS:
         return hardware
     own = {op: hardware.efficiency.get(name_of(op, schedule)) for op in hardware.efficiency}
@@ -219,7 +227,7 @@ def as_run(hardware: Hardware, schedule: str) -> Hardware:
         for op, curve in own.items()
         if curve is not None
     }
-    return replace(hardware, efficiency={**hardware.efficiency, **known}) if known else hardware
+    return replace(hardware, efficiency={**hardware.efficiency, **known}, contention=0.0)
 
 
 _BEYOND = 1.25

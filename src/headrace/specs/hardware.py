@@ -62,6 +62,8 @@ class Hardware:
     own cost per task, ``passed_seconds`` that of one with nothing to do, which it passes over, and
     ``attention_seconds`` what a task of attention on the processor takes on top, however little it
     attends to; each sequence in it that decodes takes ``attended_seconds`` more.
+    While pages are read beside arithmetic that keeps all cores busy both take ``contention`` times
+    as long more (where a host copies pages in its guest's time).
     ``measured`` tells a measurement from a stock figure; ``noise`` is how much slower than
     near-best a typical timing was while measuring (0: quiet machine). ``error`` is how far runs
     ended from their predictions here, as half the 90 % interval of ln(measured / predicted);
@@ -81,6 +83,7 @@ class Hardware:
     passed_seconds: float = 10e-6
     attention_seconds: float = 0.0
     attended_seconds: float = 0.0
+    contention: float = 0.0
     devices: int = 1
     measured: bool = False
     noise: float = 0.0
@@ -105,7 +108,8 @@ class Hardware:
     def ideal(self) -> Hardware:
         """The same roofs where every task reaches them and costs nothing else."""
         free = replace(self, task_seconds=0.0, passed_seconds=0.0)
-        return replace(free, attention_seconds=0.0, attended_seconds=0.0, efficiency={})
+        free = replace(free, attention_seconds=0.0, attended_seconds=0.0, contention=0.0)
+        return replace(free, efficiency={})
 
     @property
     def has_device(self) -> bool:

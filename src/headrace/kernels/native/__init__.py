@@ -8,6 +8,7 @@ out once, on import, and said once in the log.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any, Literal
 
@@ -49,6 +50,11 @@ def cpu_features() -> frozenset[str]:
     Empty without the native module: nothing here could use them.
     """
     return frozenset(_native.cpu_features()) if _native is not None else frozenset()
+
+
+def read_together() -> Callable[[list[tuple[int, int, int, int, int]], int], int] | None:
+    """What reads many small pieces of files at once, for ``DiskReader``; None if not built."""
+    return None if _native is None else _native.read_together
 
 
 def widen(source: Any, out: Any, form: HalfFormat, path: Path = "auto") -> None:

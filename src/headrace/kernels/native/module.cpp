@@ -13,6 +13,7 @@
 #include "bind_roofs.h"
 #include "bind_rows.h"
 #include "features.h"
+#include "gather.h"
 #include "widen.h"
 
 namespace nb = nanobind;
@@ -81,6 +82,7 @@ NB_MODULE(_native, module) {
     bind_rows(module);
     bind_attention(module);
     bind_roofs(module);
+    bind_gather(module);
     module.def("cpu_features", &cpu_features);
     module.def("widen_bf16", &widen_bf16, "source"_a.noconvert(), "out"_a.noconvert(),
                "path"_a = "auto");
