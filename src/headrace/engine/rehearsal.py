@@ -159,7 +159,7 @@ class Rehearsal:
         """Every load for about ``seconds_each``: decodes, then prompt chunks; where experts pass
         through a ring, some of them under the other schedules that do so. In ROUNDS, after one
         sweep of each that does not count. Of a load whose sweep takes longer than ``seconds_each``
-        that one counts, and one more does, unless it takes MOST_TIMES as long."""
+        that one counts, and one more does (two of MEETING), unless it takes MOST_TIMES as long."""
         turns, own = self._turns(), self.policy.schedule
         self._play(turns[-1], 1)  # the first touch of most memory is in no sweep that is timed
         once = [self._once(turn, seconds_each) for turn in turns]
@@ -170,7 +170,7 @@ class Rehearsal:
                     if count:
                         self._count(turn, self._play(turn, count), _ALONE)
                 elif number == ROUNDS // 2 and seconds <= MOST_TIMES * seconds_each:
-                    self._count(turn, self._play(turn, 1))
+                    self._count(turn, self._play(turn, 2 if self._meets(turn) else 1))
         for turn in turns:
             name = turn.load if turn.schedule == own else f"{turn.load}, {turn.schedule}"
             yield Rehearsed(name, self._tasks_of(turn), turn.read_bytes, turn.read_seconds)
@@ -235,9 +235,12 @@ class Rehearsal:
             turns += [(schedule, load) for load in FEWER if load in loads]
         return [Turn(schedule, load, loads[load], batches[load]) for schedule, load in turns]
 
+    def _meets(self, turn: Turn) -> bool:
+        return turn.load in MEETING and turn.schedule == "stream"
+
     def _repeats(self, turn: Turn, number: int, fitting: float) -> int:
         """Sweeps in round ``number``, of ``fitting`` in all."""
-        if turn.load in MEETING and turn.schedule == "stream":
+        if self._meets(turn):
             return STRETCH if number % 2 else 0
         return max(LEAST_REPEATS, min(MOST_REPEATS, int(fitting / ROUNDS)))
 
