@@ -26,7 +26,7 @@ from tests.kernels.native.test_matrix import (
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="built without native kernels")
 
-INTEGER_PATHS = ("amx_int", "avx512_vnni", "avx_vnni", "avx2", "plain")
+INTEGER_PATHS = ("avx512_vnni", "avx_vnni", "avx2", "plain")
 EXACT_PATHS = ("exact_avx512", "exact_avx2", "exact_plain")
 
 

@@ -18,9 +18,9 @@ from tests.kernels.native.test_quantized import SCHEMES, weight_of
 
 
 def turns(path: str) -> bool:
-    """Whether this processor's ``path`` reads turned bf16 weights."""
+    """Whether this processor's ``path`` reads turned fp16 weights (bf16 may go by tiles)."""
     return native.available() and isinstance(
-        matrix.turn(torch.zeros(16, 32, dtype=torch.bfloat16), path=path), TurnedWeight
+        matrix.turn(torch.zeros(16, 32, dtype=torch.float16), path=path), TurnedWeight
     )
 
 
@@ -113,7 +113,7 @@ def routed(m, count):
 
 
 def test_sixteen_rows_lie_word_by_word_and_leftovers_as_stored():
-    memory = made(40, 64).to(torch.bfloat16)
+    memory = made(40, 64).to(torch.float16)
     before = memory.view(torch.int32).clone()
     matrix.turn(memory)
     after = memory.view(torch.int32)
@@ -135,7 +135,7 @@ def test_scales_of_sixteen_rows_lie_group_by_group_and_leftovers_as_stored(dtype
 
 @pytest.mark.parametrize("shape", [(15, 32), (16, 33), (64, 31)])
 def test_what_has_no_whole_groups_or_lines_stays_as_it_is(shape):
-    stored = made(*shape).to(torch.bfloat16)
+    stored = made(*shape).to(torch.float16)
     before = stored.clone()
     assert matrix.turn(stored) is stored
     assert torch.equal(stored, before)
@@ -143,7 +143,7 @@ def test_what_has_no_whole_groups_or_lines_stays_as_it_is(shape):
 
 @pytest.mark.parametrize("path", ["avx2", "plain"])
 def test_paths_that_read_rows_neither_turn_nor_take_turned_weights(path):
-    stored = made(16, 32).to(torch.bfloat16)
+    stored = made(16, 32).to(torch.float16)
     assert matrix.turn(stored, path=path) is stored
     turned, x = matrix.turn(stored), made(2, 32)
     with pytest.raises(ValueError, match="turned"):

@@ -112,14 +112,20 @@ void run(std::int64_t pairs, const PairOf &pair_of, const void *panel, std::int6
         for (int i = 0; i < pair.size; ++i) {
             left[i] = left_of<F>(*pair.weights[i], pair.rows[i], n1, k, columns, !few, local.left[i]);
         }
-        const Pair next = pair_of(p + 1);
+        // What is met next: of many granules the same columns of the next pair, of few the next
+        // columns.
+        const bool stays = few && b + 1 < blocks;
+        const Pair next = stays ? pair : pair_of(p + 1);
+        const std::int64_t ask = !few ? k : stays ? k + k_block : 0;
+        const std::int64_t asked = K - ask < k_block ? K - ask : k_block;
         for (std::int64_t g = g0; g < g1; g += 2) {
-            for (int i = 0; !few && i < 2 && next.rows[i] < n1; ++i) {
+            for (int i = 0; i < 2 && next.rows[i] < n1; ++i) {
                 const std::int64_t last = next.rows[i] + 16;
-                prefetch_rows(next.weights[i]->row(next.rows[i]) + 2 * k,
+                prefetch_rows(next.weights[i]->row(next.rows[i]) + 2 * ask,
                               static_cast<std::size_t>(2 * K),
                               (last < n1 ? last : n1) - next.rows[i],
-                              static_cast<std::size_t>(64 * steps), g - g0, g1 - g0 + 1);
+                              static_cast<std::size_t>(2 * asked), g - g0,
+                              few ? 1 : g1 - g0 + 1);
             }
             const int rights = g1 - g < 2 ? 1 : 2;
             const std::int64_t slot =
@@ -167,8 +173,8 @@ Engine engine(const char *name) {
 }  // namespace
 
 const Engine *amx_engine(Format format) {
-    static const Engine bf16 = engine<Bf16<3>>("amx"), f16 = engine<F16<3>>("amx");
-    return format == Format::bf16 ? &bf16 : format == Format::f16 ? &f16 : nullptr;
+    static const Engine bf16 = engine<Bf16<3>>("amx");
+    return format == Format::bf16 ? &bf16 : nullptr;
 }
 
 const Engine *amx_fast_engine(Format format) {

@@ -18,18 +18,17 @@ constexpr int SUM_TILES = 256;  // tiles of partial sums that a task may hold
 
 inline void fence() { __asm__ volatile("" ::: "memory"); }  // tile intrinsics declare no memory
 
-// Eight tiles for the life of the object: sums 0..3, left operands 4, 5 and right ones 6, 7 of
-// `bytes` columns.
+// Eight tiles for the life of the object: sums 0..3, left operands 4, 5 and right ones 6, 7.
 struct Tiles {
-    explicit Tiles(int bytes = 64) {
+    Tiles() {
         alignas(64) struct {
             std::uint8_t palette = 1, start = 0, reserved[14] = {};
             std::uint16_t row_bytes[16] = {};
             std::uint8_t rows[16] = {};
         } config;
         for (int i = 0; i < 8; ++i) {
-            config.row_bytes[i] = static_cast<std::uint16_t>(i == 4 || i == 5 ? bytes : 64);
-            config.rows[i] = static_cast<std::uint8_t>(i < 6 ? 16 : bytes / 4);
+            config.row_bytes[i] = 64;
+            config.rows[i] = 16;
         }
         __asm__ volatile("" ::"r"(&config) : "memory");
         _tile_loadconfig(&config);

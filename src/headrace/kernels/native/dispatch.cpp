@@ -20,7 +20,6 @@ bool has_avx512() { return features().avx512f && features().avx512bw && has_avx2
 // Best first.
 const Family families[] = {
     {"amx", amx_engine, amx_allowed},
-    {"amx_int", amx_int_engine, amx_allowed},
     {"avx512", avx512_engine, has_avx512},
     {"avx512_vnni", avx512_vnni_engine,
      [] { return has_avx512() && features().avx512_vnni; }},

@@ -60,8 +60,7 @@ const Engine *avx2_int_engine(Format format);  // what that one is for integers
 const Engine *avx512_engine(Format format);
 const Engine *avx_vnni_engine(Format format);     // integers only
 const Engine *avx512_vnni_engine(Format format);  // integers only
-const Engine *amx_engine(Format format);
-const Engine *amx_int_engine(Format format);
+const Engine *amx_engine(Format format);  // bf16 only
 
 // Other arithmetic, for those who ask: activations to 2^-17 only, integers widened to fp32, and
 // bf16 weights with activations rounded to bf16.

@@ -39,7 +39,6 @@ Features detect() {
     found.avx512bw = found.avx512f && bit(b7, 30) && bit(b7, 17) && bit(b7, 31);
     found.avx512_vnni = found.avx512bw && bit(c7, 11);
     found.amx_bf16 = tiles && bit(d7, 22);
-    found.amx_int8 = tiles && bit(d7, 25);
     if (a7 >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) {
         found.avx512_bf16 = zmm && bit(a, 5);
         found.avx_vnni = ymm && bit(a, 4);
@@ -71,7 +70,7 @@ bool amx_allowed() {
     static const bool allowed = [] {
         constexpr long request_permission = 0x1023, tile_data = 18;
         const Features &f = features();
-        if (!f.amx_bf16 || !f.amx_int8 || !f.avx512_bf16 || !f.avx512bw) return false;
+        if (!f.amx_bf16 || !f.avx512_bf16 || !f.avx512bw) return false;
         return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
     }();
     return allowed;

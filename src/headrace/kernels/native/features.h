@@ -13,13 +13,12 @@ struct Features {
     bool avx_vnni = false;
     bool avx512_bf16 = false;
     bool amx_bf16 = false;
-    bool amx_int8 = false;
     bool neon = false;
 };
 
 const Features &features();
 
-// Whether this process may use AMX tiles: the processor has them (bf16 and int8) and the kernel
+// Whether this process may use AMX tiles: the processor has them (bf16) and the kernel
 // granted the state. Asks for it the first time.
 bool amx_allowed();
 

@@ -7,7 +7,7 @@ same bits for any number of rows beside it, any position and any ``threads``.
 activations quantised to 8 bits, row by row and group by group (at most 64 columns). ``fast``
 keeps 17 bits of activations where that is faster (AMX); ``exact`` widens integer weights
 instead; ``bf16`` rounds activations to bf16 for weights in bf16, the others as ``auto``. The
-name of a family (amx, amx_int, avx512, avx512_vnni, avx_vnni, avx2, neon, plain, amx_fast,
+name of a family (amx, avx512, avx512_vnni, avx_vnni, avx2, neon, plain, amx_fast,
 exact_avx512, avx512_bf16, rounded_avx2, ...) forces an instruction set, for tests.
 """
 

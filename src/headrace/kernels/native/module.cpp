@@ -36,7 +36,6 @@ std::vector<std::string> cpu_features() {
     if (f.avx_vnni) names.emplace_back("avx_vnni");
     if (f.avx512_bf16) names.emplace_back("avx512_bf16");
     if (f.amx_bf16) names.emplace_back("amx_bf16");
-    if (f.amx_int8) names.emplace_back("amx_int8");
     if (f.neon) names.emplace_back("neon");
     return names;
 }
