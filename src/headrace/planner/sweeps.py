@@ -227,6 +227,8 @@ def as_run(hardware: Hardware, schedule: str) -> Hardware:
         for op, curve in own.items()
         if curve is not None
     }
+    if not known and not hardware.contention:
+        return hardware
     return replace(hardware, efficiency={**hardware.efficiency, **known}, contention=0.0)
 
 
