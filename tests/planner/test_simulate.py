@@ -267,7 +267,7 @@ def test_ten_thousand_lines_beside_a_device_are_played_in_seconds():
     job = Workload(tuple(20 + i % 400 for i in range(10_000)), (128,) * 10_000, assumed=False)
     before = time.process_time()
     simulate(FewRows(price(model, pages, p, known_hardware("t4").hardware)), job)
-    assert time.process_time() - before < 20  # one to three; ten were seen beside a compiler
+    assert time.process_time() - before < 10  # about one, on an idle machine
 
 
 def test_a_tail_that_reads_on_demand_is_predicted_faster():
@@ -333,7 +333,7 @@ def test_ten_thousand_requests_are_played_in_seconds():
     t = FewRows(times(p))
     before = time.process_time()
     simulate(t, job)
-    assert time.process_time() - before < 20  # one to three; ten were seen beside a compiler
+    assert time.process_time() - before < 10  # about one, on an idle machine
 
 
 @pytest.mark.parametrize("rows", [1, 16, 64])

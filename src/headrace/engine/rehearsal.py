@@ -34,7 +34,7 @@ from headrace.schedule.sizes import buffer_sizes
 from headrace.schedule.task import Buffer, Op, Schedule, Task
 from headrace.schedule.work import WorkModel
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, HOST, Hardware
-from headrace.specs.pages import Role
+from headrace.specs.pages import Page, Role
 from headrace.specs.policy import Policy
 
 Clock = Callable[[], float]
@@ -105,9 +105,7 @@ class Rehearsal:
         self.model, self.table = loaded.first_layers(_layers(loaded, room_bytes))
         pages = self.table.pages
         through = self._streamed(room_bytes, held)
-        # rows of the table are read, it is no page of the ring: a larger slot would make it smaller
-        read = [p.id for p in pages if p.id in through and p.role is not Role.EMBED]
-        slot = self.table.max_slot_bytes(read or through)
+        slot = self.table.max_slot_bytes([p.id for p in self._read(through)] or through)
         wanted = min(-(-RING_BYTES // slot), room_bytes // (4 * slot), len(through))
         most = max(RING_SLOTS if RING_SLOTS * slot <= room_bytes // 3 else LEAST_SLOTS, wanted)
         through, slots = self._in_rounds(through, most)
@@ -203,12 +201,16 @@ class Rehearsal:
                 room -= self.table.slot_bytes(page.id)
         return through
 
+    def _read(self, through: set[int]) -> list[Page]:
+        """Pages of ``through`` that lie in the ring: of the table only rows are read."""
+        return [p for p in self.table.pages if p.id in through and p.role is not Role.EMBED]
+
     def _in_rounds(self, through: set[int], most: int) -> tuple[set[int], int]:
         """``through`` less some experts, and slots of the ring, at least half of ``most``, of which
         each takes as many of a sweep's pages. Then every sweep has the same list: in a run lists
         have been made once after some sweeps, and to make one costs other threads the interpreter
         for longer than a sweep of few layers lasts."""
-        read = [p for p in self.table.pages if p.id in through and p.role is not Role.EMBED]
+        read = self._read(through)
         experts = [page.id for page in read if page.expert is not None]
         for spared in range(min(len(experts) // 4, MOST_SPARED) + 1):
             for slots in range(most, max(LEAST_SLOTS, (most + 1) // 2) - 1, -1):

@@ -112,7 +112,7 @@ class SweepTimes:
     def lanes(self, load: Load) -> LaneSeconds:
         """Busy seconds of each lane, contention included."""
         cpu, disk = self._apart(load)
-        longer = self.hardware.contention * together(cpu, disk) if disk else 0.0
+        longer = self.hardware.contention * together(cpu, disk)
         return LaneSeconds(cpu + longer, disk + longer)
 
     def _apart(self, load: Load) -> LaneSeconds:

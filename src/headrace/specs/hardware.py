@@ -62,8 +62,8 @@ class Hardware:
     own cost per task, ``passed_seconds`` that of one with nothing to do, which it passes over, and
     ``attention_seconds`` what a task of attention on the processor takes on top, however little it
     attends to; each sequence in it that decodes takes ``attended_seconds`` more.
-    While pages are read beside arithmetic that keeps all cores busy both take ``contention`` times
-    as long more (where a host copies pages in its guest's time).
+    ``contention`` is how much longer reads and arithmetic that keeps all cores busy take while both
+    go on, as a share of the time each takes alone (where a host copies pages in its guest's time).
     ``measured`` tells a measurement from a stock figure; ``noise`` is how much slower than
     near-best a typical timing was while measuring (0: quiet machine). ``error`` is how far runs
     ended from their predictions here, as half the 90 % interval of ln(measured / predicted);

@@ -9,8 +9,7 @@ from pathlib import Path
 
 class Others:
     """Processor seconds of everybody else on this machine, from now on. What its host takes does
-    not count: it takes most of it for our own reads (lab, "a core that is taken away").
-    """
+    not count: it takes most of it for our own reads (lab, "a core that is taken away")."""
 
     def __init__(self) -> None:
         self._before = self._used()

@@ -1,4 +1,4 @@
-// What the AMX engines share: tiles of results [16 weight rows, 16 rows of x], and their way out.
+// Tasks on AMX tiles: tiles of results [16 weight rows, 16 rows of x], and their way out.
 #pragma once
 
 #include "vec_avx512.h"
