@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from headrace.errors import UsageError
-from headrace.planner.interval import PRIOR_RUNS, half_width
+from headrace.planner.interval import PRIOR_RUNS, bias, half_width
 from headrace.planner.profile import (
     MOST_RESIDUALS,
     Profile,
@@ -80,7 +80,8 @@ def test_curves_of_other_activations_are_others():
 
 def test_runs_that_were_compared_make_the_interval():
     made = profile()
-    assert made.hardware_for(MIXTRAL, "f16", False).error == half_width((0.1,), 0.02)
+    found = made.hardware_for(MIXTRAL, "f16", False)
+    assert (found.bias, found.error) == (bias((0.1,)), half_width((0.1,), 0.02))
     many = made.with_residuals([0.2] * 100)
     assert many.residuals == (0.2,) * MOST_RESIDUALS
 
@@ -88,11 +89,20 @@ def test_runs_that_were_compared_make_the_interval():
 def test_residuals_move_the_interval_from_the_assumed_to_the_seen():
     assumed = half_width(())
     assert 0.1 < assumed < 0.2
-    assert half_width([0.01] * 40) < assumed / 2 < assumed < half_width([0.3] * 10)
+    assert half_width([0.01] * 40) < assumed / 2 < assumed < half_width([0.3, -0.3] * 5)
     assert half_width((), noise=0.1) > assumed
     # far more runs than were assumed: 1.645 spreads of a normal distribution
     assert half_width([0.1, -0.1] * 2000) == pytest.approx(1.645 * 0.1, rel=0.01)
+    # what they have in common is expected, and no longer widens it
+    assert half_width([0.3] * 200) < assumed < half_width([0.3] * 4)
     assert PRIOR_RUNS > 3  # of fewer the expansion of t is not good
+
+
+def test_what_runs_have_in_common_is_expected_of_the_next_the_more_the_more_there_were():
+    assert bias(()) == 0.0
+    assert bias([0.1]) == pytest.approx(0.02)
+    assert bias([0.1, -0.1]) == pytest.approx(0.0)
+    assert bias([0.1] * 96) == pytest.approx(0.096)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 
@@ -181,6 +182,22 @@ def test_the_interval_is_wide_for_guessed_lengths_and_narrow_for_realised_ones()
         MODEL, PAGES, policy(), replace(MACHINE, measured=False), job.realised((15,) * 30)
     )
     assert stock.high - stock.low > 1.5 * (after.high - after.low)
+
+
+def test_a_prediction_counts_with_what_earlier_runs_showed_but_never_goes_below_the_bound():
+    def found(bias: float):
+        seen = replace(MACHINE, bias=bias, error=0.1)
+        return predict(MODEL, PAGES, policy(), seen, MIXED)
+
+    as_played, longer, shorter = found(0.0), found(0.05), found(-3.0)
+    for name in ("seconds", "low", "high", "prefill_seconds"):
+        assert getattr(longer, name) == pytest.approx(math.exp(0.05) * getattr(as_played, name))
+    assert longer.first_token.p99 == pytest.approx(math.exp(0.05) * as_played.first_token.p99)
+    assert longer.lanes == as_played.lanes
+    assert longer.bound_seconds == as_played.bound_seconds
+    assert shorter.bound_seconds < as_played.seconds
+    assert shorter.seconds == pytest.approx(shorter.bound_seconds)
+    assert shorter.low == pytest.approx(shorter.seconds * math.exp(-0.1))
 
 
 def test_rates_and_rows_per_sweep_follow_from_the_totals():

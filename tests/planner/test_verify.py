@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from headrace.errors import UsageError
+from headrace.planner.interval import bias
 from headrace.planner.profile import shape_from
 from headrace.planner.verify import Run, run_from, updated
 from headrace.specs.hardware import CPU_FLOPS, DISK
@@ -55,8 +55,15 @@ def test_what_a_run_showed_scales_its_curves():
     assert efficiency[4096]["moe"] == ((1.0, 0.25),)
     assert efficiency[4096]["router"] == ((1.0, 0.5),), "too short to tell"
     assert efficiency[512] == shape(0.8).efficiency
-    assert after.residuals == (*before.residuals, math.log(10 / 8))
     assert after.hardware == before.hardware, "the disk was waiting"
+
+
+def test_what_earlier_runs_have_in_common_goes_with_the_curves():
+    before = profile(shape(0.9)).with_residuals([0.3])
+    after = updated(before, Run(summary(), shape(0.5)))
+    assert before.residuals == (0.1, 0.3)
+    assert after.residuals == pytest.approx((-0.1, 0.1))
+    assert bias(after.residuals) == pytest.approx(0.0)
 
 
 def test_what_attention_takes_anyway_grows_with_what_it_took():

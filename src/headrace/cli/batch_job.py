@@ -95,6 +95,7 @@ class BatchRun:
             long = done.wall_seconds >= LEAST_SECONDS and done.predicted_after_seconds > 0
             if llm.profile is not None and long:
                 residual = math.log(done.wall_seconds / done.predicted_after_seconds)
+                residual += llm.hardware.bias
                 keep_profile(profile_path(os.environ), llm.profile.with_residuals([residual]))
         except (HeadraceError, OSError) as error:
             log.warning("the run was not recorded: %s", error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -23,7 +24,7 @@ from headrace.errors import BudgetError, UsageError
 from headrace.kernels.select import select
 from headrace.memory.tiers import DefaultBudget, default_budget, free_bytes
 from headrace.planner.candidates import Situation
-from headrace.planner.interval import half_width
+from headrace.planner.interval import bias, half_width
 from headrace.planner.plan import Overrides, Plan, activations_for
 from headrace.planner.plan_file import PlanFile, follow
 from headrace.planner.profile import Profile, weights_of
@@ -131,7 +132,8 @@ class LLM:
             )
             gc.collect()  # objects in cycles still hold what the rehearsal took: the run needs it
             residuals = () if self.profile is None else self.profile.residuals
-            self._hardware = replace(measured, error=half_width(residuals, measured.noise))
+            error = half_width(residuals, measured.noise)
+            self._hardware = replace(measured, bias=bias(residuals), error=error)
             self._machine_note = (_machine_said(self.profile, known, measured),)
         return self._hardware
 
@@ -421,8 +423,11 @@ def _machine_said(profile: Profile | None, known: Hardware | None, measured: Har
         return f"machine: measured now; the profile of {profile.made} has other formats or threads"
     ratio = measured.roofs[DISK] / known.roofs[DISK]
     disk = "its disk as fast as then" if ratio == 1 else f"its disk at {ratio:.0%} of what it was"
-    runs = len(profile.residuals)
-    return f"machine: profile of {profile.made}, {disk}, {runs} runs compared with predictions"
+    runs, longer = len(profile.residuals), math.expm1(bias(profile.residuals))
+    seen = (
+        f"{runs} runs compared with predictions: {longer:+.1%}" if runs else "no runs compared yet"
+    )
+    return f"machine: profile of {profile.made}, {disk}, {seen}"
 
 
 def _said(budget: DefaultBudget) -> str:

@@ -97,7 +97,12 @@ def _read(key: str, value: object, name: str) -> Any:
     if key == "efficiency":
         curves = mapping(value, where, MOST_CURVES).items()
         return {text(op, where): _curve(points, f"{op[:80]} in {where}") for op, points in curves}
+    if key in ("bias", "error"):
+        return number(value, where, -_MOST_OFF if key == "bias" else 0.0, _MOST_OFF)
     return number(value, where, 0.0, 1e6)
+
+
+_MOST_OFF = 5.0  # of ln(measured / played), as in a profile
 
 
 def _curve(value: object, where: str) -> Curve:

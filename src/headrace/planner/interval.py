@@ -1,13 +1,19 @@
-"""How far from a prediction a run may end: from what earlier runs on the machine showed.
+"""How much longer than played the next run will take, and how far from that it may end: from what
+earlier runs on the machine showed.
 
-With n earlier runs, whose residuals are r_i = ln(measured / predicted), the next one lies within
+With n earlier runs, whose residuals are r_i = ln(measured / played), the next one is expected at
 
-    t(n') s sqrt(1 + 1 / n')   s^2 = (N0 (s0^2 + noise^2) + sum r_i^2) / n',   n' = N0 + n
+    m = sum r_i / n'                                                     n' = N0 + n
 
-of the prediction nine times in ten, if runs are alike: the prediction interval of a normal
-distribution around 0, with N0 runs of spread s0 assumed before any was seen. Residuals count from
-0, not from their mean: a bias widens the interval rather than being believed. ``noise``, what
-repeats of one timing differed by, widens what is assumed; what was seen has its own noise in it.
+and lies within t(n') s sqrt(1 + 1 / n') of it nine times in ten, if runs are alike, with
+
+    s^2 = (N0 (s0^2 + noise^2 + m^2) + sum (r_i - m)^2) / n'
+
+This is the predictive distribution of a normal whose mean and variance are unknown, after N0 runs
+around 0 of spread s0 that are assumed before any was seen (Gelman et al., Bayesian Data Analysis,
+3.3). So one run moves a prediction by a fifth of its residual, and a dozen by most of what they
+have in common. ``noise``, what repeats of one timing differed by, widens what is assumed; what was
+seen has its own noise in it.
 """
 
 from __future__ import annotations
@@ -19,11 +25,16 @@ PRIOR_RUNS, PRIOR_SPREAD = 4, 0.06
 """N0 and s0: residuals of the runs in docs/lab/prediction.md, made while this was built."""
 
 
+def bias(residuals: Sequence[float]) -> float:
+    """The ln(measured / played) that is expected of the next run."""
+    return math.fsum(residuals) / (PRIOR_RUNS + len(residuals))
+
+
 def half_width(residuals: Sequence[float], noise: float = 0.0) -> float:
-    """Half the 90 % interval of ln(measured / predicted)."""
-    count = PRIOR_RUNS + len(residuals)
-    assumed = PRIOR_SPREAD**2 + min(noise, 1.0) ** 2
-    spread = math.sqrt((PRIOR_RUNS * assumed + sum(r * r for r in residuals)) / count)
+    """Half the 90 % interval of ln(measured / played), around ``bias``."""
+    count, mean = PRIOR_RUNS + len(residuals), bias(residuals)
+    assumed = PRIOR_SPREAD**2 + min(noise, 1.0) ** 2 + mean**2
+    spread = math.sqrt((PRIOR_RUNS * assumed + sum((r - mean) ** 2 for r in residuals)) / count)
     return _t95(count) * spread * math.sqrt(1 + 1 / count)
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from headrace.errors import DocumentError, UsageError
 from headrace.planner.fields import known_fields, mapping, number, short, switch, text, whole
-from headrace.planner.interval import half_width
+from headrace.planner.interval import bias, half_width
 from headrace.planner.stalls import MOST_CONTENTION
 from headrace.specs.hardware import CPU_FLOPS, DISK, DRAM, Curve, Hardware
 from headrace.specs.model import ModelSpec
@@ -116,7 +116,7 @@ class Profile:
     """One machine on one day. ``made`` is an ISO date and time, ``machine`` says whose it is and
     what measured it. ``hardware`` holds roofs and host times (its curves are in ``shapes``).
     ``beside`` says what reads and arithmetic keep of their rates while both go on, ``residuals``
-    are ln(measured / predicted) of runs, oldest first."""
+    are ln(measured / played) of runs, oldest first: less what others had shown, if they had."""
 
     made: str
     machine: Mapping[str, str]
@@ -139,6 +139,7 @@ class Profile:
             lane_rate=nearest.lane_rate,
             **{name: getattr(nearest, name) for name in SECONDS},
             contention=nearest.contention,
+            bias=bias(self.residuals),
             error=half_width(self.residuals, self.hardware.noise),
         )
 
@@ -158,9 +159,7 @@ class Profile:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        hardware = {
-            k: v for k, v in asdict(self.hardware).items() if k not in ("efficiency", "error")
-        }
+        hardware = {k: v for k, v in asdict(self.hardware).items() if k not in _APART}
         return {
             "format": FORMAT,
             "made": self.made,
@@ -287,7 +286,11 @@ def _hardware(data: object) -> Hardware:
     )
 
 
-_APART = ("efficiency", "error")  # fields of Hardware that a profile keeps elsewhere, or makes
+_APART = (
+    "efficiency",
+    "bias",
+    "error",
+)  # fields of Hardware that a profile keeps elsewhere, or makes
 
 
 def _curve(points: object, where: str) -> Curve:

@@ -169,12 +169,25 @@ def predict_with(
 
 
 def with_interval(found: Prediction, hardware: Hardware, ends: Sequence[float] = ()) -> Prediction:
-    """``found`` with its interval: the model's own error on ``hardware`` around it, and around
-    the seconds of ``ends``, jobs of other lengths."""
+    """``found`` as earlier runs on ``hardware`` let expect it, with its interval: how far runs end
+    from that, around it and around the seconds of ``ends``, jobs of other lengths."""
+    longer = _expected(found, hardware)
     below, above = _error(hardware)
-    low = min([found.seconds, *ends]) * below
-    high = max([found.seconds, *ends]) * above
-    return replace(found, low=low, high=high)
+    seconds = [longer * each for each in (found.seconds, *ends)]
+    return replace(
+        found,
+        seconds=seconds[0],
+        low=min(seconds) * below,
+        high=max(seconds) * above,
+        prefill_seconds=longer * found.prefill_seconds,
+        first_token=FirstTokens(*(longer * each for each in found.first_token)),
+    )
+
+
+def _expected(found: Prediction, hardware: Hardware) -> float:
+    """Seconds of a job over those played. No job takes less than its bound."""
+    least = found.bound_seconds / found.seconds if found.seconds else 1.0
+    return max(math.exp(hardware.bias), min(1.0, least))
 
 
 def _error(hardware: Hardware) -> tuple[float, float]:

@@ -68,17 +68,12 @@ class Run:
             rows += sorted(found, key=lambda row: -row.measured)
         return rows
 
-    @property
-    def residual(self) -> float | None:
-        """ln(measured / predicted) with the lengths that came out; None if nothing ran."""
-        after = float(self.summary["predicted_after_seconds"])
-        return math.log(self.wall_seconds / after) if after > 0 < self.wall_seconds else None
-
 
 def updated(profile: Profile, run: Run) -> Profile:
     """``profile`` with what ``run`` showed: the curve of each op that took LEAST_SHARE of the time
     scaled by predicted over measured (and what attention takes anyway, the other way),
-    the disk's rates alike if the run was bound by it, and the run's residual."""
+    the disk's rates alike if the run was bound by it. What earlier residuals have in common was of
+    the curves as they were; what they differ by stays."""
     rows = {(row.kind, row.name): row for row in run.compared()}
     scale = _scale(rows.get(("lane", "disk")), run) if run.summary["bound_by"] == "disk" else 1.0
     attention = _scale(rows.get(("op", ATTENTION)), run)
@@ -97,8 +92,9 @@ def updated(profile: Profile, run: Run) -> Profile:
     hardware = profile.hardware
     roofs = _faster(hardware.roofs, scale)
     hardware = replace(hardware, roofs=roofs, lane_rate=hardware.lane_rate * scale)
-    kept = replace(profile, shapes=(*others, shape), hardware=hardware)
-    return kept if run.residual is None else kept.with_residuals([run.residual])
+    mean = math.fsum(profile.residuals) / max(1, len(profile.residuals))
+    residuals = tuple(each - mean for each in profile.residuals)
+    return replace(profile, shapes=(*others, shape), hardware=hardware, residuals=residuals)
 
 
 def _scaled(curve: Curve, scale: float) -> Curve:

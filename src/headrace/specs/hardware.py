@@ -65,9 +65,9 @@ class Hardware:
     ``contention`` is how much longer reads and arithmetic that keeps all cores busy take while both
     go on, as a share of the time each takes alone (where a host copies pages in its guest's time).
     ``measured`` tells a measurement from a stock figure; ``noise`` is how much slower than
-    near-best a typical timing was while measuring (0: quiet machine). ``error`` is how far runs
-    ended from their predictions here, as half the 90 % interval of ln(measured / predicted);
-    None where no run was compared.
+    near-best a typical timing was while measuring (0: quiet machine). ``bias`` is what earlier runs
+    here let expect of ln(measured / played), and ``error`` half its 90 % interval; 0 and None where
+    none was compared.
     """
 
     name: str
@@ -87,6 +87,7 @@ class Hardware:
     devices: int = 1
     measured: bool = False
     noise: float = 0.0
+    bias: float = 0.0
     error: float | None = None
 
     def efficiency_of(self, op: str, rows: float) -> float:

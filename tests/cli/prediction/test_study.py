@@ -15,7 +15,7 @@ from headrace.cli.prediction.kept import Kept, Predicted, Request
 from headrace.cli.prediction.report import markdown, report
 from headrace.cli.prediction.study import Study
 from headrace.errors import UsageError
-from headrace.planner.interval import half_width
+from headrace.planner.interval import bias, half_width
 
 SIZES = {"layers": 2, "hidden": 64, "heads": 4, "ffn_width": 128, "vocab": 300}
 SHAPES = {
@@ -84,7 +84,7 @@ def test_every_case_is_measured_then_predicted_then_run_and_pilots_come_first(do
     ]
 
 
-def test_pilots_make_the_interval(done):
+def test_pilots_make_the_bias_and_the_interval(done):
     folder, _, _, rows, _ = done
     lines = [json.loads(line) for line in (folder / "study.jsonl").read_text().splitlines()]
     pilot, run = (next(line for line in lines if line["kind"] == kind) for kind in ("pilot", "run"))
@@ -94,6 +94,7 @@ def test_pilots_make_the_interval(done):
     ):
         wide = half_width([residual], line["profile"]["hardware"]["noise"])
         assert math.log(predicted.high / predicted.seconds) == pytest.approx(wide, rel=1e-6)
+        assert predicted.bias == bias([residual]) != 0.0
 
 
 def test_jobs_are_as_long_as_asked_for_by_the_prediction(done):
@@ -134,6 +135,6 @@ def test_a_folder_of_another_version_is_refused_before_its_lines_are_read(tmp_pa
 
 def test_a_case_keeps_its_plan_as_plain_data():
     case = draw_cases(1, 1)[0]
-    made = Predicted(case, 3, 1000, "stream", "disk", 2.0, 1.0, 3.0)
+    made = Predicted(case, 3, 1000, "stream", "disk", 2.0, 1.0, 3.0, 0.1)
     assert Predicted.of(json.loads(json.dumps(made.to_dict()))) == made
     assert replace(made, requests=4) != made

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from headrace.cli.prediction.verdict import Outcome, verdict_of
@@ -32,6 +34,14 @@ def test_bounds_follow_the_spread():
     assert noisy.spread == pytest.approx(0.4)
     assert [check.bound for check in noisy.checks] == pytest.approx([0.6, 1.0, 0.9, 0.8])
     assert [check.holds for check in noisy.checks] == [True, True, False, True]
+
+
+def test_what_earlier_runs_showed_is_told_apart():
+    run = Outcome(11.0, 10.0, 12.0, (11.0,), bias=math.log(1.1))
+    assert run.error == 0.0
+    assert run.error_as_played == pytest.approx(10 / 11 - 1)
+    found = verdict_of([run])
+    assert (found.mean_error, found.mean_error_as_played) == pytest.approx((0.0, 1 / 11))
 
 
 def test_plain_data_says_what_holds():

@@ -40,7 +40,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Predicted:
-    """A case, sized and planned: ``requests`` of it take about as long as was asked for."""
+    """A case, sized and planned: ``requests`` of it take about as long as was asked for. ``bias``
+    is what pilots let expect of ln(measured / played)."""
 
     case: Case
     requests: int
@@ -50,6 +51,7 @@ class Predicted:
     seconds: float
     low: float
     high: float
+    bias: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

@@ -44,9 +44,11 @@ def report(rows: Rows) -> dict[str, Any]:
 
 
 def _verdict_lines(verdict: Verdict) -> list[str]:
+    played = verdict.mean_error_as_played
     lines = ["| figure | value | should be | holds |", "|---|---:|---:|---|"]
     lines += [_check_line(check) for check in verdict.checks]
     lines += [
+        f"| mean absolute error without what pilots showed | {played:.1%} | | |",
         f"| mean error, signed | {verdict.bias:+.1%} | | |",
         f"| spread (median of IQR / median) | {verdict.spread:.1%} | | |",
         f"| runs | {verdict.runs} | | |",

@@ -21,6 +21,7 @@ from headrace.cli.prediction.kept import Kept, Measured, Predicted, Request
 from headrace.cli.prediction.others import Others
 from headrace.cli.prediction.verdict import Outcome
 from headrace.errors import BudgetError, UsageError
+from headrace.planner.interval import bias
 from headrace.specs.sampling import SamplingParams
 from headrace.specs.workload import Workload
 
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from headrace.planner.profile import Profile
 
 PILOTS, PILOT_SECONDS = 14, 15.0
-"""Runs of another seed that come first, and their length at most: how far they end from their
-predictions says how wide the intervals of the others are. They are in no table."""
+"""Runs of another seed that come first, and their length at most: they are the earlier runs of this
+machine that predictions of the others and their intervals count with. They are in no table."""
 
 ROOMY = 1.25, 1_500_000_000
 """Budget of a run whose model is to fit: times its weights, and bytes beside."""
@@ -133,8 +134,8 @@ class Study:
         for predicted in self._kept.cases["case"].values():
             seconds = self._kept.seconds_of(predicted.case.index)
             if seconds:
-                outcome = Outcome(predicted.seconds, predicted.low, predicted.high, seconds)
-                found.append((predicted, outcome))
+                expected = predicted.seconds, predicted.low, predicted.high
+                found.append((predicted, Outcome(*expected, seconds, predicted.bias)))
         return found
 
     def _cases(self) -> list[Case]:
@@ -227,7 +228,7 @@ class Study:
         )
         return Predicted(
             case, requests, memory, plan.policy.schedule, plan.bound_by, found.seconds, found.low,
-            found.high,
+            found.high, bias(self._residuals),
         )  # fmt: skip
 
     def _plan(self, case: Case, workload: Workload) -> tuple[Plan, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,12 +11,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run: seconds predicted with the ends of the 90 % interval, and those measured."""
+    """One run: seconds predicted with the ends of the 90 % interval, and those measured. ``bias``:
+    of ln(measured / played), what earlier runs had let expect and the prediction counts with."""
 
     predicted: float
     low: float
     high: float
     measured: tuple[float, ...]
+    bias: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -26,6 +29,11 @@ class Outcome:
     def error(self) -> float:
         """How much longer the prediction was than the run; a share of the run."""
         return self.predicted / self.seconds - 1.0
+
+    @property
+    def error_as_played(self) -> float:
+        """The same of the prediction without what earlier runs had shown."""
+        return self.predicted / math.exp(self.bias) / self.seconds - 1.0
 
     @property
     def inside(self) -> bool:
@@ -67,6 +75,7 @@ class Verdict:
 
     runs: int
     mean_error: float
+    mean_error_as_played: float
     bias: float
     worst: float
     inside: float
@@ -95,6 +104,7 @@ def verdict_of(outcomes: Sequence[Outcome]) -> Verdict:
     return Verdict(
         runs=len(outcomes),
         mean_error=statistics.fmean(map(abs, errors)),
+        mean_error_as_played=statistics.fmean(abs(outcome.error_as_played) for outcome in outcomes),
         bias=statistics.fmean(errors),
         worst=max(map(abs, errors)),
         inside=statistics.fmean(outcome.inside for outcome in outcomes),
