@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ import torch
 from headrace.cli.calibration import profile_tables, with_stock_link
 from headrace.cli.main import run
 from headrace.engine.link import Accelerator
-from headrace.planner.profile import profile_from
+from headrace.engine.probe import usable_threads
+from headrace.engine.profiles import profile_path
+from headrace.planner.profile import MOST_RESIDUAL, profile_from
 from headrace.specs.registry import known_hardware
 
 
@@ -130,6 +134,58 @@ def test_a_run_is_verified_and_updates_the_profile(finished, cache, monkeypatch)
     after = json.loads((cache / "headrace" / "profile.json").read_text())
     assert len(after["residuals"]) == len(before["residuals"])
     assert after["shapes"] != before["shapes"]
+
+
+@pytest.fixture
+def profiled(calibrated, checkpoint, tmp_path, monkeypatch):
+    """Runs a small job from a profile of its own; returns the profile's residuals after it."""
+    kept = tmp_path / "headrace" / "profile.json"
+    kept.parent.mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("headrace.cli.batch_job.LEAST_SECONDS", 0.0)
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a", "max_tokens": 3}\n')
+    output = tmp_path / "out.jsonl"
+
+    def job(*flags, **changes):
+        kept.write_text(json.dumps({**calibrated["profile"], **changes}))
+        files = ["-i", str(tmp_path / "in.jsonl"), "-o", str(output), "--fresh"]
+        assert run(["run-batch", str(checkpoint), *files, "--memory", "40MB", *flags]) == 0
+        summary = json.loads((tmp_path / "out.jsonl.run.json").read_text())["summary"]
+        return json.loads(kept.read_text())["residuals"], summary, kept
+
+    return job
+
+
+def test_a_run_adds_how_far_it_was_from_what_was_played(profiled):
+    residuals, summary, _ = profiled(residuals=[0.25])
+    assert summary["predicted_bias"] == pytest.approx(0.05)
+    off = math.log(summary["wall_seconds"] / summary["predicted_after_seconds"])
+    expected = [0.25, off + 0.05] if abs(off + 0.05) <= MOST_RESIDUAL else [0.25]
+    assert residuals == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("flags", [("--threads", "1"), ("--kernels", "reference")])
+def test_runs_unlike_those_of_the_profile_neither_add_to_it_nor_count_with_it(profiled, flags):
+    residuals, summary, _ = profiled(*flags, residuals=[0.25])
+    usual = flags == ("--threads", str(usable_threads()))
+    assert usual or residuals == [0.25]
+    assert usual or summary["predicted_bias"] == 0.0
+
+
+def test_a_profile_that_was_replaced_meanwhile_is_left_alone(profiled, monkeypatch):
+    from headrace.cli import batch_job
+
+    real = batch_job.BatchRun._remember
+
+    def replaced(self, done):
+        path = profile_path(os.environ)
+        path.write_text(json.dumps({**json.loads(path.read_text()), "made": "later"}))
+        real(self, done)
+
+    monkeypatch.setattr(batch_job.BatchRun, "_remember", replaced)
+    residuals, _, kept = profiled(residuals=[0.25])
+    assert residuals == [0.25]
+    assert json.loads(kept.read_text())["made"] == "later"
 
 
 def test_without_a_profile_there_is_nothing_to_update(finished, tmp_path, monkeypatch, capsys):

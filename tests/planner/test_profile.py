@@ -32,7 +32,7 @@ def shape(share: float, **changes: Any) -> ShapeCurves:
 def profile(*shapes: ShapeCurves) -> Profile:
     hardware = Hardware("here", dict(STOCK.roofs), lane_rate=1e9, measured=True, noise=0.02)
     reads = (Read(1 << 20, 1, 1e9), Read(1 << 20, 2, 1.5e9))
-    machine = {"processor": "p", "threads": "2"}
+    machine = {"processor": "p", "threads": "2", "kernels": "native"}
     return Profile("2026-11-26T10:00:00+00:00", machine, hardware, reads, shapes, (0.1,))
 
 
@@ -84,6 +84,7 @@ def test_runs_that_were_compared_make_the_interval():
     assert (found.bias, found.error) == (bias((0.1,)), half_width((0.1,), 0.02))
     many = made.with_residuals([0.2] * 100)
     assert many.residuals == (0.2,) * MOST_RESIDUALS
+    assert made.with_residuals([1.5, -1.5, 0.3]).residuals == (0.1, 0.3)  # stopped meanwhile
 
 
 def test_residuals_move_the_interval_from_the_assumed_to_the_seen():

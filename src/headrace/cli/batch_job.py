@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from headrace.engine.summary import RunSummary
     from headrace.planner.plan import Plan
     from headrace.planner.plan_file import PlanFile
+    from headrace.planner.profile import Profile
 
-LEAST_SECONDS = 5.0
+LEAST_SECONDS = 20.0
 """Shorter runs say little about predictions: how they begin and end counts too much."""
 
 log = logging.getLogger("headrace.run_batch")
@@ -83,23 +84,32 @@ class BatchRun:
     def _remember(self, done: RunSummary) -> None:
         """Keep what ``verify`` needs, and how far the prediction was from the run. The answers
         are safe: what cannot be kept costs a warning."""
-        from headrace.engine.profiles import keep_profile, profile_path
         from headrace.engine.runs import keep_run
         from headrace.planner.profile import ShapeCurves
 
         llm = self.llm
         streams = sum(llm.loaded.page_bytes.values()) > llm.budget
-        shape = ShapeCurves.of(llm.loaded.model, llm.kv_dtype, streams, llm.hardware)
+        model, hardware = llm.loaded.model, llm.hardware
+        shape = ShapeCurves.of(model, llm.kv_dtype, streams, hardware, llm.activations)
         try:
             keep_run(self.output, done, shape)
             long = done.wall_seconds >= LEAST_SECONDS and done.predicted_after_seconds > 0
-            if llm.profile is not None and long:
+            if llm.profile is not None and long and llm.usual and not llm.follow_routing:
                 residual = math.log(done.wall_seconds / done.predicted_after_seconds)
-                residual += llm.hardware.bias
-                keep_profile(profile_path(os.environ), llm.profile.with_residuals([residual]))
+                self._add_residual(llm.profile, residual + done.predicted_bias)
         except (HeadraceError, OSError) as error:
             log.warning("the run was not recorded: %s", error)
             warn(f"the run was not recorded: {error}")
+
+    def _add_residual(self, began_from: Profile, residual: float) -> None:
+        """To the profile as it is now, if it still is the one that the run began from: a job of a
+        night is not alone."""
+        from headrace.engine.profiles import keep_profile, profile_path, read_profile
+
+        path = profile_path(os.environ)
+        now = read_profile(path)
+        if now is not None and now.made == began_from.made:
+            keep_profile(path, now.with_residuals([residual]))
 
     def _plan(self, job: Job) -> tuple[Plan, Workload]:
         """The plan, printed; with the workload that it is for."""

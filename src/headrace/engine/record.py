@@ -11,8 +11,7 @@ from headrace.batching.counters import Counters
 from headrace.engine.sweep import Sweep
 from headrace.machines.trace import RunTotals, SweepTrace
 from headrace.memory.pages import PageTable
-from headrace.planner.stalls import together
-from headrace.planner.sweeps import as_run
+from headrace.planner.sweeps import as_run, contended, disk_rate
 from headrace.schedule.binding import Binding
 from headrace.schedule.tally import Alike
 from headrace.schedule.task import Op, Schedule, Task
@@ -166,8 +165,8 @@ class Record:
         cpu = sum(seconds for found in each for seconds in found.seconds.values())
         if hardware is None or not (hardware.contention and cpu and binding.bytes_read):
             return 1.0
-        rate = hardware.roofs[DISK] * hardware.efficiency_of(Op.READ_PAGE.value, binding.rows)
-        return 1 + hardware.contention * together(cpu, binding.bytes_read / rate) / cpu
+        rate = disk_rate(hardware, self.work.policy.disk_lanes, binding.rows)
+        return 1 + contended(hardware, cpu, binding.bytes_read / rate) / cpu
 
     def _sum(self, schedule: str, tasks: Iterable[Alike], binding: Binding) -> _Sums:
         flops, seconds = 0.0, dict[str, float]()

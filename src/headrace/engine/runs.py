@@ -16,7 +16,7 @@ from headrace.errors import UsageError
 from headrace.planner.profile import ShapeCurves, shape_from
 from headrace.planner.verify import Run, run_from
 
-FORMAT = 2
+FORMAT = 3
 SUFFIX = ".run.json"
 MOST_BYTES = 16 << 20
 

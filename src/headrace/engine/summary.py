@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,8 @@ class RunSummary:
     ``loaded_bytes`` of the resident pages before them. ``predicted_seconds`` was said before
     the run (output lengths assumed where ``predicted_assumed``), ``predicted_after_seconds``
     is the same prediction with the lengths that came out; like ``wall_seconds``, both leave the
-    loading out."""
+    loading out. All that is predicted is what is played times exp(``predicted_bias``), which
+    earlier runs let expect."""
 
     schedule: str
     numerics: str
@@ -45,6 +47,7 @@ class RunSummary:
     predicted_high_seconds: float
     predicted_assumed: bool
     predicted_after_seconds: float
+    predicted_bias: float
     bound_seconds: float
     bound_by: str
     bytes_read: int
@@ -82,14 +85,14 @@ def summarise(
     )
     sets = {name: len(getattr(plan.policy, name)) for name in PAGE_SETS}
     policy = {**asdict(plan.policy), **sets}
-    tokens = counters.prefill_tokens + counters.sampled_tokens
+    tokens = counters.prompt_tokens + counters.sampled_tokens
     return RunSummary(
         schedule=plan.policy.schedule,
         numerics=llm.numerics,
         lines=lines["lines"],
         done=lines["done"],
         failed=lines["failed"],
-        prompt_tokens=counters.prefill_tokens,
+        prompt_tokens=counters.prompt_tokens,
         generated_tokens=counters.sampled_tokens,
         sweeps=len(record.sweeps),
         preemptions=counters.preemptions,
@@ -104,6 +107,7 @@ def summarise(
         predicted_high_seconds=plan.prediction.high,
         predicted_assumed=plan.prediction.assumed,
         predicted_after_seconds=after.seconds if after else 0.0,
+        predicted_bias=hardware.bias,
         bound_seconds=record.bound_seconds(hardware),
         bound_by=plan.bound_by,
         bytes_read=record.bytes_read,
@@ -112,7 +116,7 @@ def summarise(
         direct_io=llm.loaded.reader.mode == "direct",
         direct_io_reason=llm.loaded.reader.reason,
         lanes=_lanes(record, after.lanes if after else {}),
-        ops=_ops(record),
+        ops=_ops(record, math.exp(hardware.bias)),
         tiers={
             "host": {
                 "planned_bytes": plan.memory.total_bytes,
@@ -127,13 +131,14 @@ def summarise(
     )
 
 
-def _ops(record: Record) -> dict[str, dict[str, float]]:
-    """Busy seconds and tasks of every op; of those that compute, the seconds predicted."""
+def _ops(record: Record, longer: float) -> dict[str, dict[str, float]]:
+    """Busy seconds and tasks of every op; of those that compute, the seconds predicted, ``longer``
+    times those played."""
     predicted = record.predicted
     return {
         name: {
             **busy._asdict(),
-            **({"predicted_seconds": predicted[name]} if name in predicted else {}),
+            **({"predicted_seconds": longer * predicted[name]} if name in predicted else {}),
         }
         for name, busy in record.totals.ops.items()
     }

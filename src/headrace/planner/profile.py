@@ -34,8 +34,9 @@ SECONDS = (
 )
 """What a shape has beside its curves, as in Hardware."""
 
-MOST_RESIDUALS = 64
-"""Runs that are remembered; older ones are forgotten."""
+MOST_RESIDUALS, MOST_RESIDUAL = 64, 1.0
+"""Runs that are remembered (older ones are forgotten), and how far from its prediction one may
+end to be remembered: 2.7 times."""
 
 
 class Read(NamedTuple):
@@ -154,8 +155,10 @@ class Profile:
         return None
 
     def with_residuals(self, added: Sequence[float]) -> Profile:
-        """The same with runs added, the oldest forgotten."""
-        return replace(self, residuals=(*self.residuals, *added)[-MOST_RESIDUALS:])
+        """The same with runs added, the oldest forgotten; not those that something else than this
+        machine kept (a job that was stopped for a while)."""
+        kept = [each for each in added if abs(each) <= MOST_RESIDUAL]
+        return replace(self, residuals=(*self.residuals, *kept)[-MOST_RESIDUALS:])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

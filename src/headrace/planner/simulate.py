@@ -171,7 +171,7 @@ def predict_with(
 def with_interval(found: Prediction, hardware: Hardware, ends: Sequence[float] = ()) -> Prediction:
     """``found`` as earlier runs on ``hardware`` let expect it, with its interval: how far runs end
     from that, around it and around the seconds of ``ends``, jobs of other lengths."""
-    longer = _expected(found, hardware)
+    longer = math.exp(hardware.bias)
     below, above = _error(hardware)
     seconds = [longer * each for each in (found.seconds, *ends)]
     return replace(
@@ -181,13 +181,8 @@ def with_interval(found: Prediction, hardware: Hardware, ends: Sequence[float] =
         high=max(seconds) * above,
         prefill_seconds=longer * found.prefill_seconds,
         first_token=FirstTokens(*(longer * each for each in found.first_token)),
+        lanes={lane: longer * busy for lane, busy in found.lanes.items()},
     )
-
-
-def _expected(found: Prediction, hardware: Hardware) -> float:
-    """Seconds of a job over those played. No job takes less than its bound."""
-    least = found.bound_seconds / found.seconds if found.seconds else 1.0
-    return max(math.exp(hardware.bias), min(1.0, least))
 
 
 def _error(hardware: Hardware) -> tuple[float, float]:

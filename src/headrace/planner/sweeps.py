@@ -100,9 +100,7 @@ class SweepTimes:
         return self._disk_rate(1)
 
     def _disk_rate(self, rows: float) -> float:
-        share = self.hardware.efficiency_of(Op.READ_PAGE.value, rows)
-        lanes = self.policy.disk_lanes * self.hardware.lane_rate
-        return min(self.hardware.roofs[DISK], lanes, self.hardware.roofs[DRAM]) * share
+        return disk_rate(self.hardware, self.policy.disk_lanes, rows)
 
     def seconds(self, load: Load) -> float:
         """Seconds of a steady sweep."""
@@ -112,7 +110,7 @@ class SweepTimes:
     def lanes(self, load: Load) -> LaneSeconds:
         """Busy seconds of each lane, contention included."""
         cpu, disk = self._apart(load)
-        longer = self.hardware.contention * together(cpu, disk)
+        longer = contended(self.hardware, cpu, disk)
         return LaneSeconds(cpu + longer, disk + longer)
 
     def _apart(self, load: Load) -> LaneSeconds:
@@ -210,6 +208,18 @@ class SweepTimes:
 
     def _cpu_seconds(self, op: Op, work: Work) -> float:
         return alone(work, self.hardware, op.value).seconds
+
+
+def disk_rate(hardware: Hardware, lanes: int, rows: float) -> float:
+    """Bytes/s that ``lanes`` requests in flight reach beside a sweep of ``rows`` rows."""
+    share = hardware.efficiency_of(Op.READ_PAGE.value, rows)
+    return min(hardware.roofs[DISK], lanes * hardware.lane_rate, hardware.roofs[DRAM]) * share
+
+
+def contended(hardware: Hardware, arithmetic: float, reads: float) -> float:
+    """Seconds that a sweep's arithmetic and its reads each take longer beside each other than
+    apart, given what they take apart."""
+    return hardware.contention * together(arithmetic, reads)
 
 
 def as_run(hardware: Hardware, schedule: str) -> Hardware:

@@ -59,9 +59,15 @@ class _Played:
         self._kv = kv
         self._sketch = HostSketch(kinds, policy, hardware)
         self._times = SweepTimes(kinds.model, kinds.pages, policy, hardware, kinds=kinds)
+        apart = replace(hardware, contention=0.0)  # as what is played
+        self._apart = SweepTimes(kinds.model, kinds.pages, policy, apart, kinds=kinds)
 
     def seconds(self, rows: int) -> float:
-        return self._sketch.play(self._load(rows))
+        """What is played, and as much longer as the lanes are beside each other."""
+        load = self._load(rows)
+        apart = self._apart.lanes(load).busiest
+        longer = self._times.lanes(load).busiest / apart if apart else 1.0
+        return longer * self._sketch.play(load)
 
     def read_seconds(self, rows: int) -> float:
         """Of the disk: no fewer, and nothing is gained by deciding late what to read."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from headrace.errors import DocumentError, UsageError
+from headrace.planner.interval import bias
 from headrace.planner.profile import Profile, ShapeCurves
 from headrace.planner.timed import op_of
 from headrace.specs.hardware import ATTENTION, DISK, Curve
@@ -15,7 +16,7 @@ from headrace.specs.hardware import ATTENTION, DISK, Curve
 LEAST_SHARE = 0.01
 """Of the wall time: what took less says nothing about a machine."""
 
-_MOST_SCALE = 4.0
+_MOST_SCALE, _MOST_BIAS = 4.0, 5.0
 
 
 class Compared(NamedTuple):
@@ -48,6 +49,17 @@ class Run:
         """From the first sweep's start to the last durable line."""
         return float(self.summary["wall_seconds"])
 
+    @property
+    def bias(self) -> float:
+        """Of ln(measured / played), what earlier runs had let expect, in all that was predicted."""
+        return float(self.summary["predicted_bias"])
+
+    @property
+    def ran_with(self) -> dict[str, str]:
+        """Its threads and kernels, as a profile names those that it was made with."""
+        policy = self.summary["policy"]
+        return {name: str(policy[name]) for name in ("threads", "kernels")}
+
     def compared(self) -> list[Compared]:
         """Job time before and after (lengths as they came out), lanes, ops; longest first."""
         summary, wall = self.summary, self.wall_seconds
@@ -71,16 +83,30 @@ class Run:
 
 def updated(profile: Profile, run: Run) -> Profile:
     """``profile`` with what ``run`` showed: the curve of each op that took LEAST_SHARE of the time
-    scaled by predicted over measured (and what attention takes anyway, the other way),
-    the disk's rates alike if the run was bound by it. What earlier residuals have in common was of
-    the curves as they were; what they differ by stays."""
+    scaled so that the profile's next prediction of it, with what its residuals let expect, is what
+    was measured (what attention takes anyway, the other way); the disk's rates alike if the run was
+    bound by it. The run's own residual is there already: ``run-batch`` added it.
+    Raises UsageError for a run with other threads or kernels than the profile's.
+    """
+    made_with = {name: profile.machine.get(name) for name in run.ran_with}
+    if made_with != run.ran_with:
+        raise UsageError(
+            "a profile is of one number of threads, and of one set of kernels",
+            expected=", ".join(f"{name} {value}" for name, value in made_with.items()),
+            got=", ".join(f"{name} {value}" for name, value in run.ran_with.items()),
+        )
     rows = {(row.kind, row.name): row for row in run.compared()}
-    scale = _scale(rows.get(("lane", "disk")), run) if run.summary["bound_by"] == "disk" else 1.0
-    attention = _scale(rows.get(("op", ATTENTION)), run)
+    longer = math.exp(bias(profile.residuals) - run.bias)
+
+    def scale_of(kind: str, name: str) -> float:
+        return _scale(rows.get((kind, name)), run, longer)
+
+    scale = scale_of("lane", "disk") if run.summary["bound_by"] == "disk" else 1.0
+    attention = scale_of("op", ATTENTION)
     shape = replace(
         run.shape,
         efficiency={
-            name: _scaled(curve, _scale(rows.get(("op", op_of(name))), run))
+            name: _scaled(curve, scale_of("op", op_of(name)))
             for name, curve in run.shape.efficiency.items()
         },
         attention_seconds=run.shape.attention_seconds / attention,
@@ -92,9 +118,7 @@ def updated(profile: Profile, run: Run) -> Profile:
     hardware = profile.hardware
     roofs = _faster(hardware.roofs, scale)
     hardware = replace(hardware, roofs=roofs, lane_rate=hardware.lane_rate * scale)
-    mean = math.fsum(profile.residuals) / max(1, len(profile.residuals))
-    residuals = tuple(each - mean for each in profile.residuals)
-    return replace(profile, shapes=(*others, shape), hardware=hardware, residuals=residuals)
+    return replace(profile, shapes=(*others, shape), hardware=hardware)
 
 
 def _scaled(curve: Curve, scale: float) -> Curve:
@@ -112,9 +136,13 @@ def run_from(data: object, shape_from: Any) -> Run:
         assert isinstance(data, Mapping)
         run = Run(data["summary"], shape_from(data["shape"]))
         for row in run.compared():
-            float(row.predicted), float(row.measured)
-        if run.summary["bound_by"] not in ("cpu", "disk") or run.wall_seconds <= 0:
+            if not math.isfinite(float(row.predicted) + float(row.measured)):
+                raise ValueError("seconds that are no number")
+        if run.summary["bound_by"] not in ("cpu", "disk") or not run.wall_seconds > 0:
             raise ValueError("bound_by or wall_seconds")
+        if not abs(run.bias) <= _MOST_BIAS:
+            raise ValueError("predicted_bias")
+        dict(run.ran_with)
     except _DAMAGE as error:
         raise UsageError(
             "this is no record of a run",
@@ -127,8 +155,9 @@ def run_from(data: object, shape_from: Any) -> Run:
 _DAMAGE = (DocumentError, AssertionError, KeyError, TypeError, ValueError, AttributeError)
 
 
-def _scale(row: Compared | None, run: Run) -> float:
-    """Predicted over measured, within bounds; 1 of what took too little to tell."""
+def _scale(row: Compared | None, run: Run, longer: float) -> float:
+    """What would be predicted now, ``longer`` times what was, over measured, within bounds; 1 of
+    what took too little to tell."""
     if row is None or row.error is None or row.measured < LEAST_SHARE * run.wall_seconds:
         return 1.0
-    return min(_MOST_SCALE, max(1 / _MOST_SCALE, row.predicted / row.measured))
+    return min(_MOST_SCALE, max(1 / _MOST_SCALE, longer * row.predicted / row.measured))

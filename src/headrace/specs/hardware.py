@@ -67,7 +67,7 @@ class Hardware:
     ``measured`` tells a measurement from a stock figure; ``noise`` is how much slower than
     near-best a typical timing was while measuring (0: quiet machine). ``bias`` is what earlier runs
     here let expect of ln(measured / played), and ``error`` half its 90 % interval; 0 and None where
-    none was compared.
+    nobody looked.
     """
 
     name: str

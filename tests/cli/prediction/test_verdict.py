@@ -27,7 +27,7 @@ def test_a_run_is_its_median_and_its_spread_the_middle_half():
 def test_bounds_follow_the_spread():
     quiet = verdict_of([outcome(10.5, 10.0), outcome(9.5, 10.0)])
     assert quiet.mean_error == pytest.approx(0.05)
-    assert quiet.bias == pytest.approx(0.0)
+    assert quiet.mean_signed_error == pytest.approx(0.0)
     assert [check.bound for check in quiet.checks] == [0.06, 0.15, 0.9, 0.10]
     assert [check.holds for check in quiet.checks] == [True, True, True, False]
     noisy = verdict_of([outcome(14.0, 6.0, 10.0, 14.0)])

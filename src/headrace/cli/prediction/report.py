@@ -49,7 +49,7 @@ def _verdict_lines(verdict: Verdict) -> list[str]:
     lines += [_check_line(check) for check in verdict.checks]
     lines += [
         f"| mean absolute error without what pilots showed | {played:.1%} | | |",
-        f"| mean error, signed | {verdict.bias:+.1%} | | |",
+        f"| mean error, signed | {verdict.mean_signed_error:+.1%} | | |",
         f"| spread (median of IQR / median) | {verdict.spread:.1%} | | |",
         f"| runs | {verdict.runs} | | |",
     ]

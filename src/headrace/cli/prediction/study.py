@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from headrace.planner.plan import Plan
     from headrace.planner.profile import Profile
 
-PILOTS, PILOT_SECONDS = 14, 15.0
+PILOTS, PILOT_SECONDS = 14, 20.0
 """Runs of another seed that come first, and their length at most: they are the earlier runs of this
 machine that predictions of the others and their intervals count with. They are in no table."""
 
@@ -79,7 +79,8 @@ class Study:
         self.request = request
         self._clock = clock
         self._said = said
-        self._kept = Kept(folder, {**request.to_dict(), "measured": "before each case"}, fresh)
+        how = {"measured": "before each case", "predicted": "counting with pilots"}
+        self._kept = Kept(folder, {**request.to_dict(), **how}, fresh)
         self._residuals: tuple[float, ...] = ()
         self._headers: dict[str, Loaded] = {}
 
@@ -180,7 +181,7 @@ class Study:
         return machine_profile([hardware], [shape], dated(time.time()))
 
     def _pilot_residuals(self) -> tuple[float, ...]:
-        """ln(measured / predicted) of runs that are in no table."""
+        """ln(measured / played) of runs that are in no table."""
         residuals = []
         length = min(self.request.run_seconds, PILOT_SECONDS)
         for pilot in self._pilots():

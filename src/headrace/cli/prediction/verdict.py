@@ -76,7 +76,7 @@ class Verdict:
     runs: int
     mean_error: float
     mean_error_as_played: float
-    bias: float
+    mean_signed_error: float
     worst: float
     inside: float
     half_width: float
@@ -105,7 +105,7 @@ def verdict_of(outcomes: Sequence[Outcome]) -> Verdict:
         runs=len(outcomes),
         mean_error=statistics.fmean(map(abs, errors)),
         mean_error_as_played=statistics.fmean(abs(outcome.error_as_played) for outcome in outcomes),
-        bias=statistics.fmean(errors),
+        mean_signed_error=statistics.fmean(errors),
         worst=max(map(abs, errors)),
         inside=statistics.fmean(outcome.inside for outcome in outcomes),
         half_width=statistics.median(outcome.half_width for outcome in outcomes),
