@@ -1,11 +1,13 @@
 // The thread pool under stress, without Python: several callers at once, teams of every size,
-// phases of no, one and many tasks. Each task must run once, and see what the phase before wrote.
+// phases of no, one and many tasks, and of tasks that throw. Each task must run once, and see what
+// the phase before wrote.
 // Built and run by tools/check_native.py. Exits 1 at the first fault.
 #include "pool.h"
 
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
@@ -28,10 +30,28 @@ void phases(headrace::Team &team, std::int64_t count) {
     }
 }
 
+// What a task throws reaches whoever runs the phase, once all of it is over.
+void failing(headrace::Team &team, std::int64_t count) {
+    std::atomic<std::int64_t> runs{0};
+    bool told = false;
+    try {
+        team.share(count, [&](std::int64_t i) {
+            ++runs;
+            if (i % 7 == 3) throw std::runtime_error("a task");
+        });
+    } catch (const std::runtime_error &) {
+        told = true;
+    }
+    if (!told) fail("failures told", 0, 1);
+    if (team.threads() > 1 && runs != count) fail("runs of a phase that fails", runs, count);
+}
+
 void caller(int seed) {
     for (int i = 0; i < 150; ++i) {
         headrace::Team team((seed + i) % 4 + 1);
         for (std::int64_t count : {0, 1, 3, 64}) phases(team, count);
+        failing(team, 64);
+        phases(team, 64);
     }
 }
 

@@ -96,6 +96,8 @@ def test_log_probabilities_and_their_order_are_the_reference_s(path, v, count, w
         assert [t for t, _ in found.best] == order
         assert [x for _, x in found.best] == line[order].tolist()
         assert found.log_sum == pytest.approx(float(line.double().logsumexp(0)), abs=1e-6)
+    for mine, theirs in zip(got, reference.rank_tokens(logits, asked), strict=True):
+        assert mine.best == theirs.best
     assert [draws.rank_tokens(logits, [r], path=path)[0] for r in asked] == got
 
 

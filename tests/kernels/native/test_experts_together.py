@@ -127,8 +127,19 @@ def test_down_may_be_stored_unlike_gate_and_up_but_those_two_are_alike():
     assert 0 < error < 0.02
     with pytest.raises(ValueError, match="gate and up: expected one format"):
         matrix.experts(mixed, 0, [floats | {"up": integers["up"]}], memory)
-    with pytest.raises(ValueError, match="got 64 for 96 and 96"):
-        matrix.experts(mixed, 0, [floats | {"down": stored(96, 64, "fp32", 0)["down"]}], memory)
+    for rows, columns in ((96, 64), (96, 96), (64, 64)):
+        down = stored(rows, columns, "fp32", 0)["down"]
+        with pytest.raises(ValueError, match=rf"down \[64, 96\].*got \[{rows}, {columns}\]"):
+            matrix.experts(mixed, 0, [floats | {"down": down}], memory)
     inter = made(5, 96)
-    with pytest.raises(ValueError, match="gate and up: expected one format"):
-        matrix.expert_up(mixed, 0, integers | {"up": floats["up"]}, inter, memory)
+    shorter = {"up": stored(64, 95, "fp32", 0)["up"]}
+    for other in (integers | {"up": floats["up"]}, floats | shorter):
+        with pytest.raises(ValueError, match="gate and up: expected one format"):
+            matrix.expert_up(mixed, 0, other, inter, memory)
+
+
+def test_experts_of_one_list_have_one_width():
+    batches = layer([5], 64, 2, 2)
+    memory = torch.empty(1 << 20, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="one width"):
+        matrix.experts(batches, 0, [stored(64, 96, "fp32", 0), stored(128, 96, "fp32", 0)], memory)

@@ -104,6 +104,16 @@ def test_bits_do_not_depend_on_rows_for_any_tile_shape(dtype, path, k):
 
 
 @pytest.mark.parametrize(("dtype", "path"), KINDS)
+@pytest.mark.parametrize("m", [340, 400, 440])
+def test_partial_sums_of_many_rows_and_many_weight_rows_have_room(dtype, path, m):
+    """K takes several blocks, so that partial sums of all rows of a task are kept."""
+    x, weight = made(m, 1100), made(1301, 1100, seed=1).to(dtype)
+    whole = product(x, weight, path=path, threads=2, scratch=m * 2 * 1100)
+    for row in (0, 15, 16, 321, m - 1):
+        assert same_bits(product(x[row : row + 1], weight, path=path)[0], whole[row]), row
+
+
+@pytest.mark.parametrize(("dtype", "path"), KINDS)
 @pytest.mark.parametrize("m", [1, 6, 9, 65])
 def test_many_weight_rows_have_the_bits_of_few(dtype, path, m):
     """A task may take hundreds of rows, some after the other."""

@@ -1,4 +1,4 @@
-"""The loops behind the roofs: every byte is read, every FLOP counted."""
+"""The loops behind the roofs: every byte is read, and FLOPs are told by threads and steps."""
 
 from __future__ import annotations
 

@@ -93,6 +93,15 @@ def test_final_rows_are_gathered_and_normed():
     rows.gather_norm(hidden, places, weight, 1e-6, got, scratch(), threads=2)
     reference.gather_norm(hidden, places, weight, 1e-6, wanted, scratch())
     close(got, wanted)
+    for outside in (9, -1):
+        with pytest.raises(IndexError, match="numbers below 9"):
+            rows.gather_norm(hidden, torch.tensor([7, outside, 7]), weight, 1e-6, got, scratch())
+
+
+def test_angles_are_of_frequencies_that_lie_together():
+    apart = made(8, 2)[:, 0]
+    with pytest.raises(ValueError, match="contiguous"):
+        rows.rope_tables(torch.arange(3), apart, 1.0)
 
 
 # -- around attention ---------------------------------------------------------------------

@@ -119,12 +119,13 @@ void gated(const Weight &gate, const Weight &up, const void *panel, std::int64_t
     R::run((n1 - n0 + 15) / 16, pair_of, panel, gate, n1, g0, g1, finish);
 }
 
-// As many weight rows as partial sums have room for when K takes several blocks.
+// As many weight rows as partial sums have room for when K takes several blocks: four tiles for
+// each pair of sixteen rows and two granules.
 inline std::int64_t amx_task_rows(std::int64_t rows, std::int64_t columns, int matrices,
                                   std::int64_t block) {
     const std::int64_t granules = (rows + GRANULE - 1) / GRANULE;
     if (granules <= 2 || columns <= block) return 64 / matrices;
-    const std::int64_t room = SUM_TILES / up_to_even(granules) / matrices * 16;
+    const std::int64_t room = SUM_TILES / up_to_even(granules) / 2 * (32 / matrices);
     return room < 256 ? room : 256;
 }
 

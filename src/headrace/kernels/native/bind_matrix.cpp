@@ -45,6 +45,8 @@ Weight make_weight(Address data, std::int64_t rows, std::int64_t columns,
     return w;
 }
 
+constexpr std::int64_t MOST_QUANTISED = 1 << 17;
+
 Weight make_quantised(Address data, std::int64_t rows, std::int64_t columns,
                       std::size_t row_bytes, const std::string &format, Address scales,
                       const std::string &scale_format, Address zeros, std::int64_t group,
@@ -56,6 +58,11 @@ Weight make_quantised(Address data, std::int64_t rows, std::int64_t columns,
     w.zeros = at<const void>(zeros);
     w.group = group;
     const bool shared = group >= columns || group == 32 || group == 64 || group % 128 == 0;
+    if (columns > MOST_QUANTISED) {  // tables of a task's scales hold as many
+        throw std::invalid_argument("columns of integers: expected at most " +
+                                    std::to_string(MOST_QUANTISED) + ", got " +
+                                    std::to_string(columns));
+    }
     if (columns < 1 || group < 1 || !shared || w.groups() > 1024) {
         throw std::invalid_argument("group: expected 32, 64, a multiple of 128 or all columns, got " +
                                     std::to_string(group));
@@ -65,20 +72,21 @@ Weight make_quantised(Address data, std::int64_t rows, std::int64_t columns,
 
 // Gate and up share the packed rows of x.
 void check_pair(const Weight &gate, const Weight &up) {
-    if (!packed_alike(gate, up)) {
+    if (!packed_alike(gate, up) || gate.rows != up.rows) {
         throw std::invalid_argument(
-            "gate and up: expected one format, width, group and kind of zeros");
+            "gate and up: expected one format, shape, group and kind of zeros");
     }
 }
 
-// What lies between has as many values for gate and up as for down.
+// What lies between has as many values for gate and up as for down, and what comes out as what
+// goes in.
 void check_expert(const ExpertWeights &w) {
     check_pair(w.gate, w.up);
-    if (w.gate.rows != w.up.rows || w.gate.rows != w.down.columns) {
-        throw std::invalid_argument(
-            "expert: expected down with a column for each row of gate and up, got " +
-            std::to_string(w.down.columns) + " for " + std::to_string(w.gate.rows) + " and " +
-            std::to_string(w.up.rows));
+    if (w.gate.rows != w.down.columns || w.gate.columns != w.down.rows) {
+        throw std::invalid_argument("expert: expected down [" + std::to_string(w.gate.columns) +
+                                    ", " + std::to_string(w.gate.rows) + "], as gate turned, got [" +
+                                    std::to_string(w.down.rows) + ", " +
+                                    std::to_string(w.down.columns) + "]");
     }
 }
 
@@ -148,6 +156,7 @@ struct ExpertList {
 void run_experts(std::vector<MicroBatch> batches, const std::vector<std::int64_t> &rows,
                  std::int64_t first, const ExpertList &weights, const Activation &activation,
                  const Setting &setting) {
+    nb::gil_scoped_release release;
     for (std::size_t i = 0; i < batches.size(); ++i) std::get<7>(batches[i]) = rows.at(i);
     std::vector<Visitors> visitors(weights.all.size());
     std::vector<Visit> visits;
@@ -159,7 +168,6 @@ void run_experts(std::vector<MicroBatch> batches, const std::vector<std::int64_t
                           &choose_engine(w.down.format, setting.path.c_str()),
                           visitors[e].x.data(), visitors[e].count(), visitors[e].store()});
     }
-    nb::gil_scoped_release release;
     Team team(setting.threads);
     experts(team, visits, activation, setting.memory());
 }
@@ -225,7 +233,12 @@ void bind_matrix(nb::module_ &module) {
                             const Weight &down) { new (self) ExpertWeights{gate, up, down}; });
     nb::class_<ExpertList>(module, "ExpertList")
         .def("__init__", [](ExpertList *self, const std::vector<ExpertWeights> &all) {
-            for (const ExpertWeights &w : all) check_expert(w);
+            for (const ExpertWeights &w : all) {
+                check_expert(w);
+                if (w.gate.columns != all.front().gate.columns) {
+                    throw std::invalid_argument("experts: expected one width of what goes in");
+                }
+            }
             new (self) ExpertList{all};
         });
     nb::class_<Activation>(module, "Activation")

@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
-#include <system_error>
+#include <exception>
 #include <thread>
 #include <tuple>
 #include <vector>
@@ -48,9 +48,10 @@ std::int64_t read_together(const std::vector<SmallRead> &reads, int in_flight) {
     };
     std::vector<std::thread> threads;
     const std::size_t most = std::min(reads.size(), static_cast<std::size_t>(std::max(in_flight, 1)));
+    threads.reserve(most);
     try {
         for (std::size_t i = 1; i < most; ++i) threads.emplace_back(work);
-    } catch (const std::system_error &) {  // no more threads: fewer do it
+    } catch (const std::exception &) {  // no more threads, or no memory for them: fewer do it
     }
     work();
     for (std::thread &thread : threads) thread.join();

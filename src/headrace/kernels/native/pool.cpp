@@ -3,12 +3,16 @@
 #include "local.h"
 #include "prefetch.h"
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
+#include <exception>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <thread>
+#include <utility>
 
 #if defined(__linux__)
 #include <pthread.h>
@@ -65,6 +69,7 @@ struct Region {
     std::atomic<std::int64_t> done{0};
     std::atomic<bool> open{false};
     std::atomic<int> sleepers{0};
+    std::exception_ptr failure;  // the first of a phase; under the mutex
     void (*call)(const void *, std::int64_t) = nullptr;
     const void *context = nullptr;
     std::mutex mutex;
@@ -75,7 +80,12 @@ struct Region {
         if (!has_task(state.load(std::memory_order_acquire))) return false;
         const std::uint64_t taken = state.fetch_add(1, std::memory_order_acq_rel);
         if (!has_task(taken)) return false;
-        call(context, static_cast<std::int64_t>(next_of(taken)));
+        try {
+            call(context, static_cast<std::int64_t>(next_of(taken)));
+        } catch (...) {  // for whoever runs the phase, once nobody works on it
+            std::lock_guard<std::mutex> lock(mutex);
+            if (!failure) failure = std::current_exception();
+        }
         const auto all = static_cast<std::int64_t>(count_of(taken));
         if (done.fetch_add(1, std::memory_order_acq_rel) + 1 == all) wake();
         return true;
@@ -86,6 +96,7 @@ struct Region {
         if (soon(ready)) return;
         std::unique_lock<std::mutex> lock(mutex);
         sleepers.fetch_add(1);
+        std::atomic_thread_fence(std::memory_order_seq_cst);
         changed.wait(lock, ready);
         sleepers.fetch_sub(1);
     }
@@ -214,12 +225,21 @@ void call_helper(Helper &helper, Region *region) {
     if (helper.asleep.load()) helper.called.notify_one();
 }
 
-Helper *new_helper() {
-    auto *helper = new Helper;
-    std::thread thread(live, helper);
-    helper->thread = thread.native_handle();
-    thread.detach();
-    return helper;
+// One more free helper; false where there may be no more threads, or no memory for one.
+bool add_helper(Pool &home) {
+    if (home.helpers == MAX_HELPERS) return false;
+    try {
+        home.free.reserve(static_cast<std::size_t>(home.helpers) + 1);
+        auto helper = std::make_unique<Helper>();
+        std::thread thread(live, helper.get());
+        helper->thread = thread.native_handle();
+        thread.detach();
+        home.free.push_back(helper.release());
+    } catch (const std::exception &) {
+        return false;
+    }
+    ++home.helpers;
+    return true;
 }
 
 }  // namespace
@@ -227,17 +247,14 @@ Helper *new_helper() {
 Team::Team(int threads, const std::vector<int> &cores) : region_(nullptr) {
     if (threads <= 1) return;
     Pool &home = the_pool();
+    helpers_.reserve(static_cast<std::size_t>(std::min(threads, MAX_HELPERS)));
     {
         std::lock_guard<std::mutex> lock(home.mutex);
         if (home.regions.empty()) home.regions.push_back(new Region);
         region_ = home.regions.back();
         home.regions.pop_back();
         while (static_cast<int>(helpers_.size()) + 1 < threads) {
-            if (home.free.empty()) {
-                if (home.helpers == MAX_HELPERS) break;
-                ++home.helpers;
-                home.free.push_back(new_helper());
-            }
+            if (home.free.empty() && !add_helper(home)) break;
             helpers_.push_back(home.free.back());
             home.free.pop_back();
         }
@@ -292,6 +309,8 @@ void Team::run_phase(std::int64_t count, Call call, const void *context) {
     while (region.help()) {
     }
     region.wait([&] { return region.done.load(std::memory_order_acquire) == count; });
+    std::lock_guard<std::mutex> lock(region.mutex);
+    if (region.failure) std::rethrow_exception(std::exchange(region.failure, nullptr));
 }
 
 void fetch(const void *data, std::size_t bytes, int threads) {

@@ -62,6 +62,8 @@ def gather_norm(
     """``out`` [s, D] = norm of the rows of ``hidden`` whose numbers are in ``rows`` int64 [s]."""
     native, width = native_module(), hidden.shape[1]
     _check_index("rows", rows, len(out))
+    if len(out) and not 0 <= int(rows.min()) <= int(rows.max()) < len(hidden):
+        raise IndexError(f"rows: expected numbers below {len(hidden)}, got {rows.tolist()[:8]}")
     native.norm(
         _matrix("hidden", hidden, width), rows.data_ptr(), len(out), width,
         *_vector(weight, width), eps, _matrix("out", out, width), threads, "auto",
@@ -91,6 +93,8 @@ def rope_tables(
     rows, half = len(positions), len(frequencies)
     _check_index("positions", positions, rows)
     _check_float("frequencies", frequencies)
+    if not frequencies.is_contiguous():
+        raise ValueError(f"frequencies: expected contiguous, got stride {frequencies.stride()}")
     cos, sin = torch.empty(2, rows, half).unbind(0)
     native_module().rope_tables(
         positions.data_ptr(), rows, frequencies.data_ptr(), half, scale,

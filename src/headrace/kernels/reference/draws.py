@@ -45,14 +45,15 @@ def rank_tokens(logits: Tensor, ranks: Sequence[Rank]) -> list[Ranked]:
     """log sum exp, and the likeliest tokens, of the rows that ``ranks`` name."""
     x = logits[torch.tensor([r.row for r in ranks])]
     most = min(x.shape[1], max(r.most for r in ranks))
-    values, ids = (t.tolist() for t in x.topk(most, dim=-1))
+    # stable: of equal ones the lower ids come first, at the edge too
+    ordered = x.sort(dim=-1, descending=True, stable=True)
+    values, ids = (t[:, :most].tolist() for t in ordered)
     largest = x.amax(dim=-1, keepdim=True)
     sums = x.sub_(largest).exp_().sum(dim=-1, dtype=torch.float64)
     totals: list[float] = (largest[:, 0].double() + sums.log()).tolist()
     found = []
     for rank, total, value, token in zip(ranks, totals, values, ids, strict=True):
-        ordered = sorted(zip(token, value, strict=True), key=lambda pair: (-pair[1], pair[0]))
-        found.append(Ranked(total, ordered[: rank.most]))
+        found.append(Ranked(total, list(zip(token, value, strict=True))[: rank.most]))
     return found
 
 
