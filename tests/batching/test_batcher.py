@@ -112,6 +112,7 @@ def test_every_token_is_computed_in_order_once_held_and_every_sequence_ends(job)
     assert batcher.free_blocks == limits.kv_blocks
     counters = batcher.counters
     prompts = sum(len(s.request.tokens) for s, _ in ends.values())
+    assert counters.prompt_tokens == prompts
     assert counters.prefill_tokens - counters.recomputed_tokens >= prompts
     if not counters.preemptions:
         assert counters.prefill_tokens == prompts
@@ -186,7 +187,8 @@ def test_the_newest_is_preempted_and_resumes_with_its_tokens():
     while batcher.has_work:
         run(batcher)
     assert len(first.generated) == len(second.generated) == 6
-    assert batcher.counters.recomputed_tokens >= 5
+    assert batcher.counters.recomputed_tokens == 4  # three of the prompt, one generated
+    assert batcher.counters.prompt_tokens == first.prompt + second.prompt
 
 
 def test_half_read_prompts_that_hold_all_blocks_do_not_deadlock():

@@ -208,6 +208,11 @@ def test_prompt_comes_from_stdin_too(checkpoint, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["prompt"] == "Hi"
 
 
+def test_a_system_message_without_a_template_is_refused(checkpoint, capsys):
+    assert run(["generate", str(checkpoint), "Hi", "--raw", "--system", "Be brief.", *MEMORY]) == 2
+    assert "--system" in capsys.readouterr().err
+
+
 def test_only_bad_lines_still_get_their_error_lines(checkpoint, batch, tmp_path):
     assert run(["run-batch", str(checkpoint), *batch("{", "[1]"), *MEMORY]) == 1
     assert [line["error"]["code"] for line in answers(tmp_path)] == ["invalid_json"] * 2

@@ -13,6 +13,7 @@ import pytest
 
 from headrace.engine import batch as batch_module
 from headrace.engine.batch import Progress, job_shape, plan_job, run_job, store_plan
+from headrace.engine.jobs import Job
 from headrace.errors import BudgetError, SignatureError, StorageError, TaskError
 
 from .batches import (
@@ -55,6 +56,19 @@ def undisturbed(llm, source):
 
 
 # -- a run -------------------------------------------------------------------------------
+
+
+def test_lines_that_cannot_run_do_not_wait_for_a_sweep(llm, tmp_path, monkeypatch):
+    monkeypatch.setattr(batch_module, "BAD_GROUP", 2)
+    lines = [batch_line(str(i), prompt=[100000 + i]) for i in range(7)]
+    source, written = write_lines(tmp_path / "in.jsonl", lines), []
+    real = Job.write
+    monkeypatch.setattr(
+        Job, "write", lambda job, group: (written.append(len(group)), real(job, group))[1]
+    )
+    run(llm, source, tmp_path / "out.jsonl")
+    assert len(results(tmp_path / "out.jsonl")) == 7
+    assert max(written) == 2
 
 
 def test_every_line_is_answered_and_counted(llm, source, tmp_path):

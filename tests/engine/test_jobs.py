@@ -150,6 +150,38 @@ def test_many_lines_at_fault_are_written_in_groups(files: Files) -> None:
     assert len(files.results()) == 600
 
 
+def test_errors_of_lines_that_are_no_longer_in_the_input_do_not_count(files: Files) -> None:
+    files.put(batch("1"), batch("2", stream=True))
+    files.run()
+    with files.open() as job:
+        assert (job.total, job.done, job.failed) == (2, 2, 1)
+    with files.open(limit=1) as job:
+        assert (job.total, job.done, job.failed) == (1, 1, 0)
+    files.put(batch("1"), batch("3"))
+    files.run()
+    with files.open() as job:
+        assert (job.total, job.done, job.failed) == (2, 2, 0)
+
+
+def test_a_group_that_is_durable_is_never_written_again(files: Files, monkeypatch) -> None:
+    """Ctrl-C as soon as anything was counted."""
+    files.put(*plain("a", "b"))
+
+    class Interrupting(set):
+        def update(self, *others: Any) -> None:
+            super().update(*others)
+            raise KeyboardInterrupt
+
+    with files.open() as job:
+        lines = list(job)
+        job._done = Interrupting(job._done)
+        with pytest.raises(KeyboardInterrupt):
+            job.write([(line, answer(line)) for line in lines])
+        job._done = set(job._done)
+        job.write([(line, answer(line)) for line in lines])
+    assert len(files.results()) == 2
+
+
 def test_errors_are_retried_on_request_only(files: Files) -> None:
     files.put(*plain("a", "b"), b"{")
     with files.open() as job:

@@ -278,6 +278,22 @@ def test_sampling_defaults_are_the_checkpoints(mixtral, tmp_path):
         assert token_ids(llm.generate([PROMPTS[0]], params)) == [(9,)]
 
 
+def test_sampling_defaults_that_no_run_could_use_are_refused_once(mixtral, tmp_path):
+    folder = shutil.copytree(mixtral, tmp_path / "m")
+    (folder / "generation_config.json").write_text('{"top_k": -1}')
+    with open_llm(folder) as llm:
+        assert llm.sampling_defaults(7) == {"top_k": 0, "max_tokens": 7}
+    (folder / "generation_config.json").write_text('{"temperature": -1}')
+    with open_llm(folder) as llm, pytest.raises(ModelError, match="generation_config"):
+        llm.sampling_defaults(7)
+
+
+@pytest.mark.parametrize("none", [{"threads": 0}, {"max_seqs": 0}, {"max_rows": 0}])
+def test_nothing_at_all_is_refused_not_replaced(mixtral, none):
+    with pytest.raises(UsageError, match=f"{next(iter(none))}.*1 or more"):
+        LLM(mixtral, **none)
+
+
 def test_the_default_budget_leaves_room_for_what_is_loaded(mixtral):
     with LLM(mixtral, hardware=STOCK) as llm:
         assert llm.budget > 0

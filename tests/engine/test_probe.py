@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from headrace.engine.probe import measure_contention, measure_machine, usable_threads
+from headrace.engine.probe import ReadRate, measure_contention, measure_machine, usable_threads
 from headrace.engine.rehearsal import LEAST_REPEATS, ROUNDS, Rehearsal
+from headrace.errors import StorageError
 from headrace.schedule.placement import streamed_pages
 
 from .engines import PROMPTS, greedy, lane_threads, least_memory, open_llm, workload
@@ -108,6 +109,21 @@ def test_a_rehearsal_times_what_a_run_does(checkpoint_of, case, streams):
 
 def test_threads_are_the_cores_this_process_may_use():
     assert usable_threads() >= 1
+
+
+def test_a_read_that_fails_beside_arithmetic_is_no_contention_but_an_error(mixtral, monkeypatch):
+    calls = []
+    real = ReadRate.__call__
+
+    def second_fails(self, depth):
+        calls.append(depth)
+        if len(calls) == 2:
+            raise StorageError("reading failed")
+        return real(self, depth)
+
+    monkeypatch.setattr(ReadRate, "__call__", second_fails)
+    with open_llm(mixtral) as llm, pytest.raises(StorageError):
+        measure_contention(llm.loaded, time.perf_counter, 1, 0.02)
 
 
 def test_contention_is_a_share_of_each_alone(mixtral):

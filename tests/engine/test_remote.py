@@ -13,10 +13,10 @@ import pytest
 
 from headrace.cli.main import run
 from headrace.cli.model_source import find_model
-from headrace.engine.hub import hub_checkpoint
+from headrace.engine.hub import _cached_snapshot, hub_checkpoint
 from headrace.engine.remote import FIRST_BYTES
 from headrace.errors import CheckpointError, ModelError
-from headrace.memory.checkpoint import Checkpoint
+from headrace.memory.checkpoint import INDEX, Checkpoint
 
 COMMIT = "c0ffee" * 6
 
@@ -246,6 +246,21 @@ def test_offline_only_the_cache_counts(hub, folder, tmp_path, monkeypatch):
     source = find_model("org/model")
     assert (source.kind, source.folder) == ("Hugging Face cache", snapshot)
     assert not hub.asked
+
+
+def test_a_download_that_was_interrupted_is_not_in_the_cache(tmp_path):
+    place = tmp_path / "models--org--model"
+    snapshot = place / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    (snapshot / INDEX).write_text(json.dumps(index))
+    (snapshot / "one.safetensors").touch()
+    assert _cached_snapshot(tmp_path, "org/model", COMMIT) is None
+    (snapshot / "two.safetensors").touch()
+    assert _cached_snapshot(tmp_path, "org/model", COMMIT) == snapshot
+    (snapshot / INDEX).write_text("[")  # whoever opens it says so
+    assert _cached_snapshot(tmp_path, "org/model", COMMIT) == snapshot
 
 
 def test_no_network_is_said(monkeypatch, tmp_path):

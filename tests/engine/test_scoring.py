@@ -61,6 +61,18 @@ def test_outputs_of_layers_are_those_of_transformers(mixtral):
     assert len(outputs.rows[outputs.layers - 1]) == len(outputs.rows[0]) <= KEPT_TOKENS
 
 
+def test_outputs_of_a_long_text_are_of_tokens_all_over_its_windows(mixtral, monkeypatch):
+    monkeypatch.setattr(scoring, "WINDOW", 8)
+    monkeypatch.setattr("headrace.engine.layer_outputs.KEPT_TOKENS", 9)
+    outputs = score(mixtral).outputs
+    with closing(Loaded.open(mixtral)) as loaded:
+        count = len(loaded.tokenizer.encode(TEXT))
+    # the last token of a window predicts nothing: no row is made of it
+    kept = [i for i in range(0, count - 1, outputs.step) if i % 8 != 7]
+    assert outputs.step > 8
+    assert [len(rows) for rows in outputs.rows.values()] == [len(kept)] * outputs.layers
+
+
 def test_error_of_an_output_is_relative_to_it():
     one, other = LayerOutputs(1, 1), LayerOutputs(1, 1)
     one.rows[0] = [torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])]

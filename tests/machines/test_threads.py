@@ -57,6 +57,24 @@ def test_lanes_overlap_and_waits_hold() -> None:
     assert trace.spans[2].start >= trace.spans[0].end
 
 
+def test_a_thread_that_cannot_start_is_an_error_not_a_wait_for_ever(monkeypatch) -> None:
+    real, refused = threading.Thread.start, []
+
+    def start(thread: threading.Thread) -> None:
+        if not refused and thread.name.startswith("headrace-cpu"):
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with threads(nothing) as machine:
+        with pytest.raises(RuntimeError, match="new thread"):
+            machine.append(schedule(READ, OTHER, USE), None)
+        machine.cancel()
+        machine.append(schedule(READ, OTHER, USE), None).wait(SECONDS)
+    assert refused
+
+
 def test_a_read_of_the_next_sweep_starts_before_this_one_ends() -> None:
     read_ahead = threading.Event()
 

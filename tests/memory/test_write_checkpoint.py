@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from headrace.errors import CheckpointError, StorageError
 from headrace.memory.checkpoint import INDEX, SINGLE, Checkpoint
 from headrace.memory.tiers import page_cache_bytes
 from headrace.memory.write_checkpoint import HEADER_ROOM, CheckpointWriter
+from headrace.memory.write_shard import ShardWriter
 
 from .folders import contents
 
@@ -25,6 +27,20 @@ def write(folder: Path, shard_bytes: int) -> None:
         for name, shape in SHAPES.items():
             writer.add(name, "bf16", shape, BYTES[name])
     (folder / "config.json").write_text("{}")
+
+
+def test_a_disk_that_takes_a_part_at_a_time_gets_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, at: real(file, data[:1000], at))
+    write(tmp_path / "m", 400)
+    with closing(ShardWriter(tmp_path / "one.safetensors", {"a": ("i8", (3000,))})) as writer:
+        writer.write("a", 0, bytes(range(250)) * 12)
+        writer.publish()
+    monkeypatch.undo()
+    assert contents(tmp_path / "m") == BYTES
+    assert (tmp_path / "one.safetensors").read_bytes().endswith(bytes(range(250)) * 12)
 
 
 @settings(max_examples=10, deadline=None)

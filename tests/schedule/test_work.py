@@ -126,6 +126,17 @@ def test_what_nobody_visits_has_no_chance_to_be_done(schedule: str, reads: list[
     assert all(work.chance == 1 for work in works(Op.ROUTER, policy))
 
 
+def test_under_another_schedule_the_same_policy_reads_otherwise() -> None:
+    model = WorkModel(MODEL, PAGES, POLICY)
+    assert model.under("stream") is model
+    page = next(page for page in PAGES if page.expert is not None)
+    task = Task(Op.READ_PAGE, "disk0", (), (), page=page.id, layer=page.layer, expert=page.expert)
+    few = Binding(((Extent(1, 1),), ()))
+    demand = model.under("on_demand")
+    assert demand.work(task, few).amounts[DISK] < model.work(task, few).amounts[DISK]
+    assert demand.under("stream").work(task, few) == model.work(task, few)
+
+
 def test_each_sequence_that_decodes_costs_attention_something() -> None:
     machine = replace(RATES, attended_seconds=3.0)
     policy = replace(POLICY, micro_batches=1)

@@ -230,9 +230,12 @@ class Batcher:
             if rows == 1 and sequence.generated and sequence.computed + 1 == length:
                 counters.decode_tokens += 1
             else:
+                end, seen = sequence.computed + rows, sequence.seen
                 counters.prefill_tokens += rows
-                counters.recomputed_tokens += rows if sequence.generated else 0
+                counters.recomputed_tokens += max(0, min(end, seen) - sequence.computed)
+                counters.prompt_tokens += max(0, min(end, sequence.prompt) - seen)
             sequence.computed += rows
+            sequence.seen = max(sequence.seen, sequence.computed)
             if sequence.computed < length:
                 continue
             sequence.generated.append(tokens[sequence.id])

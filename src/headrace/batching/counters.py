@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass
 
 @dataclass
 class Counters:
-    """Totals over committed sweeps. ``recomputed_tokens`` are prefill rows done twice."""
+    """Totals over committed sweeps. ``recomputed_tokens`` are prefill rows done twice,
+    ``prompt_tokens`` those of prompts that were done once."""
 
     sweeps: int = 0
     prefill_tokens: int = 0
+    prompt_tokens: int = 0
     recomputed_tokens: int = 0
     decode_tokens: int = 0
     sampled_tokens: int = 0

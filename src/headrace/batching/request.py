@@ -27,7 +27,8 @@ class Sequence:
     """One answer in the making; only the batcher changes it.
 
     ``computed`` tokens are in the KV cache, in the blocks of the table ``blocks`` (in order).
-    ``generated`` survives preemption: what is lost is recomputed from it.
+    ``generated`` survives preemption: what is lost is recomputed from it, up to ``seen``, the most
+    that ``computed`` has been.
     """
 
     id: int
@@ -35,6 +36,7 @@ class Sequence:
     choice: int
     generated: list[int] = field(default_factory=list)
     computed: int = 0
+    seen: int = 0
     blocks: tuple[int, ...] = ()
     prompt: int = field(init=False)  # its tokens
 

@@ -13,7 +13,7 @@ def generate(
     model: options.Model,
     prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from stdin.")] = None,
     chat: Annotated[
-        bool, typer.Option("--chat/--raw", help="Apply the model's chat template, if any.")
+        bool, typer.Option("--chat/--raw", help="Apply the model's chat template, or none.")
     ] = True,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1)] = 256,
@@ -37,8 +37,11 @@ def generate(
     verbose: options.Verbose = 0,
 ) -> None:
     """Answer one prompt on the terminal, token by token."""
+    from headrace.errors import UsageError
     from headrace.specs.sampling import SamplingParams
 
+    if system is not None and not chat:
+        raise UsageError("--system is a part of the chat template", got="--raw as well")
     text = _prompt(prompt)
     params = SamplingParams(
         temperature=temperature,

@@ -104,7 +104,6 @@ def make_app() -> typer.Typer:
     benches.command("peers", cls=Command)(bench.peers)
     benches.command("replay", cls=Command)(bench.replay)
     benches.command("prediction", cls=Command)(bench.prediction)
-    benches.command("replay", cls=Command)(bench.replay)
     app.add_typer(benches, name="bench")
     return app
 

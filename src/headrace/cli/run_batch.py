@@ -39,7 +39,7 @@ def run_batch(
     ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over, replace the output.")] = False,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", min=1, help="Cap, and default, of a line's output.")
+        int, typer.Option("--max-tokens", min=1, help="Output tokens of a line that says nothing.")
     ] = 1024,
     seed: options.Seed = 0,
     kv_cache_dtype: options.KvCacheDtype = "f16",

@@ -126,7 +126,7 @@ def play_load(llm: LLM, plan: Plan, load: Load, console: Console, trace: Path | 
         for event in llm.events(load.prompts(llm.loaded.model.vocab), record):
             done += isinstance(event, Answered)
             seconds = llm.clock() - began
-            prefilled, drawn = counters.prefill_tokens, counters.sampled_tokens
+            prefilled, drawn = counters.prompt_tokens, counters.sampled_tokens
             report(_Now(done, load.batch, prefilled, drawn, seconds))
     wall = llm.clock() - began
     if trace is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from headrace.engine.answers import Answered, Prompt, Refused
 from headrace.engine.engine import Event, Stop, SweepEnd, never
-from headrace.engine.jobs import Job, Result
+from headrace.engine.jobs import BAD_GROUP, Job, Result
 from headrace.engine.lines import JobLine
 from headrace.engine.llm import LLM
 from headrace.engine.prompts import workload_of
@@ -141,6 +141,8 @@ class _Run:
                 yield prompt
             else:
                 self.results.append((line, prompt))
+                if len(self.results) >= BAD_GROUP:  # no sweep may be near
+                    self.flush()
 
     def take(self, event: Event) -> None:
         """Collect answers; write and report when a sweep has ended."""
@@ -176,7 +178,7 @@ class _Run:
                 done=self.job.done,
                 failed=self.job.failed,
                 total=self.job.total,
-                prompt_tokens=counters.prefill_tokens,
+                prompt_tokens=counters.prompt_tokens,
                 generated_tokens=counters.sampled_tokens,
                 seconds=self.llm.clock() - self.began,
             )
@@ -215,11 +217,11 @@ def _longest_beyond(llm: LLM, lines: Iterable[JobLine], sampled: list[Prompt]) -
     ``lines``: a plan must hold it. Only lines are tokenised that look long enough, at no more
     tokens a character than any of the sample has."""
     longest, found = workload_of(sampled, llm.context).longest, []
-    least = min(len(p.tokens) for p in sampled)
-    density = max((len(p.tokens) - least) / max(1, _characters(p.payload)) for p in sampled)
+    density = max(len(p.tokens) / max(1, _characters(p.payload)) for p in sampled)
     for line in lines:
         most = line.params.max_tokens or llm.context
-        if least + density * _characters(line) + most <= longest:
+        known = len(line.prompt) if isinstance(line.prompt, tuple) else density * _characters(line)
+        if known + most <= longest:
             continue
         for prompt in _runnable(llm, [line]):
             length = workload_of([prompt], llm.context).longest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from headrace.engine.remote import HubFiles, gated, no_answer, no_repository, no_revision
 from headrace.errors import ModelError, UsageError
 from headrace.memory.checkpoint import INDEX, SINGLE, Checkpoint
+from headrace.memory.headers import MAX_JSON_BYTES
 from headrace.specs.units import format_bytes
 
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -76,8 +78,21 @@ def _cached_snapshot(cache: Path, repo: str, revision: str | None) -> Path | Non
     except (OSError, ValueError):
         commit = asked
     folder = place / "snapshots" / commit
-    weights = any((folder / name).is_file() for name in (SINGLE, INDEX))
-    return folder if weights and (folder / "config.json").is_file() else None
+    files = ("config.json", *_shards(folder))
+    return folder if all((folder / name).is_file() for name in files) else None
+
+
+def _shards(folder: Path) -> list[str]:
+    """Names of all weights that belong into ``folder``: an interrupted download leaves the index
+    without some of them."""
+    if (folder / SINGLE).is_file() or not (folder / INDEX).is_file():
+        return [SINGLE]
+    try:
+        with (folder / INDEX).open("rb") as file:
+            index = json.loads(file.read(MAX_JSON_BYTES))
+        return [str(name) for name in set(index["weight_map"].values())]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return [INDEX]  # whoever opens it says what is wrong with it
 
 
 def _download(repo: str, revision: str | None) -> Path:

@@ -35,7 +35,8 @@ class NumberedLine:
 class InputScan:
     """What one pass over the input found. ``repeated`` holds hashes of lines that occur twice.
 
-    ``pending`` counts lines whose key is not yet done; ``plain`` is the kind of the first line
+    ``pending`` counts lines whose key is not yet done, ``failed`` those whose answer is an error;
+    ``plain`` is the kind of the first line
     that parses, and decides how lines that do not are answered.
     """
 
@@ -43,6 +44,7 @@ class InputScan:
     pending: int
     plain: bool
     repeated: frozenset[bytes]
+    failed: int = 0
 
 
 class BatchInput:
@@ -62,15 +64,16 @@ class BatchInput:
         except OSError as error:
             raise InputFileError(f"input {path}: {error.strerror}") from error
 
-    def scan(self, done: Container[str] = ()) -> InputScan:
-        """Count lines and find repetitions. Keeps 16 bytes of hash per line while it runs.
+    def scan(self, done: Container[str] = (), failed: Container[str] = ()) -> InputScan:
+        """Count lines, those that are ``done`` or ``failed``, and find repetitions. Keeps 16 bytes
+        of hash per line while it runs.
 
         Raises InputFileError when there is no line, or a custom_id occurs twice.
         """
         seen: set[bytes] = set()
         ids: set[bytes] = set()
         repeats: dict[bytes, int] = {}
-        lines = pending = 0
+        lines = pending = errors = 0
         plain: bool | None = None
         for number, identity in self._identities():
             lines += 1
@@ -82,10 +85,12 @@ class BatchInput:
                 repeats[identity.digest] = repeats.get(identity.digest, 0) + 1
             else:
                 seen.add(identity.digest)
-            pending += identity.key(repeats.get(identity.digest, 0)) not in done
+            key = identity.key(repeats.get(identity.digest, 0))
+            pending += key not in done
+            errors += key in failed
         if not lines:
             raise InputFileError(f"input {self.path}", expected="at least one line", got="none")
-        return InputScan(lines, pending, bool(plain), frozenset(repeats))
+        return InputScan(lines, pending, bool(plain), frozenset(repeats), errors)
 
     def read(self, scan: InputScan) -> Iterator[NumberedLine]:
         """Every line, in order."""

@@ -39,8 +39,8 @@ Result = tuple[JobLine, RequestOutput | HeadraceError]
 class Job:
     """One input and one output, locked. Counters cover the lines of this input (and limit):
 
-    ``total`` lines, ``done`` of them have a durable output line, ``failed`` output lines are
-    errors (of earlier runs too). ``plan`` is what an earlier run stored, None if nothing.
+    ``total`` lines, ``done`` of them have a durable output line, ``failed`` of those are errors (of
+    earlier runs too). ``plan`` is what an earlier run stored, None if nothing.
     """
 
     def __init__(
@@ -179,12 +179,14 @@ class Job:
     def _count_durable(self) -> None:
         """Count the group that was last written, if it is durable. Ctrl-C may have come between;
         written again then, its lines would stand in the output twice."""
-        group, self._writing = self._writing, None
-        if group is not None and self._log.size == group.end:
+        group = self._writing
+        if group is not None and self._log.size == group.end and group.keys - self._done:
+            new = len(group.keys - self._done)
+            self._done.update(group.keys)  # first, and the group is forgotten last
             self._bad = [bad for bad in self._bad if bad.key not in group.keys]
-            self.done += len(group.keys - self._done)
+            self.done += new
             self.failed += group.failed
-            self._done.update(group.keys)
+        self._writing = None
 
     def _prepare(self, signature: Signature, retry_errors: bool, fresh: bool) -> None:
         """Check everything first; only then drop what is to be written again."""
@@ -192,7 +194,7 @@ class Job:
         found = Recovered() if fresh else self._recover(signature)
         dropped = found.failed if retry_errors else set()
         self._done = found.answered | (found.failed - dropped)
-        self._scan = self._source.scan(self._done)
+        self._scan = self._source.scan(self._done, found.failed - dropped)
         if fresh:
             self._log.truncate(0)
             self._sidecar.remove()
@@ -202,7 +204,7 @@ class Job:
             self._sidecar.write(signature, None)
         self.total = self._scan.lines
         self.done = self.total - self._scan.pending
-        self.failed = len(found.failed - dropped)
+        self.failed = self._scan.failed
 
     def _recover(self, signature: Signature) -> Recovered:
         self._sidecar.read()

@@ -17,10 +17,12 @@ KEPT_TOKENS = 64
 
 @dataclass
 class LayerOutputs:
-    """Hidden rows after each of ``layers`` layers, of every token at a multiple of ``step``."""
+    """Hidden rows after each of ``layers`` layers, of every token of a text at a multiple of
+    ``step``. What is scored now begins ``offset`` tokens into it."""
 
     layers: int
     step: int
+    offset: int = 0
     rows: dict[int, list[Tensor]] = field(default_factory=dict)
 
     @classmethod
@@ -53,5 +55,5 @@ class LayerOutputs:
     def _keep(self, layer: int, number: int, views: Views, sweep: Sweep) -> None:
         hidden: Tensor = views[Buffer("hidden", number)]
         rows = (segment.start for segment in sweep.batch.micro_batches[number].segments)
-        kept = [i for i, position in enumerate(rows) if not position % self.step]
+        kept = [i for i, start in enumerate(rows) if not (self.offset + start) % self.step]
         self.rows.setdefault(layer, []).extend(hidden[i].clone() for i in kept)

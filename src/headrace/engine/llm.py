@@ -20,7 +20,7 @@ from headrace.engine.probe import measure_machine, usable_threads
 from headrace.engine.prompts import check_prompt, make_prompts, workload_of
 from headrace.engine.record import Record
 from headrace.engine.session import Session
-from headrace.errors import BudgetError, UsageError
+from headrace.errors import BudgetError, ModelError, ParameterError, UsageError
 from headrace.kernels.select import select
 from headrace.memory.tiers import DefaultBudget, default_budget, free_bytes
 from headrace.planner.candidates import Situation
@@ -82,8 +82,13 @@ class LLM:
         self.seed = seed
         self.follow_routing = follow_routing
         self.kv_dtype = kv_dtype
-        self.threads = threads or usable_threads()
         try:
+            sizes = {"threads": threads, "max_seqs": max_seqs, "max_rows": max_rows}
+            for name, size in sizes.items():
+                if size is not None and size < 1:
+                    raise UsageError(name, expected="1 or more", got=size)
+            self.threads = threads or usable_threads()
+            self._asked_memory = self._budget = None if memory is None else parse_size(memory)
             self.activations = activations_for(activations, self.loaded.model)
             self.kernels = select(kernels, self.threads, self.activations)
             self.context = _context(max_model_len, self.loaded.model.max_positions)
@@ -99,7 +104,6 @@ class LLM:
             kernels=self.kernels.name,
             activations=self.activations,
         )
-        self._asked_memory = self._budget = None if memory is None else parse_size(memory)
         self._budget_note: tuple[str, ...] = ()
         self._machine_note: tuple[str, ...] = ()
         self._hardware = hardware
@@ -131,17 +135,21 @@ class LLM:
                 known=known,
             )
             gc.collect()  # objects in cycles still hold what the rehearsal took: the run needs it
-            residuals = () if self.profile is None else self.profile.residuals
+            residuals = self.profile.residuals if self.profile and self.usual else ()
             error = half_width(residuals, measured.noise)
             self._hardware = replace(measured, bias=bias(residuals), error=error)
-            self._machine_note = (_machine_said(self.profile, known, measured),)
+            self._machine_note = (_machine_said(self.profile, known, measured, residuals),)
         return self._hardware
+
+    @property
+    def usual(self) -> bool:
+        """Whether runs have the threads and kernels that a profile of this machine is made with."""
+        return self.threads == usable_threads() and self.kernels.name == select("auto", 1).name
 
     def _known(self) -> Hardware | None:
         """What the profile says of the machine, if it was made with the threads and kernels that
         will run."""
-        usual = self.threads == usable_threads() and self.kernels.name == select("auto", 1).name
-        if self.profile is None or not usual:
+        if self.profile is None or not self.usual:
             return None
         streams = sum(self.loaded.page_bytes.values()) > self.budget
         return self.profile.known_for(self.loaded.model, self.kv_dtype, streams, self.activations)
@@ -175,7 +183,14 @@ class LLM:
         known = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
         config = self.loaded.checkpoint.generation_config
         given = {k: config[k] for k in known if isinstance(config.get(k), int | float)}
-        return {**given, "max_tokens": max_tokens}
+        if given.get("top_k") == -1:  # some write "no limit" so
+            given["top_k"] = 0
+        found = {**given, "max_tokens": max_tokens}
+        try:
+            SamplingParams(**found)
+        except ParameterError as error:
+            raise ModelError("generation_config.json of the checkpoint", got=str(error)) from error
+        return found
 
     def plan(self, workload: Workload, stored: object = None) -> Plan:
         """Choose the policy for ``workload``; later calls of this object run under it.
@@ -415,18 +430,24 @@ def _is_tokens(prompts: object) -> bool:
     return isinstance(prompts, list | tuple) and bool(prompts) and isinstance(prompts[0], int)
 
 
-def _machine_said(profile: Profile | None, known: Hardware | None, measured: Hardware) -> str:
-    """Where the machine's rates come from, for the plan."""
+def _machine_said(
+    profile: Profile | None,
+    known: Hardware | None,
+    measured: Hardware,
+    residuals: Sequence[float],
+) -> str:
+    """Where the machine's rates come from, and what earlier runs showed, for the plan."""
     if profile is None:
         return "machine: measured now, for this job (headrace calibrate keeps a profile)"
+    longer = math.expm1(bias(residuals))
+    seen = f"{len(residuals)} runs compared with predictions: {longer:+.1%} is allowed for"
+    if not residuals:
+        seen = "no run compared with its prediction yet"
     if known is None:
-        return f"machine: measured now; the profile of {profile.made} has other formats or threads"
+        made = f"the profile of {profile.made} has other formats or threads"
+        return f"machine: measured now; {made}; {seen}"
     ratio = measured.roofs[DISK] / known.roofs[DISK]
     disk = "its disk as fast as then" if ratio == 1 else f"its disk at {ratio:.0%} of what it was"
-    runs, longer = len(profile.residuals), math.expm1(bias(profile.residuals))
-    seen = (
-        f"{runs} runs compared with predictions: {longer:+.1%}" if runs else "no runs compared yet"
-    )
     return f"machine: profile of {profile.made}, {disk}, {seen}"
 
 

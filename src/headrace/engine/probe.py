@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from threading import Thread
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -217,13 +217,10 @@ def measure_contention(loaded: Loaded, clock: Clock, threads: int, seconds: floa
         product = _Product(model, policy)
         alone = _rate_of(product, clock, seconds)
         reads_alone = ReadRate(loaded, clock, seconds)(2)
-        found: list[float] = []
-        reader = Thread(target=lambda: found.append(ReadRate(loaded, clock, seconds)(2)))
-        reader.start()
-        beside = _rate_of(product, clock, seconds)
-        reader.join()
-    reads = found[0] if found else reads_alone
-    return Contention(min(1.0, reads / reads_alone), min(1.0, beside / alone))
+        with ThreadPoolExecutor(1) as reader:
+            reads = reader.submit(ReadRate(loaded, clock, seconds), 2)
+            beside = _rate_of(product, clock, seconds)
+    return Contention(min(1.0, reads.result() / reads_alone), min(1.0, beside / alone))
 
 
 def _rate_of(once: Callable[[], float], clock: Clock, seconds: float) -> float:

@@ -104,6 +104,7 @@ def perplexity(
     try:
         scored: list[float] = []
         for start in range(0, len(tokens) - 1, window):
+            outputs.offset = start
             scored += scorer.logprobs(tokens[start : start + window], on_tokens)
     finally:
         scorer.close()

@@ -179,6 +179,8 @@ class Session:
                 list(threads.map(exchange_all, range(lanes)))
         finally:
             self._schedules.keep(followers.resident)
+            if self._machine is not None:  # idle: waits on pages that are read no more end here
+                self._machine.cancel()
 
     def _on_sweep(self, trace: SweepTrace) -> None:
         assert isinstance(trace.sweep, Sweep)

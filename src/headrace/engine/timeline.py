@@ -16,8 +16,11 @@ def planned_traces(record: Record, hardware: Hardware) -> list[SweepTrace]:
     """What ``hardware`` was expected to make of every recorded sweep, one after the other, two
     in flight as in the engine."""
 
+    ran = {id(trace.sweep): trace.schedule.name for trace in record.traces}
+    works = {name: record.work.under(name) for name in set(ran.values())}
+
     def work_of(task: Task, sweep: Any) -> Work:
-        return record.work.work(task, sweep.binding)
+        return works[ran[id(sweep)]].work(task, sweep.binding)
 
     machine = Virtual(work_of, hardware)
     tickets = [machine.append(t.schedule, t.sweep) for t in record.traces[:2]]

@@ -172,8 +172,8 @@ class Threads:
             thread = threading.Thread(
                 target=self._loop, args=(name,), name=f"headrace-{name}", daemon=True
             )
+            thread.start()  # it waits for the lock; where it cannot start there is no worker
             worker = self._workers[name] = _Worker(thread, threading.Condition(self._lock))
-            thread.start()
         return worker
 
     # -- working -------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from typing import Any
 
 from headrace.errors import CheckpointError, StorageError
 from headrace.memory.checkpoint import INDEX, SINGLE
+from headrace.memory.write_shard import write_whole
 from headrace.specs.model import ITEM_BYTES
 
 HEADER_ROOM = 64 << 10
@@ -165,7 +166,7 @@ class _Shard:
             return
         text = _header_text(self.entries).ljust(HEADER_ROOM - 8)
         header = len(text).to_bytes(8, "little") + text
-        os.pwrite(self.descriptor, header, 0)
+        write_whole(self.descriptor, header, 0)
         self._sync()
         os.close(self.descriptor)
         self.descriptor = -1

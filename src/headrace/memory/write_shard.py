@@ -23,6 +23,15 @@ PARTIAL = ".partial"
 _SYNC_BYTES = 64 << 20
 
 
+def write_whole(descriptor: int, data: Any, at: int) -> None:
+    """All of ``data`` (as memoryview takes bytes) from byte ``at`` on. Raises OSError: a disk that
+    is nearly full takes a part first, and says so only when asked for the rest."""
+    left = memoryview(data)
+    while left:
+        done = os.pwrite(descriptor, left, at)
+        left, at = left[done:], at + done
+
+
 class ShardWriter:
     """``tensors``: name -> (format, shape), in the order in which they lie in the file.
 
@@ -35,12 +44,13 @@ class ShardWriter:
         self._partial = path.with_name(path.name + PARTIAL)
         header, self._offsets = _layout(tensors)
         self._start = len(header)
-        self._unsynced = 0
+        self._unsynced, self._descriptor = 0, -1
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
             self._descriptor = os.open(self._partial, flags, 0o644)
-            os.pwrite(self._descriptor, header, 0)
+            write_whole(self._descriptor, header, 0)
         except OSError as error:
+            self.close()
             raise StorageError(f"writing {path}", got=error.strerror) from error
 
     def write(self, name: str, offset: int, data: Any) -> None:
@@ -48,10 +58,8 @@ class ShardWriter:
         view = memoryview(data).cast("B")
         at = self._start + self._offsets[name] + offset
         try:
-            while view:
-                done = os.pwrite(self._descriptor, view, at)
-                view, at = view[done:], at + done
-                self._unsynced += done
+            write_whole(self._descriptor, view, at)
+            self._unsynced += len(view)
             if self._unsynced >= _SYNC_BYTES:
                 self.sync()
         except OSError as error:

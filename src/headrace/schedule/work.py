@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -64,6 +65,7 @@ class WorkModel:
         self._kinds = kinds or Kinds(model, pages)
         self._item = ITEM_BYTES[model.weight_dtype]
         self._moves = Moves(model, policy, devices)
+        self._devices = devices
         self._formulas: dict[Op, Callable[[Task, Binding], Work]] = {
             Op.BIND: self._bind,
             Op.READ_ROWS: self._read_rows,
@@ -93,6 +95,13 @@ class WorkModel:
             Op.COMBINE: self._combine,
             Op.BARRIER: _nothing,
         }
+
+    def under(self, schedule: str) -> WorkModel:
+        """The same policy under another schedule: sweeps of few rows may read what is routed."""
+        if schedule == self.policy.schedule:
+            return self
+        policy = replace(self.policy, schedule=schedule)
+        return WorkModel(self.model, (), policy, self._correlation, self._kinds, self._devices)
 
     def work(self, task: Task, binding: Binding) -> Work:
         """What ``task`` costs in a sweep of ``binding``; a task without rows costs nothing."""
