@@ -36,9 +36,16 @@ def profile(*shapes: ShapeCurves) -> Profile:
     return Profile("2026-11-26T10:00:00+00:00", machine, hardware, reads, shapes, (0.1,))
 
 
+def written(made: Profile) -> dict[str, Any]:
+    """``made`` as its file holds it, and is read."""
+    data: dict[str, Any] = json.loads(json.dumps(made.to_dict()))
+    assert profile_from(data) == made
+    return data
+
+
 def test_what_is_written_is_read():
     made = replace(profile(shape(0.5), shape(0.4, streams=True)), beside={"reads": 0.9})
-    assert profile_from(json.loads(json.dumps(made.to_dict()))) == made
+    assert written(made)["beside"] == {"reads": 0.9}
 
 
 def test_the_nearest_shape_counts():
@@ -122,7 +129,7 @@ def test_what_runs_have_in_common_is_expected_of_the_next_the_more_the_more_ther
     ],
 )
 def test_damage_is_refused(damage: dict[str, Any]):
-    data = {**profile(shape(0.5)).to_dict(), **damage}
+    data = {**written(profile(shape(0.5))), **damage}
     with pytest.raises(UsageError, match="no profile"):
         profile_from(data)
 
@@ -131,7 +138,7 @@ def test_damage_is_refused(damage: dict[str, Any]):
     "points", [[], [[1.0, 0.0]], [[1.0, 2.0]], [[4.0, 0.5], [1.0, 0.5]], [[1]]]
 )
 def test_curves_are_shares_at_ascending_rows(points: list[Any]):
-    data = profile(shape(0.5)).to_dict()
+    data = written(profile(shape(0.5)))
     data["shapes"][0]["efficiency"] = {"moe": points}
     with pytest.raises(UsageError, match="no profile"):
         profile_from(data)
@@ -144,7 +151,7 @@ def test_what_is_no_object_is_refused(data: object):
 
 
 def test_hardware_needs_every_roof():
-    data = profile().to_dict()
+    data = written(profile())
     del data["hardware"]["roofs"]["dram"]
     with pytest.raises(UsageError, match="no profile"):
         profile_from(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -127,7 +128,9 @@ def test_the_next_prediction_of_the_same_run_is_nearer():
     ],
 )
 def test_a_damaged_record_is_refused(change: dict[str, Any]):
-    data = {"summary": summary(**change), "shape": shape(0.5).to_dict()}
+    kept = json.loads(json.dumps(shape(0.5).to_dict()))
+    assert run_from({"summary": summary(), "shape": kept}, shape_from).wall_seconds == 10.0
+    data = {"summary": summary(**change), "shape": kept}
     with pytest.raises(UsageError, match="no record"):
         run_from(data, shape_from)
     with pytest.raises(UsageError, match="no record"):
