@@ -180,13 +180,11 @@ class _Shard:
     def _write(self, piece: memoryview, end: int, name: str) -> None:
         if self.nbytes + len(piece) > end:
             raise CheckpointError(f"data of tensor {name} is longer than its shape says")
-        while piece:
-            done = os.pwrite(self.descriptor, piece, HEADER_ROOM + self.nbytes)
-            piece = piece[done:]
-            self.nbytes += done
-            self.unsynced += done
-            if self.unsynced >= _SYNC_BYTES:
-                self._sync()
+        write_whole(self.descriptor, piece, HEADER_ROOM + self.nbytes)
+        self.nbytes += len(piece)
+        self.unsynced += len(piece)
+        if self.unsynced >= _SYNC_BYTES:
+            self._sync()
 
     def _sync(self) -> None:
         os.fsync(self.descriptor)

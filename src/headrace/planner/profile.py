@@ -289,11 +289,8 @@ def _hardware(data: object) -> Hardware:
     )
 
 
-_APART = (
-    "efficiency",
-    "bias",
-    "error",
-)  # fields of Hardware that a profile keeps elsewhere, or makes
+# fields of Hardware that a profile keeps elsewhere, or makes
+_APART = ("efficiency", "bias", "error")
 
 
 def _curve(points: object, where: str) -> Curve:
